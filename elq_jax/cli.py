@@ -1,0 +1,128 @@
+"""What the programs share: error messages, progress on stderr, the compilation cache."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from absl import app
+
+from elq_jax.errors import ElqError
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Runs a program: flags parsed, user errors printed as one line (exit 2), Ctrl-C exits 130."""
+
+    def guarded(arguments: list[str]) -> int | None:
+        try:
+            return main(arguments)
+        except ElqError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+            return 130
+
+    # For Ctrl-C to reach us in the middle of a long compiled call.
+    sys.stdout.reconfigure(errors="backslashreplace")
+    app.run(guarded)
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Shows work done, rate and time left on stderr: a bar on a terminal, else a line now and then.
+
+    Args:
+      description: what is being done.
+      total: how many there are.
+      unit: of what, plural.
+
+    Yields:
+      a function to call with the number just done.
+    """
+    if sys.stderr.isatty():
+        with _bar(description, total, unit) as advance:
+            yield advance
+    else:
+        yield _Lines(description, total, unit).advance
+
+
+@contextlib.contextmanager
+def _bar(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TextColumn("{task.fields[rate]}"),
+        rich_progress.TimeRemainingColumn(),
+    )
+    with rich_progress.Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(description, total=total, rate="")
+        started, done = None, 0
+
+        def advance(count: int) -> None:
+            nonlocal started, done
+            if started is None:
+                started = time.monotonic()
+            else:
+                done += count
+            rate = f"{done / max(time.monotonic() - started, 1e-9):,.0f} {unit}/s" if done else ""
+            bars.update(task, advance=count, rate=rate)
+
+        yield advance
+
+
+class _Lines:
+    """Progress for logs: a line at the end and at most one every ten seconds."""
+
+    def __init__(self, description: str, total: int, unit: str):
+        self._text, self._total, self._unit = description, total, unit
+        self._done = 0
+        self._first: tuple[float, int] | None = None
+        self._printed = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        now = time.monotonic()
+        self._done += count
+        if self._first is None:
+            # What was found done, and the compilation of the first call, say nothing of the rate.
+            self._first = now, self._done
+        elif now - self._printed > 10 or self._done >= self._total:
+            started, before = self._first
+            rate = (self._done - before) / max(now - started, 1e-9)
+            left = (self._total - self._done) / max(rate, 1e-9)
+            print(
+                f"{self._text}: {self._done:,} of {self._total:,} {self._unit}, "
+                f"{rate:,.1f}/s, {_clock(left)} left",
+                file=sys.stderr,
+            )
+            self._printed = now
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that the next start does not compile them again.
+
+    The folder is $ELQ_JAX_CACHE, or `~/.cache/elq_jax`; an empty $ELQ_JAX_CACHE switches it off.
+    """
+    import jax
+
+    folder = os.environ.get("ELQ_JAX_CACHE", str(pathlib.Path.home() / ".cache" / "elq_jax"))
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

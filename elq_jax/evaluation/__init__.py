@@ -1,0 +1,1 @@
+"""Counting correct links, threshold sweeps and reports."""

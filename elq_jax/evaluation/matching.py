@@ -1,0 +1,123 @@
+"""Counting correct links the way the original ELQ code counts them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+Triple = Sequence[Any]  # (entity id, start, end), end exclusive
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counts:
+    """Sums over questions; precision, recall and F1 are micro-averages, 0 where undefined.
+
+    Attributes:
+      weak: predictions with the entity and an overlapping span of a gold mention.
+      strong: predictions with the entity and the very span of a gold mention.
+      predicted: all predictions.
+      gold: all gold mentions.
+    """
+
+    weak: int = 0
+    strong: int = 0
+    predicted: int = 0
+    gold: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.weak + other.weak,
+            self.strong + other.strong,
+            self.predicted + other.predicted,
+            self.gold + other.gold,
+        )
+
+    @property
+    def weak_precision(self) -> float:
+        """Share of the predictions that are weakly correct."""
+        return self.weak / self.predicted if self.predicted else 0.0
+
+    @property
+    def weak_recall(self) -> float:
+        """Share of the gold mentions that were found, weakly."""
+        return self.weak / self.gold if self.gold else 0.0
+
+    @property
+    def weak_f1(self) -> float:
+        """Harmonic mean of weak precision and recall."""
+        return 2 * self.weak / (self.predicted + self.gold) if self.weak else 0.0
+
+    @property
+    def strong_precision(self) -> float:
+        """Share of the predictions that are strongly correct."""
+        return self.strong / self.predicted if self.predicted else 0.0
+
+    @property
+    def strong_recall(self) -> float:
+        """Share of the gold mentions that were found, strongly."""
+        return self.strong / self.gold if self.gold else 0.0
+
+    @property
+    def strong_f1(self) -> float:
+        """Harmonic mean of strong precision and recall."""
+        return 2 * self.strong / (self.predicted + self.gold) if self.strong else 0.0
+
+
+def count_matches(
+    gold: Sequence[Triple], predicted: Sequence[Triple], *, inclusive_ends: bool = False
+) -> tuple[int, int]:
+    """Weakly and strongly correct predictions of one question.
+
+    Ids are compared as text, without case; None is the empty id. A pair matches weakly when the
+    ids agree and the spans share a position, strongly when ids and spans agree. Both lists are
+    sorted by end (stable) and the largest set of matching pairs that keeps this order is counted,
+    each gold mention and each prediction at most once. As the sort looks at ends only, two
+    predictions that end together can be in the wrong order, and one of them then counts as wrong;
+    where the spans of each list do not overlap one another, as ours do not, this cannot happen and
+    the result is the largest matching in any order.
+
+    Two more conventions of the original: if a gold mention comes without span, `(id,)`, spans are
+    ignored throughout; an empty span (start == end) can match strongly but not weakly.
+
+    Args:
+      gold: (id, start, end) with end exclusive.
+      predicted: the same.
+      inclusive_ends: compare spans one position shorter, as the original's evaluation during
+        training does by passing inclusive token ends to this measure: a mention of one token can
+        then never be weakly correct. For token spans, to reproduce its numbers; off otherwise.
+
+    Returns:
+      (weak, strong).
+
+    Source: `entity_linking_tp_with_overlap` of the original.
+    """
+    if not gold or not predicted:
+        return 0, 0
+    if any(len(triple) != 3 for triple in gold):
+        gold = [(triple[0], 0, 1) for triple in gold]
+        predicted = [(triple[0], 0, 1) for triple in predicted]
+    gold, predicted = (_normalised(triples, inclusive_ends) for triples in (gold, predicted))
+    weak, strong = [0] * (len(predicted) + 1), [0] * (len(predicted) + 1)
+    for gold_id, gold_start, gold_end in gold:
+        # weak[j]: most matches of the gold mentions so far with the first j predictions. One more
+        # mention adds at most one match, so a matching pair is always best taken.
+        last_weak, last_strong = weak, strong
+        weak, strong = [0], [0]
+        for j, (id_, start, end) in enumerate(predicted):
+            same = id_ == gold_id
+            if same and max(start, gold_start) < min(end, gold_end):
+                weak.append(last_weak[j] + 1)
+            else:
+                weak.append(max(last_weak[j + 1], weak[j]))
+            if same and (start, end) == (gold_start, gold_end):
+                strong.append(last_strong[j] + 1)
+            else:
+                strong.append(max(last_strong[j + 1], strong[j]))
+    return weak[-1], strong[-1]
+
+
+def _normalised(triples: Sequence[Triple], shorten: bool) -> list[tuple[str, int, int]]:
+    """Ids as lower-case text, sorted by end (stable)."""
+    named = [("" if id_ is None else str(id_).lower(), s, e - shorten) for id_, s, e in triples]
+    return sorted(named, key=lambda triple: triple[2])

@@ -1,0 +1,1 @@
+"""From scores to links: decoding, the linker directory, the public EntityLinker."""

@@ -1,0 +1,216 @@
+"""The linker directory: what a person carries around.
+
+config.json        what the model computes (`ElqConfig`) and how it links
+model.safetensors  parameters, named by their path ("question/bert/layers_0/query/kernel")
+tokenizer.json     the fast tokenizer
+catalogue.arrow    titles, texts, Wikidata ids, aliases
+embeddings/        entity vectors in shards
+index/             a saved ScaNN index, if one was built
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from elq_jax.data.files import atomic_write
+from elq_jax.data.tokenization import Tokenizer
+from elq_jax.errors import DataError, ElqError
+from elq_jax.model.elq import ElqConfig
+
+FORMAT = "elq_jax linker, version 1"
+CATALOGUE, EMBEDDINGS, INDEX = "catalogue.arrow", "embeddings", "index"
+
+
+def save_model(
+    folder: str | os.PathLike[str],
+    config: ElqConfig,
+    params: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    linking: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes config.json, model.safetensors and tokenizer.json.
+
+    Args:
+      folder: made if it is not there.
+      config: what the model computes.
+      params: {"question": tree, "entity": tree} of float32 arrays.
+      tokenizer: of both encoders.
+      linking: defaults of `EntityLinker` (threshold and so on).
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder)
+    flat = traverse_util.flatten_dict(jax.device_get(dict(params)), sep="/")
+    flat = {name: np.ascontiguousarray(array) for name, array in flat.items()}
+    with atomic_write(folder / "model.safetensors") as file:
+        file.write(safetensors.numpy.save(flat))
+    _write_config(folder, config, linking or {})
+
+
+def _write_config(folder: pathlib.Path, config: ElqConfig, linking: Mapping[str, Any]) -> None:
+    settings = {"format": FORMAT, "model": config.to_dict(), "linking": dict(linking)}
+    with atomic_write(folder / "config.json", "w") as file:
+        json.dump(settings, file, indent=2)
+        file.write("\n")
+
+
+def write_linker(
+    folder: str | os.PathLike[str],
+    config: ElqConfig,
+    params: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    linking: Mapping[str, Any],
+    catalogue: str | os.PathLike[str],
+    embeddings: str | os.PathLike[str],
+) -> None:
+    """Writes a whole linker directory; it appears under its name when it is complete.
+
+    Args:
+      folder: replaced if it is a linker directory.
+      config, params, tokenizer, linking: as for `save_model`.
+      catalogue: a catalogue.arrow.
+      embeddings: the folder of its entity vectors. Both are hard-linked where the file system can.
+    """
+    with _replacing(folder) as temporary:
+        save_model(temporary, config, params, tokenizer, linking)
+        _link_or_copy(pathlib.Path(catalogue), temporary / CATALOGUE)
+        _link_or_copy_tree(pathlib.Path(embeddings), temporary / EMBEDDINGS)
+
+
+def copy_linker(
+    source: str | os.PathLike[str], folder: str | os.PathLike[str], linking: Mapping[str, Any]
+) -> None:
+    """Copies a linker directory (hard links where possible) with other linking defaults."""
+    source = pathlib.Path(source)
+    if pathlib.Path(folder).exists() and source.samefile(folder):
+        _write_config(source, load_config(source)[0], linking)
+        return
+    with _replacing(folder) as temporary:
+        _link_or_copy_tree(source, temporary)
+        (temporary / "config.json").unlink()
+        _write_config(temporary, load_config(source)[0], linking)
+
+
+@contextlib.contextmanager
+def _replacing(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """A temporary folder that takes the place of `folder` when the block succeeds."""
+    folder = pathlib.Path(folder)
+    if folder.exists() and not is_linker_directory(folder) and any(folder.iterdir()):
+        raise ElqError(f"{folder}: exists and is not a linker directory; give another name")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.replace(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _link_or_copy(source: pathlib.Path, target: pathlib.Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _link_or_copy_tree(source: pathlib.Path, target: pathlib.Path) -> None:
+    shutil.copytree(source, target, copy_function=_link_or_copy, dirs_exist_ok=True)
+
+
+def is_linker_directory(folder: str | os.PathLike[str]) -> bool:
+    """Whether `folder` has a config.json of ours."""
+    path = pathlib.Path(folder) / "config.json"
+    return path.is_file() and '"elq_jax linker' in path.read_text(encoding="utf-8")
+
+
+def load_config(folder: str | os.PathLike[str]) -> tuple[ElqConfig, dict[str, Any]]:
+    """Reads config.json.
+
+    Returns:
+      the model's configuration and the linking defaults.
+
+    Raises:
+      ElqError: the folder is not a linker directory of this version.
+    """
+    path = pathlib.Path(folder) / "config.json"
+    if not path.is_file():
+        raise ElqError(f"{folder}: no config.json here; expected a linker directory")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if settings.get("format") != FORMAT:
+            raise DataError(f'"format" is {settings.get("format")!r}; expected {FORMAT!r}', path)
+        return ElqConfig.from_dict(settings["model"]), settings["linking"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, ElqError):
+            raise
+        message = f"not the configuration of a linker ({error}); expected one that train wrote"
+        raise DataError(message, path) from error
+
+
+def load_params(
+    folder: str | os.PathLike[str], parts: Sequence[str] = ("question", "entity")
+) -> dict[str, Any]:
+    """Reads parameters; only those of the encoders asked for are taken from disk.
+
+    Returns:
+      {part: tree of float32 arrays}.
+
+    Raises:
+      ElqError: the file is missing, broken, or lacks a part.
+    """
+    path = pathlib.Path(folder) / "model.safetensors"
+    if not path.is_file():
+        raise ElqError(f"{path}: no such file; expected a linker directory with its parameters")
+    flat = {}
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                if name.split("/")[0] in parts:
+                    flat[name] = file.get_tensor(name)
+    except safetensors.SafetensorError as error:
+        raise DataError(f"not a whole safetensors file ({error})", path) from error
+    params = traverse_util.unflatten_dict(flat, sep="/")
+    for part in parts:
+        if part not in params:
+            raise DataError(f"holds no parameters of the {part} encoder", path)
+    return params
+
+
+def entity_encoder_fingerprint(
+    config: ElqConfig, params: Mapping[str, Any], tokenizer: Tokenizer
+) -> str:
+    """Names everything that entity vectors depend on, but for the catalogue itself.
+
+    Args:
+      config: the entity side counts.
+      params: the entity encoder's tree.
+      tokenizer: of the entities.
+    """
+    digest = hashlib.sha256()
+    settings = {name: value for name, value in config.to_dict().items() if "entity" in name}
+    for name in ("dropout_rate", "attention_dropout_rate"):
+        del settings["entity_bert"][name]
+    digest.update(json.dumps([settings, tokenizer.fingerprint], sort_keys=True).encode())
+    flat = traverse_util.flatten_dict(jax.device_get(dict(params)), sep="/")
+    for name in sorted(flat):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(flat[name], np.float32).data)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The encoders, the span grid and the losses: pure functions of arrays."""

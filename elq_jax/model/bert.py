@@ -1,0 +1,273 @@
+"""The BERT encoder (Devlin et al., 2019) as a Linen module, and the map from published checkpoints.
+
+Post-layer-norm, learned positions, exact (erf) GELU. Parameters are float32; matrix products run in
+`dtype`; layer norms, softmax and everything after the last layer are float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """Sizes of a BERT encoder.
+
+    Attributes:
+      vocab_size: rows of the word embedding.
+      hidden_size: D.
+      num_layers: transformer layers.
+      num_heads: attention heads; divides `hidden_size`.
+      intermediate_size: width of the feed-forward layer.
+      max_positions: largest T.
+      num_token_types: rows of the segment embedding; only row 0 is used.
+      layer_norm_eps: added to the variance.
+      dropout_rate: dropout on hidden states.
+      attention_dropout_rate: dropout on attention weights.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    max_positions: int = 512
+    num_token_types: int = 2
+    layer_norm_eps: float = 1e-12
+    dropout_rate: float = 0.1
+    attention_dropout_rate: float = 0.1
+
+    @classmethod
+    def from_huggingface(cls, config: Mapping[str, Any]) -> BertConfig:
+        """Reads the `config.json` of a published BERT.
+
+        Raises:
+          ValueError: the checkpoint is not a BERT that this module computes.
+        """
+        expected = {
+            "model_type": ("bert", None),
+            "hidden_act": ("gelu", None),
+            "position_embedding_type": ("absolute", None),
+        }
+        for key, allowed in expected.items():
+            if config.get(key) not in allowed:
+                raise ValueError(f"config.json: {key} is {config[key]!r}; expected {allowed[0]!r}")
+        return cls(
+            vocab_size=config["vocab_size"],
+            hidden_size=config["hidden_size"],
+            num_layers=config["num_hidden_layers"],
+            num_heads=config["num_attention_heads"],
+            intermediate_size=config["intermediate_size"],
+            max_positions=config["max_position_embeddings"],
+            num_token_types=config["type_vocab_size"],
+            layer_norm_eps=config.get("layer_norm_eps", 1e-12),
+            dropout_rate=config.get("hidden_dropout_prob", 0.1),
+            attention_dropout_rate=config.get("attention_probs_dropout_prob", 0.1),
+        )
+
+
+class BertLayer(nn.Module):
+    """Self-attention and a feed-forward block, each with a residual connection and a norm."""
+
+    config: BertConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, mask: jax.Array, deterministic: bool = True) -> jax.Array:
+        """Maps hidden states [B, T, D] to hidden states [B, T, D]; `mask` is [B, T] bool."""
+        config = self.config
+        head_size = config.hidden_size // config.num_heads
+
+        def dense(features: int, name: str) -> nn.Dense:
+            init = nn.initializers.truncated_normal(0.02)
+            return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
+
+        def residual_norm(residual: jax.Array, update: jax.Array, name: str) -> jax.Array:
+            update = nn.Dropout(config.dropout_rate)(update, deterministic=deterministic)
+            norm = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32, name=name)
+            return norm(residual + update).astype(self.dtype)
+
+        def heads(x: jax.Array) -> jax.Array:
+            return x.reshape(*x.shape[:2], config.num_heads, head_size)
+
+        query = heads(dense(config.hidden_size, "query")(hidden))
+        key = heads(dense(config.hidden_size, "key")(hidden))
+        value = heads(dense(config.hidden_size, "value")(hidden))
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+        logits = logits / np.sqrt(head_size)
+        # A finite minimum, so that rows of padding examples give numbers and not NaN.
+        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(logits).astype(self.dtype)
+        weights = nn.Dropout(config.attention_dropout_rate)(weights, deterministic=deterministic)
+        attended = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(hidden.shape)
+        attended = dense(config.hidden_size, "attention_output")(attended)
+        hidden = residual_norm(hidden, attended, "attention_norm")
+
+        inner = dense(config.intermediate_size, "intermediate")(hidden)
+        inner = jax.nn.gelu(inner, approximate=False)
+        return residual_norm(hidden, dense(config.hidden_size, "output")(inner), "output_norm")
+
+
+class BertEncoder(nn.Module):
+    """Token ids to the hidden states of the last layer.
+
+    Attributes:
+      config: sizes.
+      dtype: of the matrix products; float32 or bfloat16.
+      remat: recompute each layer in the backward pass instead of keeping its activations.
+      with_pooler: also hold the [CLS] pooler of published checkpoints (`pool`).
+    """
+
+    config: BertConfig
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+    with_pooler: bool = False
+
+    def setup(self):
+        config = self.config
+        init = nn.initializers.truncated_normal(0.02)
+        width = config.hidden_size
+        self.word = nn.Embed(config.vocab_size, width, embedding_init=init)
+        self.position = nn.Embed(config.max_positions, width, embedding_init=init)
+        self.token_type = nn.Embed(config.num_token_types, width, embedding_init=init)
+        self.embedding_norm = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32)
+        self.embedding_dropout = nn.Dropout(config.dropout_rate)
+        layer = nn.remat(BertLayer, static_argnums=(3,)) if self.remat else BertLayer
+        self.layers = [layer(config, self.dtype) for _ in range(config.num_layers)]
+        if self.with_pooler:
+            self.pooler = nn.Dense(width, kernel_init=init)
+
+    def __call__(
+        self, input_ids: jax.Array, mask: jax.Array, deterministic: bool = True
+    ) -> jax.Array:
+        """Encodes tokens.
+
+        Args:
+          input_ids: [B, T] int32, T <= max_positions.
+          mask: [B, T] bool, True = real token.
+          deterministic: no dropout; else an rng named "dropout" is needed.
+
+        Returns:
+          hidden states of all layers: [B, T, D] float32 of the last one.
+
+        Raises:
+          ValueError: T is larger than the position embedding.
+        """
+        return self.all_hidden_states(input_ids, mask, deterministic)[-1]
+
+    def all_hidden_states(
+        self, input_ids: jax.Array, mask: jax.Array, deterministic: bool = True
+    ) -> list[jax.Array]:
+        """The embedding output and the output of every layer, each [B, T, D] float32."""
+        length = input_ids.shape[1]
+        if length > self.config.max_positions:
+            raise ValueError(
+                f"input_ids: {length} tokens; expected at most max_positions = "
+                f"{self.config.max_positions}"
+            )
+        hidden = (
+            self.word(input_ids) + self.position(jnp.arange(length)) + self.token_type.embedding[0]
+        )
+        hidden = self.embedding_dropout(self.embedding_norm(hidden), deterministic=deterministic)
+        states = [hidden.astype(self.dtype)]
+        for layer in self.layers:
+            states.append(layer(states[-1], mask, deterministic))
+        return [state.astype(jnp.float32) for state in states]
+
+    def pool(self, hidden: jax.Array) -> jax.Array:
+        """tanh(linear([CLS])): [B, T, D] -> [B, D]; only where `with_pooler`."""
+        return jnp.tanh(self.pooler(hidden[:, 0]))
+
+
+_EMBEDDINGS = {
+    "embeddings.word_embeddings.weight": ("word", "embedding"),
+    "embeddings.position_embeddings.weight": ("position", "embedding"),
+    "embeddings.token_type_embeddings.weight": ("token_type", "embedding"),
+    "embeddings.LayerNorm.weight": ("embedding_norm", "scale"),
+    "embeddings.LayerNorm.bias": ("embedding_norm", "bias"),
+}
+_LAYER_DENSE = {
+    "attention.self.query": "query",
+    "attention.self.key": "key",
+    "attention.self.value": "value",
+    "attention.output.dense": "attention_output",
+    "intermediate.dense": "intermediate",
+    "output.dense": "output",
+}
+_LAYER_NORM = {"attention.output.LayerNorm": "attention_norm", "output.LayerNorm": "output_norm"}
+
+
+def huggingface_names(
+    config: BertConfig, with_pooler: bool = False
+) -> dict[str, tuple[tuple[str, ...], bool]]:
+    """Published tensor name -> (path in our parameters, whether the matrix is transposed)."""
+    names = {name: (path, False) for name, path in _EMBEDDINGS.items()}
+    for i in range(config.num_layers):
+        for theirs, ours in _LAYER_DENSE.items():
+            prefix = f"encoder.layer.{i}.{theirs}"
+            names[f"{prefix}.weight"] = ((f"layers_{i}", ours, "kernel"), True)
+            names[f"{prefix}.bias"] = ((f"layers_{i}", ours, "bias"), False)
+        for theirs, ours in _LAYER_NORM.items():
+            prefix = f"encoder.layer.{i}.{theirs}"
+            names[f"{prefix}.weight"] = ((f"layers_{i}", ours, "scale"), False)
+            names[f"{prefix}.bias"] = ((f"layers_{i}", ours, "bias"), False)
+    if with_pooler:
+        names["pooler.dense.weight"] = (("pooler", "kernel"), True)
+        names["pooler.dense.bias"] = (("pooler", "bias"), False)
+    return names
+
+
+def params_from_huggingface(
+    tensors: Mapping[str, np.ndarray], config: BertConfig, with_pooler: bool = False
+) -> dict[str, Any]:
+    """Published BERT tensors as parameters of `BertEncoder`.
+
+    Args:
+      tensors: name -> array with the names of the `bert` checkpoint (no prefix). Tensors that the
+        encoder has no use for (pooler, language-model head, position ids) are ignored.
+      config: sizes to expect.
+      with_pooler: also read the pooler.
+
+    Returns:
+      nested dict of float32 arrays.
+
+    Raises:
+      ValueError: a tensor is missing or its shape does not fit `config`.
+    """
+    params: dict[str, Any] = {}
+    for name, (path, transposed) in huggingface_names(config, with_pooler).items():
+        if name not in tensors:
+            raise ValueError(f"checkpoint: tensor {name!r} is missing; expected a BERT encoder")
+        value = np.asarray(tensors[name], np.float32)
+        expected = _shape(path, config)
+        value = value.T if transposed else value
+        if value.shape != expected:
+            raise ValueError(f"checkpoint: {name!r} gives {value.shape}; config says {expected}")
+        node = params
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = value
+    return params
+
+
+def _shape(path: tuple[str, ...], config: BertConfig) -> tuple[int, ...]:
+    width, inner = config.hidden_size, config.intermediate_size
+    *_, module, leaf = path
+    if leaf == "embedding":
+        rows = {
+            "word": config.vocab_size,
+            "position": config.max_positions,
+            "token_type": config.num_token_types,
+        }
+        return (rows[module], width)
+    out = inner if module == "intermediate" else width
+    if leaf == "kernel":
+        return (inner if module == "output" else width, out)
+    return (out,)

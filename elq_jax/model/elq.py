@@ -1,0 +1,285 @@
+"""The two encoders of ELQ (Li et al., EMNLP 2020): questions to mentions, entities to vectors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elq_jax.model import spans
+from elq_jax.model.bert import BertConfig, BertEncoder, huggingface_names
+
+MENTION_HEADS = ("linear", "mlp")
+MENTION_AGGREGATIONS = ("all_avg", "fl_avg", "all_avg_linear", "fl_linear")
+ENTITY_POOLINGS = ("cls", "mean", "pooler_linear")
+
+
+@dataclasses.dataclass(frozen=True)
+class ElqConfig:
+    """Everything that decides what the model computes; `config.json` of a linker directory.
+
+    Attributes:
+      question_bert: the question encoder.
+      entity_bert: the entity encoder.
+      mention_head: "linear" (the original's qa_linear) or "mlp" (qa_mlp).
+      max_mention_width: most tokens of a mention (the original's max_mention_length + 1).
+      mention_aggregation: mean of all tokens ("all_avg") or of the two ends ("fl_avg"), either
+        followed by a learned linear map to the entity width (starting as the identity where the
+        widths agree).
+      normalize_mentions: scale mention vectors to unit length.
+      score_scale: initial value of a learned factor on the inner product; None for none.
+      entity_pooling: "cls", "mean" over real tokens, or "pooler_linear" (the original's
+        add_linear).
+      entity_width: width of the entity vectors; the encoder's, but for "pooler_linear".
+      normalize_entities: scale entity vectors to unit length.
+      max_question_tokens: T at most, [CLS] and [SEP] included.
+      max_entity_tokens: tokens kept of `title [unused2] text`, [CLS] and [SEP] included.
+    """
+
+    question_bert: BertConfig
+    entity_bert: BertConfig
+    mention_head: str = "linear"
+    max_mention_width: int = 11
+    mention_aggregation: str = "all_avg"
+    normalize_mentions: bool = False
+    score_scale: float | None = None
+    entity_pooling: str = "cls"
+    entity_width: int | None = None
+    normalize_entities: bool = False
+    max_question_tokens: int = 128
+    max_entity_tokens: int = 128
+
+    def __post_init__(self):
+        choices = {
+            "mention_head": MENTION_HEADS,
+            "mention_aggregation": MENTION_AGGREGATIONS,
+            "entity_pooling": ENTITY_POOLINGS,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: {getattr(self, name)!r}; expected one of {allowed}")
+        if self.entity_pooling != "pooler_linear" and self.entity_width is not None:
+            raise ValueError('entity_width: only entity_pooling="pooler_linear" has one of its own')
+        widths = self.question_bert.hidden_size, self.vector_width
+        if not self.mention_aggregation.endswith("_linear") and widths[0] != widths[1]:
+            raise ValueError(
+                f"mention_aggregation: {self.mention_aggregation!r} gives vectors of width "
+                f"{widths[0]}, entities have {widths[1]}; choose one that ends in _linear"
+            )
+        for name, bert in (("question", self.question_bert), ("entity", self.entity_bert)):
+            limit = getattr(self, f"max_{name}_tokens")
+            if not 3 <= limit <= bert.max_positions:
+                raise ValueError(
+                    f"max_{name}_tokens: {limit}; expected 3 to {bert.max_positions} "
+                    "(the encoder's positions)"
+                )
+
+    @property
+    def vector_width(self) -> int:
+        """D of mention and entity vectors."""
+        return self.entity_width or self.entity_bert.hidden_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ElqConfig:
+        """The inverse of `to_dict`."""
+        values = dict(values)
+        for name in ("question_bert", "entity_bert"):
+            values[name] = BertConfig(**values[name])
+        return cls(**values)
+
+
+class QuestionEncoder(nn.Module):
+    """Token ids to span logits and mention vectors."""
+
+    config: ElqConfig
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    def setup(self):
+        config = self.config
+        self.bert = BertEncoder(config.question_bert, self.dtype, self.remat)
+        init = nn.initializers.truncated_normal(0.02)
+        if config.mention_head == "mlp":
+            self.mention_hidden = nn.Dense(config.question_bert.hidden_size, kernel_init=init)
+            self.mention_dropout = nn.Dropout(0.1)
+        self.mention_head = nn.Dense(3, kernel_init=init)
+        if config.mention_aggregation.endswith("_linear"):
+            self.mention_linear = nn.Dense(config.vector_width, kernel_init=_averaging_init)
+        if config.score_scale is not None:
+            initial = jnp.log(config.score_scale)
+            self.log_scale = self.param("log_scale", lambda _: jnp.asarray(initial, jnp.float32))
+
+    def __call__(
+        self, input_ids: jax.Array, mask: jax.Array, deterministic: bool = True
+    ) -> tuple[jax.Array, jax.Array]:
+        """Encodes questions and scores their spans.
+
+        Args:
+          input_ids: [B, T] int32.
+          mask: [B, T] bool.
+          deterministic: no dropout.
+
+        Returns:
+          hidden states [B, T, D] and span logits [B, T, T] (-inf where no span), float32.
+        """
+        hidden = self.bert(input_ids, mask, deterministic)
+        token_logits = self.token_logits(hidden, deterministic)
+        return hidden, spans.span_logits(token_logits, mask, self.config.max_mention_width)
+
+    def token_logits(self, hidden: jax.Array, deterministic: bool = True) -> jax.Array:
+        """Start, end and inside logits of every token: [B, T, D] -> [B, T, 3]."""
+        if self.config.mention_head == "mlp":
+            hidden = jax.nn.relu(self.mention_hidden(hidden))
+            hidden = self.mention_dropout(hidden, deterministic=deterministic)
+        return self.mention_head(hidden)
+
+    def mention_vectors(self, hidden: jax.Array, bounds: jax.Array) -> jax.Array:
+        """Query vectors of spans; their inner product with an entity vector is its logit.
+
+        Args:
+          hidden: [B, T, D] float32.
+          bounds: [B, K, 2] int32, inclusive.
+
+        Returns:
+          [B, K, D] float32 (D of the entities).
+        """
+        config = self.config
+        if config.mention_aggregation == "fl_linear":
+            ends = spans.span_ends(hidden, bounds)
+            vectors = ends.reshape(*ends.shape[:2], -1)
+        elif config.mention_aggregation == "fl_avg":
+            vectors = spans.span_ends(hidden, bounds).mean(axis=2)
+        else:
+            vectors = spans.span_means(hidden, bounds)
+        if config.mention_aggregation.endswith("_linear"):
+            vectors = self.mention_linear(vectors)
+        if config.normalize_mentions:
+            vectors = unit_length(vectors)
+        if config.score_scale is not None:
+            vectors = vectors * jnp.exp(self.log_scale)
+        return vectors
+
+    def encode_mentions(
+        self, input_ids: jax.Array, mask: jax.Array, bounds: jax.Array, deterministic: bool = True
+    ) -> tuple[jax.Array, jax.Array]:
+        """Span logits [B, T, T] and vectors [B, K, D] of given spans, in one pass.
+
+        Also the method to initialise with: it touches every parameter.
+        """
+        hidden, logits = self(input_ids, mask, deterministic)
+        return logits, self.mention_vectors(hidden, bounds)
+
+
+class EntityEncoder(nn.Module):
+    """Token ids of `[CLS] title [unused2] text [SEP]` to entity vectors."""
+
+    config: ElqConfig
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    def setup(self):
+        with_pooler = self.config.entity_pooling == "pooler_linear"
+        self.bert = BertEncoder(self.config.entity_bert, self.dtype, self.remat, with_pooler)
+        if with_pooler:
+            self.pooler_dropout = nn.Dropout(0.1)
+            self.pooler_linear = nn.Dense(self.config.vector_width)
+
+    def __call__(
+        self, input_ids: jax.Array, mask: jax.Array, deterministic: bool = True
+    ) -> jax.Array:
+        """Encodes entities.
+
+        Args:
+          input_ids: [B, T] int32.
+          mask: [B, T] bool.
+          deterministic: no dropout.
+
+        Returns:
+          [B, D] float32.
+        """
+        hidden = self.bert(input_ids, mask, deterministic)
+        if self.config.entity_pooling == "mean":
+            weights = mask / jnp.maximum(mask.sum(-1, keepdims=True), 1)
+            vectors = jnp.einsum("bt,btd->bd", weights, hidden, precision=jax.lax.Precision.HIGHEST)
+        elif self.config.entity_pooling == "cls":
+            vectors = hidden[:, 0]
+        else:
+            pooled = self.pooler_dropout(self.bert.pool(hidden), deterministic=deterministic)
+            vectors = self.pooler_linear(pooled)
+        return unit_length(vectors) if self.config.normalize_entities else vectors
+
+
+def unit_length(vectors: jax.Array) -> jax.Array:
+    """Divides each vector [..., D] by its L2 norm; a zero vector stays zero, with zero gradient."""
+    squared = jnp.sum(vectors**2, axis=-1, keepdims=True)
+    return vectors * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
+
+
+def _averaging_init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
+    """Starts a linear map as the (mean of) identities where the widths allow, else at random."""
+    inputs, outputs = shape
+    if inputs % outputs:
+        return nn.initializers.truncated_normal(0.02)(key, shape, dtype)
+    copies = inputs // outputs
+    return jnp.tile(jnp.eye(outputs, dtype=dtype), (copies, 1)) / copies
+
+
+_ORIGINAL_HEADS = {
+    # Indices of the layers inside the original's nn.Sequential or nn.Linear.
+    "linear": {"mention_head": ""},
+    "mlp": {"mention_hidden": "0.", "mention_head": "3."},
+}
+
+
+def original_names(config: ElqConfig) -> dict[str, tuple[tuple[str, ...], bool]]:
+    """Tensor names of an original ELQ checkpoint -> (path in {"question", "entity"}, transposed).
+
+    The question encoder's pooler, present in the original's files and never used, is not listed.
+    """
+    names = {}
+    for encoder, prefix in (("question", "context_encoder"), ("entity", "cand_encoder")):
+        with_pooler = encoder == "entity" and config.entity_pooling == "pooler_linear"
+        bert = getattr(config, f"{encoder}_bert")
+        for name, (path, transposed) in huggingface_names(bert, with_pooler).items():
+            names[f"{prefix}.bert_model.{name}"] = ((encoder, "bert", *path), transposed)
+
+    def dense(module: tuple[str, ...], prefix: str) -> None:
+        names[f"{prefix}weight"] = ((*module, "kernel"), True)
+        names[f"{prefix}bias"] = ((*module, "bias"), False)
+
+    for module, index in _ORIGINAL_HEADS[config.mention_head].items():
+        head = f"classification_heads.mention_scores.bound_classifier.{index}"
+        dense(("question", module), head)
+    if config.mention_aggregation.endswith("_linear"):
+        head = "classification_heads.get_context_embeds.mention_agg_linear."
+        dense(("question", "mention_linear"), head)
+    if config.entity_pooling == "pooler_linear":
+        dense(("entity", "pooler_linear"), "cand_encoder.additional_linear.")
+    return names
+
+
+def params_from_original(tensors: Mapping[str, np.ndarray], config: ElqConfig) -> dict[str, Any]:
+    """The state dict of an original ELQ model as {"question": ..., "entity": ...} parameters.
+
+    Raises:
+      ValueError: a tensor is missing.
+    """
+    params: dict[str, Any] = {}
+    for name, (path, transposed) in original_names(config).items():
+        if name not in tensors:
+            raise ValueError(f"checkpoint: tensor {name!r} is missing; expected an ELQ model")
+        node = params
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        value = np.asarray(tensors[name], np.float32)
+        node[path[-1]] = value.T if transposed else value
+    return params

@@ -1,0 +1,1 @@
+"""Entity embeddings and search over them."""

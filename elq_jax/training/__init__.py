@@ -1,0 +1,1 @@
+"""Joint training, catalogue encoding, checkpoints and devices."""

@@ -1,0 +1,83 @@
+"""Orbax checkpoints of everything a run needs to go on."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from elq_jax.errors import ElqError
+from elq_jax.training.state import TrainState
+
+
+class Checkpoints:
+    """Checkpoints of one stage, written in the background, each appearing only when it is whole.
+
+    A checkpoint holds the step (which is also the data position), parameters, optimiser state, and
+    a small JSON record (seed of the dropout and data order, best score so far).
+
+    Args:
+      folder: made if it is not there; may be on gs://.
+      keep: number of checkpoints kept.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], keep: int = 2):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        folder = os.fspath(folder)
+        if "://" not in folder:
+            folder = pathlib.Path(folder).absolute()
+        self._folder = folder
+        self._manager = ocp.CheckpointManager(folder, options=options)
+
+    def save(self, state: TrainState, record: dict[str, Any]) -> None:
+        """Saves an unreplicated state; returns when its arrays are copied, not yet on disk."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        arrays = jax.device_get({"params": state.params, "opt_state": state.opt_state})
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record)
+            ),
+        )
+
+    def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint, or None if there is none.
+
+        Args:
+          state: a fresh one of the same configuration; says shapes and types.
+
+        Raises:
+          ElqError: the checkpoint is of another model or optimiser.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        arrays = {"params": state.params, "opt_state": state.opt_state}
+        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)
+        try:
+            found = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(wanted), record=ocp.args.JsonRestore()
+                ),
+            )
+        except ValueError as error:
+            raise ElqError(
+                f"{self._folder}: checkpoint {step} does not fit this configuration; use the "
+                f"configuration it was written with or another workdir ({error})"
+            ) from error
+        arrays = found["state"]
+        restored = state.replace(
+            step=state.step + step, params=arrays["params"], opt_state=arrays["opt_state"]
+        )
+        return restored, found["record"]
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -1,0 +1,161 @@
+"""Entity vectors of a whole catalogue."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elq_jax.data.batches import bucket
+from elq_jax.data.catalogue import Catalogue, build_catalogue
+from elq_jax.data.tokenization import Tokenizer
+from elq_jax.errors import ElqError
+from elq_jax.linking.directory import entity_encoder_fingerprint
+from elq_jax.model.elq import ElqConfig, EntityEncoder
+from elq_jax.retrieval.embeddings import Embeddings, EmbeddingsWriter
+from elq_jax.training import devices as devices_lib
+
+TOKEN_BUCKETS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 192, 256, 384, 512)
+
+
+class CatalogueEncoder:
+    """A frozen entity encoder on all local devices.
+
+    Args:
+      config: the entity side of a model.
+      params: the entity encoder's tree.
+      tokenizer: of the entities.
+      batch_size: entities per call; rounded up to a multiple of the devices.
+      dtype: of the matrix products.
+      devices: all local ones by default.
+    """
+
+    def __init__(
+        self,
+        config: ElqConfig,
+        params: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int = 64,
+        dtype: str = "float32",
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        self.config, self.tokenizer = config, tokenizer
+        self.fingerprint = entity_encoder_fingerprint(config, params, tokenizer)
+        devices = list(devices or devices_lib.local_devices())
+        self._num_devices = len(devices)
+        self._batch_size = -(-batch_size // len(devices)) * len(devices)
+        self._params = devices_lib.replicate({"params": params}, devices)
+        self._apply = devices_lib.parallel(EntityEncoder(config, jnp.dtype(dtype)).apply, devices)
+
+    def encode(self, titles: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+        """Vectors of entities: [N, D] float32.
+
+        Entities of similar length go together, so that short ones are not padded to the longest.
+        """
+        tokens = self.tokenizer.encode_entities(titles, texts, self.config.max_entity_tokens)
+        order = np.argsort([len(ids) for ids in tokens], kind="stable")
+        vectors = np.empty((len(tokens), self.config.vector_width), np.float32)
+        for start in range(0, len(order), self._batch_size):
+            rows = order[start : start + self._batch_size]
+            vectors[rows] = self._encode_batch([tokens[row] for row in rows])
+        return vectors
+
+    def _encode_batch(self, tokens: list[np.ndarray]) -> np.ndarray:
+        length = bucket(max(len(ids) for ids in tokens), TOKEN_BUCKETS)
+        input_ids = np.zeros((self._batch_size, length), np.int32)
+        mask = np.zeros((self._batch_size, length), bool)
+        for i, ids in enumerate(tokens):
+            input_ids[i, : len(ids)] = ids
+            mask[i, : len(ids)] = True
+        batch = devices_lib.split({"input_ids": input_ids, "mask": mask}, self._num_devices)
+        vectors = self._apply(self._params, batch["input_ids"], batch["mask"])
+        return devices_lib.merge(vectors, len(tokens))
+
+
+def open_or_build_catalogue(
+    source: str | os.PathLike[str], path: str | os.PathLike[str], on_error: str = "stop"
+) -> Catalogue:
+    """Opens `path`, after building it from `source` where it is missing or older.
+
+    Args:
+      source: .jsonl, .jsonl.gz, or a catalogue.arrow (which is copied).
+      path: the catalogue.arrow of the output.
+      on_error: as for `build_catalogue`; what was found is reported on stderr.
+    """
+    source, path = pathlib.Path(source), pathlib.Path(path)
+    if source.suffix == ".arrow":
+        catalogue = Catalogue.open(source)
+        if not (path.exists() and path.samefile(source)):
+            catalogue.save(path)
+        return Catalogue.open(path)
+    if not source.is_file():
+        raise ElqError(f"{source}: no such file; expected a catalogue")
+    if path.exists() and path.stat().st_mtime > source.stat().st_mtime:
+        return Catalogue.open(path)
+    report = build_catalogue(source, path, on_error=on_error)
+    for message in report.skipped:
+        print(f"left out: {message}", file=sys.stderr)
+    print(
+        f"{path}: {report.rows:,} entities, {report.duplicate_titles:,} with the title of an "
+        f"earlier one, {report.empty_texts:,} without text, {len(report.skipped):,} left out",
+        file=sys.stderr,
+    )
+    return Catalogue.open(path)
+
+
+def encode_catalogue(
+    encoder: CatalogueEncoder,
+    catalogue: Catalogue,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+    shard_rows: int = 8192,
+    progress: Callable[[int], None] | None = None,
+) -> Embeddings:
+    """Encodes all entities into shards; goes on with the missing shards of an earlier call.
+
+    A shard is a function of its rows alone, so an interrupted run and an unbroken one write the
+    same files.
+
+    Args:
+      encoder: the frozen encoder.
+      catalogue: E entities.
+      folder: where the shards go.
+      dtype: on disk, "float32", "bfloat16" or "int8" (with a scale per row).
+      shard_rows: entities per shard.
+      progress: called with the number of entities done, first with those found on disk.
+
+    Returns:
+      the embeddings, memory-mapped.
+
+    Raises:
+      ElqError: the folder holds embeddings of another catalogue, encoder or setting.
+    """
+    writer = EmbeddingsWriter(
+        folder,
+        rows=len(catalogue),
+        width=encoder.config.vector_width,
+        dtype=dtype,
+        shard_rows=shard_rows,
+        catalogue_fingerprint=catalogue.fingerprint,
+        encoder_fingerprint=encoder.fingerprint,
+    )
+    missing = writer.missing_shards()
+    if progress:
+        spans = [writer.shard_range(i) for i in range(writer.num_shards)]
+        progress(sum(stop - start for i, (start, stop) in enumerate(spans) if i not in missing))
+    for shard in missing:
+        start, stop = writer.shard_range(shard)
+        rows = range(start, stop)
+        vectors = encoder.encode(catalogue.titles(rows), catalogue.texts(rows))
+        writer.write_shard(shard, vectors)
+        if progress:
+            progress(stop - start)
+    return writer.finish()

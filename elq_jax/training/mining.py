@@ -1,0 +1,158 @@
+"""Entities for the bi-encoder stage: tokens of gold entities, and negatives mined for mentions."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from elq_jax.data.batches import TrainingBatches, TrainingExample, bucket
+from elq_jax.data.catalogue import Catalogue
+from elq_jax.data.files import atomic_write
+from elq_jax.data.tokenization import Tokenizer
+from elq_jax.model.elq import ElqConfig, QuestionEncoder
+from elq_jax.retrieval.exact import ExactIndex
+from elq_jax.training import devices as devices_lib
+from elq_jax.training.encoding import TOKEN_BUCKETS, CatalogueEncoder, encode_catalogue
+
+ExampleSets = Sequence[Sequence[TrainingExample]]
+
+
+def with_entity_tokens(
+    batch: Mapping[str, np.ndarray], catalogue: Catalogue, tokenizer: Tokenizer, config: ElqConfig
+) -> dict[str, np.ndarray]:
+    """Adds the tokens of each mention's gold entity and of its mined negatives.
+
+    Args:
+      batch: of `TrainingBatches`; "negative_rows" [B, M, N] is there if negatives were mined.
+      catalogue: of the rows.
+      tokenizer: of the entities.
+      config: says how many tokens are kept.
+
+    Returns:
+      the batch with entity_ids [B, M, 1 + N, T_e] int32, entity_mask likewise bool, and with
+      negatives also negative_mask [B, M, N] bool, False where there is none.
+    """
+    batch = dict(batch)
+    rows = batch["gold_rows"][..., None]
+    negatives = batch.pop("negative_rows", None)
+    if negatives is not None:
+        batch["negative_mask"] = negatives >= 0
+        rows = np.concatenate([rows, negatives], axis=-1)
+    used, place = np.unique(np.maximum(rows, 0), return_inverse=True)
+    tokens = tokenizer.encode_entities(
+        catalogue.titles(used), catalogue.texts(used), config.max_entity_tokens
+    )
+    length = bucket(max(len(ids) for ids in tokens), TOKEN_BUCKETS)
+    entity_ids = np.zeros((len(tokens), length), np.int32)
+    entity_mask = np.zeros((len(tokens), length), bool)
+    for i, ids in enumerate(tokens):
+        entity_ids[i, : len(ids)], entity_mask[i, : len(ids)] = ids, True
+    place = place.reshape(rows.shape)
+    batch["entity_ids"], batch["entity_mask"] = entity_ids[place], entity_mask[place]
+    return batch
+
+
+def mine_negatives(
+    config: ElqConfig,
+    params: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    catalogue: Catalogue,
+    examples: ExampleSets,
+    num_negatives: int,
+    folder: pathlib.Path,
+    devices: Sequence[jax.Device],
+    batch_size: int,
+) -> tuple[list[list[TrainingExample]], dict[str, float]]:
+    """Finds for every gold mention the wrong entities that the model ranks highest.
+
+    Args:
+      config: of the model.
+      params: {"question": tree, "entity": tree} as trained so far.
+      tokenizer: of both encoders.
+      catalogue: E entities; all are encoded.
+      examples: sets of examples.
+      num_negatives: N; fewer are found in a catalogue of fewer entities (the rest is -1).
+      folder: the embeddings go here.
+      devices: to encode on.
+      batch_size: questions at a time.
+
+    Returns:
+      the sets with `negatives` filled in, and recall of the gold entities at 1 and at N + 1.
+    """
+    encoder = CatalogueEncoder(config, params["entity"], tokenizer, devices=devices)
+    index = ExactIndex(encode_catalogue(encoder, catalogue, folder / "embeddings"))
+    k = min(num_negatives + 1, len(catalogue))
+    question_params = devices_lib.replicate({"params": params["question"]}, devices)
+    question = QuestionEncoder(config)
+
+    def vectors_of(params, input_ids, mask, bounds):
+        return question.apply(params, input_ids, mask, bounds, method="encode_mentions")[1]
+
+    encode = devices_lib.parallel(vectors_of, devices)
+    mined, hits, total = [], np.zeros(2), 0
+    for one in examples:
+        batches = TrainingBatches(one, batch_size, shuffle=False, pad_id=tokenizer.pad_id)
+        done: list[TrainingExample] = []
+        for step in range(batches.steps_per_epoch):
+            batch = batches[step]
+            parts = devices_lib.split(batch, len(devices))
+            vectors = encode(
+                question_params, parts["input_ids"], parts["mask"], parts["gold_bounds"]
+            )
+            vectors = devices_lib.merge(vectors, len(batch["gold_mask"]))
+            _, found = index.search(vectors[batch["gold_mask"]], k)
+            gold = batch["gold_rows"][batch["gold_mask"]]
+            wrong = found != gold[:, None]
+            linkable = gold >= 0
+            hits += (~wrong[linkable, 0]).sum(), (~wrong[linkable]).any(axis=1).sum()
+            total += int(linkable.sum())
+            # The wrong ones first, in order of rank; the gold one, if found, falls off the end.
+            order = np.argsort(~wrong, axis=1, kind="stable")
+            ranked = np.take_along_axis(np.where(wrong, found, -1), order, axis=1)
+            negatives = np.full((len(gold), num_negatives), -1, np.int32)
+            width = min(num_negatives, k)
+            negatives[:, :width] = ranked[:, :width]
+            counts = batch["gold_mask"].sum(axis=1)
+            for row in np.split(negatives, np.cumsum(counts)[:-1]):
+                if len(done) < len(one):
+                    done.append(dataclasses.replace(one[len(done)], negatives=row))
+        mined.append(done)
+    recall = hits / max(total, 1)
+    return mined, {"mined_recall_at_1": recall[0], f"mined_recall_at_{k}": recall[1]}
+
+
+def load_or_mine(
+    path: pathlib.Path, examples: ExampleSets, mine: Any
+) -> list[list[TrainingExample]]:
+    """Negatives of an earlier call from its file, or else mined now and written there.
+
+    Args:
+      path: an .npz file.
+      examples: sets of examples.
+      mine: called without arguments where there is no file; returns as `mine_negatives`.
+    """
+    if path.exists():
+        with np.load(path) as saved:
+            return [
+                [
+                    dataclasses.replace(example, negatives=rows)
+                    for example, rows in zip(
+                        one,
+                        np.split(saved[str(i)], np.cumsum([len(e.rows) for e in one])[:-1]),
+                        strict=True,
+                    )
+                ]
+                for i, one in enumerate(examples)
+            ]
+    mined, recalls = mine()
+    print(f"mined: {', '.join(f'{k} {v:.3f}' for k, v in recalls.items())}", file=sys.stderr)
+    arrays = {str(i): np.concatenate([e.negatives for e in one]) for i, one in enumerate(mined)}
+    with atomic_write(path) as file:
+        np.savez(file, **arrays)
+    return mined
