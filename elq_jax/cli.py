@@ -9,13 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from absl import app
+from absl import app, logging
 
 from elq_jax.errors import ElqError
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs a program: flags parsed, user errors printed as one line (exit 2), Ctrl-C exits 130."""
+
+    # Whether each kind of accelerator is there is not news; JAX says it at this level.
+    logging.set_verbosity(logging.WARNING)
 
     def guarded(arguments: list[str]) -> int | None:
         try:
@@ -30,7 +33,6 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             print("interrupted; the same command goes on where it stopped", file=sys.stderr)
             return 130
 
-    # For Ctrl-C to reach us in the middle of a long compiled call.
     sys.stdout.reconfigure(errors="backslashreplace")
     app.run(guarded)
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import functools
 import json
+import pathlib
 
 import numpy as np
 from conftest import FIXTURES
 
+from elq_jax.data.catalogue import Catalogue, build_catalogue
+from elq_jax.data.tokenization import Tokenizer
+from elq_jax.linking import directory
 from elq_jax.model.bert import BertConfig
 from elq_jax.model.elq import ElqConfig, params_from_original
+from elq_jax.retrieval.embeddings import EmbeddingsWriter
 
 
 @functools.cache
@@ -36,3 +41,40 @@ def tiny_params() -> dict:
 def enumerated(grid: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     """Grid values [B, T, T] in the original's enumeration [B, n]."""
     return np.asarray(grid)[:, bounds[:, 0], bounds[:, 1]]
+
+
+def write_embeddings(folder: pathlib.Path, catalogue: Catalogue, vectors: np.ndarray) -> None:
+    """Entity vectors [E, D] of a catalogue, in one shard."""
+    writer = EmbeddingsWriter(folder, *vectors.shape, catalogue_fingerprint=catalogue.fingerprint)
+    writer.write_shard(0, vectors)
+
+
+def tiny_linker_directory(
+    folder: pathlib.Path, entities: int = 500, **linking: float | str
+) -> pathlib.Path:
+    """A linker directory of the fixtures' model, its catalogue and its entity vectors.
+
+    Args:
+      folder: what is written is `folder`/linker, and its parts beside it.
+      entities: E, the first of the catalogue.
+      **linking: `LinkingSettings`.
+
+    Returns:
+      the linker directory.
+    """
+    lines = (FIXTURES / "entity.jsonl").read_text().splitlines(keepends=True)
+    (folder / "entity.jsonl").write_text("".join(lines[:entities]))
+    build_catalogue(folder / "entity.jsonl", folder / "catalogue.arrow")
+    catalogue = Catalogue.open(folder / "catalogue.arrow")
+    vectors = arrays("kb")["entity_encodings"][:entities]
+    write_embeddings(folder / "embeddings", catalogue, vectors)
+    directory.write_linker(
+        folder / "linker",
+        tiny_config(),
+        tiny_params(),
+        Tokenizer.from_pretrained("minilm"),
+        linking,
+        folder / "catalogue.arrow",
+        folder / "embeddings",
+    )
+    return folder / "linker"

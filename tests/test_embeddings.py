@@ -184,7 +184,7 @@ def test_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ElqError, match="the disk is full"):
         fill(target, table())
     assert sorted(os.listdir(tmp_path)) == ["embeddings.json"]
 

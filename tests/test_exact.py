@@ -243,22 +243,6 @@ def test_sharded_search(num_devices, total, k, approximate, kind):
     np.testing.assert_array_equal(scores.reshape(-1, k), expected[0])
 
 
-@pytest.mark.parametrize("num_devices", DEVICES)
-def test_sharded_search_of_int8(num_devices):
-    queries, table = normal(num_devices, 3, 8, seed=1), normal(203, 8)
-    stored, scale = quantize(table)
-    padding = -203 % num_devices
-    stored = np.pad(stored, ((0, padding), (0, 0))).reshape(num_devices, -1, 8)
-    scales = np.pad(scale, (0, padding)).reshape(num_devices, -1)
-
-    def search(queries, shard, scale):
-        return exact.sharded_top_k(queries, shard, 7, 203, "data", scale, approximate=False)
-
-    scores, rows = mapped(search, num_devices, "pmap")(queries, stored, scales)
-    table = stored.reshape(-1, 8)[:203] * scale[:, None]
-    assert_found((scores.reshape(-1, 7), rows.reshape(-1, 7)), queries.reshape(-1, 8), table, 7)
-
-
 @pytest.mark.parametrize("kind", ["pmap", "shard_map"])
 @pytest.mark.parametrize("num_devices", DEVICES)
 def test_gather_rows(num_devices, kind):
@@ -270,6 +254,29 @@ def test_gather_rows(num_devices, kind):
     lookup = functools.partial(exact.gather_rows, axis_name="data")
     found = np.asarray(mapped(lookup, num_devices, kind)(shards, rows))
     np.testing.assert_array_equal(found, np.where(rows[..., None] < 0, 0, table[rows]))
+
+
+def sharded_int8(table, num_devices):
+    """Values [N, E_local, D], scales [N, E_local], and the table they stand for."""
+    stored, scale = quantize(table)
+    padding = -len(table) % num_devices
+    values = np.pad(stored, ((0, padding), (0, 0))).reshape(num_devices, -1, table.shape[1])
+    scales = np.pad(scale, (0, padding)).reshape(num_devices, -1)
+    return values, scales, stored * scale[:, None]
+
+
+@pytest.mark.parametrize("num_devices", DEVICES)
+def test_sharded_int8(num_devices):
+    queries = normal(num_devices, 3, 8, seed=1)
+    values, scales, table = sharded_int8(normal(203, 8), num_devices)
+
+    def search(queries, shard, scale):
+        scores, rows = exact.sharded_top_k(queries, shard, 7, 203, "data", scale, approximate=False)
+        return scores, rows, exact.gather_rows(shard, rows, "data", scale)
+
+    scores, rows, vectors = mapped(search, num_devices, "pmap")(queries, values, scales)
+    assert_found((scores.reshape(-1, 7), rows.reshape(-1, 7)), queries.reshape(-1, 8), table, 7)
+    np.testing.assert_allclose(vectors, table[np.asarray(rows)], rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -104,7 +104,7 @@ class Tokenizer:
                 raise ElqError(f"{path}: not a tokenizer file ({error})") from error
         elif (folder / "vocab.txt").is_file():
             path = folder / "vocab.txt"
-            backend = _from_vocabulary(path, folder / "tokenizer_config.json")
+            backend = _from_vocabulary(folder)
         else:
             raise ElqError(f"{folder}: found neither tokenizer.json nor vocab.txt in it")
         return cls(backend, source=str(path))
@@ -211,24 +211,14 @@ class Tokenizer:
         return backend
 
 
-def _from_vocabulary(path: pathlib.Path, settings_path: pathlib.Path) -> tokenizers.Tokenizer:
+def _from_vocabulary(folder: pathlib.Path) -> tokenizers.Tokenizer:
     """A BERT tokenizer from vocab.txt; uncased unless tokenizer_config.json says otherwise."""
-    settings = {}
-    if settings_path.is_file():
-        try:
-            settings = json.loads(settings_path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ElqError(f"{settings_path}: not JSON ({error})") from error
-    vocabulary = tokenizers.models.WordPiece.read_file(str(path))
-    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
-    backend.normalizer = tokenizers.normalizers.BertNormalizer(
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"),
-        lowercase=settings.get("do_lower_case", True),
-    )
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    backend.add_special_tokens([token for token in _SPECIAL_TOKENS if token in vocabulary])
-    return backend
+    import transformers
+
+    try:
+        return transformers.BertTokenizerFast.from_pretrained(folder).backend_tokenizer
+    except (OSError, ValueError) as error:
+        raise ElqError(f"{folder}: its vocabulary cannot be read ({error})") from error
 
 
 def _check_texts(texts: Sequence[str], argument: str) -> list[str]:

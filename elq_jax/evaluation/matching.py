@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+Metric = Literal["weak", "strong"]
 Triple = Sequence[Any]  # (entity id, start, end), end exclusive
 
 
@@ -62,6 +63,12 @@ class Counts:
     def strong_f1(self) -> float:
         """Harmonic mean of strong precision and recall."""
         return 2 * self.strong / (self.predicted + self.gold) if self.strong else 0.0
+
+    def scores(self, metric: Metric) -> dict[str, float]:
+        """correct, precision, recall and f1, for a report."""
+        names = ("precision", "recall", "f1")
+        scores = {name: getattr(self, f"{metric}_{name}") for name in names}
+        return {"correct": getattr(self, metric), **scores}
 
 
 def count_matches(

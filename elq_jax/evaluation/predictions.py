@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from elq_jax.data.batches import align_mentions
+from elq_jax.data.batches import AlignedMentions, align_mentions
 from elq_jax.data.questions import Question
 from elq_jax.evaluation.report import Evaluation, Gold, Predicted, QuestionResult
 from elq_jax.linking.linker import EntityLinker
+
+BATCHES_AT_ONCE = 16  # sorted by length together
 
 
 def predict(
@@ -35,8 +37,9 @@ def predict(
       the predictions beside the gold, ready to be counted.
     """
     results: list[QuestionResult] = []
-    for start in range(0, len(questions), 16 * batch_size):
-        part = questions[start : start + 16 * batch_size]
+    step = BATCHES_AT_ONCE * batch_size
+    for start in range(0, len(questions), step):
+        part = questions[start : start + step]
         texts = [question.text for question in part]
         scored = linker.score_batch(texts, threshold, batch_size)
         links = linker.decode(scored, threshold)
@@ -60,13 +63,18 @@ def predict(
     return Evaluation(results, decoded_at=threshold)
 
 
+def align_gold(linker: EntityLinker, questions: Sequence[Question]) -> list[AlignedMentions]:
+    """The tokens of every gold mention, and those mentions that no tokens express."""
+    encoded = linker.encode([question.text for question in questions])
+    return [align_mentions(q, e) for q, e in zip(questions, encoded, strict=True)]
+
+
 def _at_gold_spans(
     linker: EntityLinker, questions: Sequence[Question], batch_size: int
 ) -> list[tuple[Sequence[int], ...]]:
     """Candidate rows of every gold mention; none for one that no tokens express."""
     texts = [question.text for question in questions]
-    encoded = linker.tokenizer.encode_questions(texts, linker.config.max_question_tokens)
-    aligned = [align_mentions(q, e) for q, e in zip(questions, encoded, strict=True)]
+    aligned = align_gold(linker, questions)
     found = linker.candidates_at(texts, [one.bounds for one in aligned], batch_size)
     lists = []
     for question, one, rows in zip(questions, aligned, found, strict=True):

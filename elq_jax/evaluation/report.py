@@ -14,18 +14,17 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from elq_jax.data.files import atomic_write
 from elq_jax.errors import ElqError
-from elq_jax.evaluation.matching import Counts, count_matches
+from elq_jax.evaluation.matching import Counts, Metric, count_matches
 
 if TYPE_CHECKING:
     import rich.console
 
-Metric = Literal["weak", "strong"]
 Titles = Callable[[Sequence[int]], Sequence[str]]
 ERRORS = ("missed", "spurious", "wrong_entity", "wrong_bounds")
 LABELS = {
@@ -402,9 +401,7 @@ def _show_counts(
         "predicted": counts.predicted,
     }
     for metric in ("weak", "strong"):
-        shown[metric] = {"correct": getattr(counts, metric)} | {
-            name: getattr(counts, f"{metric}_{name}") for name in ("precision", "recall", "f1")
-        }
+        shown[metric] = counts.scores(metric)
         if resamples:
             interval = evaluation.f1_interval(
                 threshold, metric, mentions_only=mentions_only, resamples=resamples, seed=seed
@@ -503,6 +500,6 @@ def plot_precision_recall(
         )  # fmt: skip
     axes.set(xlabel="Recall", ylabel="Precision", xlim=(0, 1), ylim=(0, 1.02), title=title)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower left", edgecolor="white", framealpha=1)
+    axes.legend(loc="best", edgecolor="white", framealpha=1)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=150)

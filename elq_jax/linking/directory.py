@@ -55,7 +55,7 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
     flat = traverse_util.flatten_dict(jax.device_get(dict(params)), sep="/")
-    flat = {name: np.ascontiguousarray(array) for name, array in flat.items()}
+    flat = {name: np.asarray(array, order="C") for name, array in flat.items()}
     with atomic_write(folder / "model.safetensors") as file:
         file.write(safetensors.numpy.save(flat))
     _write_config(folder, config, linking or {})

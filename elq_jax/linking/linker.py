@@ -25,6 +25,9 @@ from elq_jax.model.elq import ElqConfig, QuestionEncoder
 from elq_jax.retrieval import Index, open_index
 from elq_jax.training import devices as devices_lib
 
+_NO_ROW = -1  # where an index finds fewer candidates than it was asked for
+_BATCHES_IN_FLIGHT = 16  # bounds memory, however many questions are given at once
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Candidate:
@@ -289,6 +292,12 @@ class EntityLinker:
         other._folder = None
         return other
 
+    def with_settings(self, **changes: Any) -> EntityLinker:
+        """The same linker with other `LinkingSettings`, such as threshold=-2.0."""
+        other = copy.copy(self)
+        other.settings = dataclasses.replace(self.settings, **changes)
+        return other
+
     def __call__(self, text: str, threshold: float | None = None) -> list[Link]:
         """Links one question; see `link_batch`."""
         return self.link_batch([text], threshold)[0]
@@ -328,36 +337,56 @@ class EntityLinker:
           threshold: lowest threshold to be asked for later; the settings' own by default.
           batch_size: questions encoded at a time.
         """
-        settings = self._settings(threshold)
-        encoded = self.tokenizer.encode_questions(
-            list(texts),
+        return self.score_encoded(texts, self.encode(texts), threshold, batch_size)
+
+    def encode(self, texts: Sequence[str]) -> list[EncodedQuestion]:
+        """Tokens of questions, cut to `config.max_question_tokens`."""
+        return self.tokenizer.encode_questions(
+            texts,
             self.config.max_question_tokens,
-            special_tokens_in_text=settings.special_tokens_in_text,
+            special_tokens_in_text=self.settings.special_tokens_in_text,
         )
-        # All batches are dispatched before the first result is waited for.
-        batches = [
-            (batch, self._dispatch([encoded[i] for i in batch.indices], batch, settings))
-            for batch in self._batches(encoded, batch_size)
-        ]
+
+    def score_encoded(
+        self,
+        texts: Sequence[str],
+        encoded: Sequence[EncodedQuestion],
+        threshold: float | None = None,
+        batch_size: int = 64,
+    ) -> list[ScoredQuestion]:
+        """As `score_batch`, for questions whose tokens are given."""
+        settings = self._settings(threshold)
         questions: list[Any] = [None] * len(encoded)
-        for batch, outputs in batches:
-            size = len(batch.indices)
-            logits, bounds, keep, vectors = (devices_lib.merge(x, size) for x in outputs)
-            scores, rows = self._search(vectors[keep])
+        batches = self._batches(encoded, batch_size)
+        for start in range(0, len(batches), _BATCHES_IN_FLIGHT):
+            group = batches[start : start + _BATCHES_IN_FLIGHT]
+            # All are dispatched before the first result is waited for, and searched together.
+            outputs = [
+                self._dispatch([encoded[i] for i in batch.indices], batch, settings)
+                for batch in group
+            ]
+            results = [
+                [devices_lib.merge(x, len(batch.indices)) for x in output]
+                for batch, output in zip(group, outputs, strict=True)
+            ]
+            scores, rows = self._search(
+                np.concatenate([vectors[keep] for _, _, keep, vectors in results])
+            )
             first = 0
-            for i, index in enumerate(batch.indices):
-                kept = keep[i]
-                last = first + int(kept.sum())
-                questions[index] = ScoredQuestion(
-                    texts[index],
-                    encoded[index],
-                    logits[i][kept],
-                    bounds[i][kept],
-                    scores[first:last],
-                    rows[first:last],
-                    settings.threshold,
-                )
-                first = last
+            for batch, (logits, bounds, keep, _) in zip(group, results, strict=True):
+                for i, index in enumerate(batch.indices):
+                    kept = keep[i]
+                    last = first + int(kept.sum())
+                    questions[index] = ScoredQuestion(
+                        texts[index],
+                        encoded[index],
+                        logits[i][kept],
+                        bounds[i][kept],
+                        scores[first:last],
+                        rows[first:last],
+                        settings.threshold,
+                    )
+                    first = last
         return questions
 
     def decode(
@@ -369,7 +398,8 @@ class EntityLinker:
           ElqError: the threshold is below the one the questions were scored at.
         """
         decoded = self.decode_tokens(scored, threshold)
-        rows = sorted({int(row) for links in decoded for link in links for row in link.rows})
+        found = {int(row) for links in decoded for link in links for row in link.rows}
+        rows = sorted(found - {_NO_ROW})
         names = zip(self.catalogue.titles(rows), self.catalogue.wikidata_ids(rows), strict=True)
         entities = dict(zip(rows, names, strict=True))
         return [
@@ -378,7 +408,11 @@ class EntityLinker:
         ]
 
     def decode_tokens(
-        self, scored: Sequence[ScoredQuestion], threshold: float | None = None
+        self,
+        scored: Sequence[ScoredQuestion],
+        threshold: float | None = None,
+        *,
+        allow_overlaps: bool = False,
     ) -> list[list[Decoded]]:
         """As `decode`, but token positions and catalogue rows, best score first."""
         settings = self._settings(threshold)
@@ -413,6 +447,7 @@ class EntityLinker:
             settings.mention_threshold,
             lengths=[len(question.encoded.ids) for question in scored],
             allow_special_tokens=settings.allow_special_tokens,
+            allow_overlaps=allow_overlaps,
         )
 
     def candidates_at(
@@ -428,12 +463,9 @@ class EntityLinker:
         Returns:
           for each question the candidate rows [M, C] int32, best first.
         """
-        encoded = self.tokenizer.encode_questions(
-            list(texts),
-            self.config.max_question_tokens,
-            special_tokens_in_text=self.settings.special_tokens_in_text,
-        )
-        most = max(1, *(len(one) for one in bounds)) if bounds else 1
+        encoded = self.encode(texts)
+        most = max((len(one) for one in bounds), default=1)
+        most = 1 << max(most - 1, 0).bit_length()  # few widths, few compilations
         found: list[Any] = [None] * len(encoded)
         for batch in self._batches(encoded, batch_size):
             arrays = self._padded([encoded[i] for i in batch.indices], batch)
@@ -515,6 +547,7 @@ class EntityLinker:
         candidates = tuple(
             Candidate(row, *entities[row], score)
             for row, score in zip(decoded.rows.tolist(), decoded.scores.tolist(), strict=True)
+            if row != _NO_ROW
         )
         best = candidates[0]
         return Link(

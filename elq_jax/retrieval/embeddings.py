@@ -367,6 +367,46 @@ class Embeddings:
                 yield shard.start + start, shard.float32(slice(start, start + block_rows))
 
 
+def checked_shards(table: Embeddings | np.ndarray) -> list[Shard]:
+    """Returns the shards of embeddings, or an array as one shard, after one pass over the values.
+
+    Args:
+      table: [E, D]; an array of other floats than bfloat16 is taken as float32.
+
+    Raises:
+      ElqError: not of shape (E, D) with at least one row, or a row with NaN or infinity.
+    """
+    if isinstance(table, Embeddings):
+        shards = table.shards
+    else:
+        values = np.asarray(table)
+        if values.ndim != 2 or 0 in values.shape:
+            raise ElqError(
+                f"embeddings: found shape {values.shape}, expected (E, D) with at least one row"
+            )
+        if values.dtype != ml_dtypes.bfloat16:
+            values = np.asarray(values, np.float32)
+        shards = [Shard(0, values, None)]
+    for shard in shards:
+        bad = None if _is_finite(shard) else first_bad_row(shard.float32())
+        if bad is not None:
+            raise ElqError(
+                f"embeddings: row {shard.start + bad} holds NaN or infinity; "
+                "encode the catalogue again"
+            )
+    return shards
+
+
+def _is_finite(shard: Shard) -> bool:
+    """A quick check; may be False for huge values that are finite."""
+    if shard.scale is not None:
+        return bool(np.isfinite(shard.scale).all())
+    if shard.values.dtype == ml_dtypes.bfloat16:
+        return bool((shard.values.view(np.uint16) & 0x7FFF).max() < 0x7F80)
+    with np.errstate(all="ignore"):  # NaN and infinity survive summation
+        return bool(np.isfinite(shard.values.sum(axis=0)).all())
+
+
 def _open_shard(layout: _Layout, number: int) -> Shard:
     start, stop = layout.shard_range(number)
     values = _map(layout.path(number), _STORED_AS[layout.dtype], (stop - start, layout.width))

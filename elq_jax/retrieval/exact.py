@@ -18,7 +18,14 @@ import numpy as np
 from jax import lax
 
 from elq_jax.errors import ElqError
-from elq_jax.retrieval.embeddings import DTYPES, Embeddings, Shard, first_bad_row, quantize
+from elq_jax.retrieval.embeddings import (
+    DTYPES,
+    Embeddings,
+    Shard,
+    checked_shards,
+    first_bad_row,
+    quantize,
+)
 
 CHUNK_SIZE = 32768
 QUERY_BUCKETS = (1, 4, 16, 64, 256)
@@ -163,12 +170,11 @@ class ExactIndex:
     ):
         if dtype not in (None, *DTYPES):
             raise ElqError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
-        self.shape = check_table(embeddings)
+        self.shape = tuple(embeddings.shape)
         self._chunk_size = chunk_size
         # (first row, table, scale) of each part; at most two table shapes, so two compilations.
         self._parts = []
-        for part in _join(_shards(embeddings)):
-            _check_finite(part)
+        for part in _join(checked_shards(embeddings)):
             values, scale = _as_dtype(part, dtype)
             if jax.default_backend() == "cpu" and values.dtype == ml_dtypes.bfloat16:
                 values = values.view(np.uint16)
@@ -194,9 +200,10 @@ class ExactIndex:
         queries = check_queries(queries, k, self.shape)
         scores = np.empty((len(queries), k), np.float32)
         rows = np.empty((len(queries), k), np.int32)
-        for start in range(0, len(queries), QUERY_BUCKETS[-1]):
-            batch = queries[start : start + QUERY_BUCKETS[-1]]
-            size = next(size for size in QUERY_BUCKETS if size >= len(batch))
+        start = 0
+        while start < len(queries):
+            size = _batch_size(len(queries) - start)
+            batch = queries[start : start + size]
             padded = np.zeros((size, self.shape[1]), np.float32)
             padded[: len(batch)] = batch
             found = [
@@ -206,15 +213,16 @@ class ExactIndex:
             best = _merge(found, k) if len(found) > 1 else found[0]
             stop = start + len(batch)
             scores[start:stop], rows[start:stop] = (np.asarray(x)[: len(batch)] for x in best)
+            start = stop
         return scores, rows
 
 
-def check_table(table: Embeddings | np.ndarray | jax.Array) -> tuple[int, int]:
-    """Returns (E, D), or raises an ElqError when that is not the shape of a table of entities."""
-    shape = tuple(int(size) for size in table.shape)
-    if len(shape) != 2 or 0 in shape:
-        raise ElqError(f"embeddings: found shape {shape}, expected (E, D) with at least one row")
-    return shape
+def _batch_size(count: int) -> int:
+    """How many queries to search next, of `count`: padding many is slower than another batch."""
+    larger = next((size for size in QUERY_BUCKETS if size >= count), QUERY_BUCKETS[-1])
+    if larger <= 16 or count >= 0.75 * larger:
+        return larger
+    return max(size for size in QUERY_BUCKETS if size <= count)
 
 
 def check_queries(queries: np.ndarray, k: int, shape: tuple[int, int]) -> np.ndarray:
@@ -233,15 +241,6 @@ def check_queries(queries: np.ndarray, k: int, shape: tuple[int, int]) -> np.nda
     return queries
 
 
-def _shards(embeddings: Embeddings | np.ndarray | jax.Array) -> list[Shard]:
-    if isinstance(embeddings, Embeddings):
-        return embeddings.shards
-    values = np.asarray(embeddings)
-    if values.dtype != ml_dtypes.bfloat16:
-        values = np.asarray(values, np.float32)
-    return [Shard(0, values, None)]
-
-
 def _join(shards: list[Shard]) -> list[Shard]:
     """Joins consecutive shards for accelerators; CPU searches them where they are mapped."""
     if jax.default_backend() == "cpu" or len(shards) == 1:
@@ -256,20 +255,6 @@ def _join(shards: list[Shard]) -> list[Shard]:
         )
         for group in groups
     ]
-
-
-def _check_finite(shard: Shard) -> None:
-    values = shard.values if shard.scale is None else shard.scale[:, None]
-    if values.dtype == ml_dtypes.bfloat16:
-        finite = bool((values.view(np.uint16) & 0x7FFF).max() < 0x7F80)
-    else:
-        with np.errstate(all="ignore"):  # NaN and infinity survive summation
-            finite = bool(np.isfinite(values.sum(axis=0)).all())
-    bad = None if finite else first_bad_row(values)
-    if bad is not None:
-        raise ElqError(
-            f"embeddings: row {shard.start + bad} holds NaN or infinity; encode the catalogue again"
-        )
 
 
 def _as_dtype(shard: Shard, dtype: str | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -297,11 +282,11 @@ def shard_table(
     Raises:
       ElqError: not a table, or a row with NaN or infinity.
     """
-    rows, width = check_table(table)
+    shards = checked_shards(table)
+    rows, width = table.shape
     out = np.zeros((num_devices, -(-rows // num_devices), width), np.dtype(dtype))
     flat = out.reshape(-1, width)
-    for shard in _shards(table):
-        _check_finite(shard)
+    for shard in shards:
         flat[shard.start : shard.start + len(shard.values)] = shard.float32()
     return out
 
@@ -370,19 +355,25 @@ def sharded_top_k(
     return _best(k, to_owner(scores), to_owner(rows + first_row))
 
 
-def gather_rows(shard: jax.Array, rows: jax.Array, axis_name: str) -> jax.Array:
+def gather_rows(
+    shard: jax.Array, rows: jax.Array, axis_name: str, scale: jax.Array | None = None
+) -> jax.Array:
     """Looks up rows of a table spread over devices, inside `jax.pmap` or `shard_map`.
 
     Args:
       shard: [E_local, D], as for `sharded_top_k`.
       rows: int of any shape, rows of the whole table, this device's own.
       axis_name: of the mapped axis.
+      scale: [E_local] float32 for an int8 shard.
 
     Returns:
-      [*rows.shape, D] in the dtype of the shard; zero for rows that no device holds (-1).
+      [*rows.shape, D] float32; zero for rows that no device holds (-1).
     """
     all_rows = lax.all_gather(rows, axis_name)
     local = all_rows - lax.axis_index(axis_name) * shard.shape[0]
     held_mask = (local >= 0) & (local < shard.shape[0])
-    vectors = jnp.where(held_mask[..., None], shard[jnp.where(held_mask, local, 0)], 0)
-    return lax.psum_scatter(vectors, axis_name)
+    local = jnp.where(held_mask, local, 0)
+    vectors = shard[local].astype(jnp.float32)
+    if scale is not None:
+        vectors = vectors * scale[local][..., None]
+    return lax.psum_scatter(jnp.where(held_mask[..., None], vectors, 0), axis_name)

@@ -99,8 +99,8 @@ def bi_encoder_train_step(
     Returns:
       step(state, batch, table, key, num_queries) -> (state, metrics): `state.params` is
       {"question": ..., "entity": ...}; besides the questions the batch has `entity_ids` and
-      `entity_mask` [B, M, 1 + N, T_e], the gold entity of each mention and N mined ones, and `negative_mask`
-      [B, M, N]. `table` is None.
+      `entity_mask` [B, M, 1 + N, T_e], the gold entity of each mention and N mined ones, and
+      `negative_mask` [B, M, N]. `table` is None.
     """
     question = QuestionEncoder(config, jnp.dtype(dtype), remat)
     entity = EntityEncoder(config, jnp.dtype(dtype), remat)

@@ -1,0 +1,49 @@
+"""What can be had without a model: gold mentions whose text is a title or an alias of the entity.
+
+    python -m benchmarks.floors --catalogue runs/catalogue/catalogue.arrow \\
+        --train data/questions/webqsp/train.jsonl --questions data/questions/webqsp/test.jsonl
+
+Case is ignored. "Title match" links a mention to the first entity of that title; "title or alias
+recall" asks whether the gold entity has the mention's text as its title or as one of its aliases.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from elq_jax import cli
+from elq_jax.data.catalogue import Catalogue
+from elq_jax.data.questions import read_questions
+
+_CATALOGUE = flags.DEFINE_string("catalogue", None, "catalogue.arrow.", required=True)
+_TRAIN = flags.DEFINE_string("train", None, "Training questions.", required=True)
+_QUESTIONS = flags.DEFINE_string("questions", None, "Questions to measure.", required=True)
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the floors."""
+    del arguments
+    catalogue = Catalogue.open(_CATALOGUE.value)
+    train, _ = read_questions(_TRAIN.value, catalogue)
+    questions, _ = read_questions(_QUESTIONS.value, catalogue)
+    seen = {mention.row for question in train for mention in question.mentions}
+    first_of_title: dict[str, int] = {}
+    for row, title in enumerate(catalogue.titles(range(len(catalogue)))):
+        first_of_title.setdefault(title.lower(), row)
+    total = titles = recalled = unseen = 0
+    for question in questions:
+        for mention in question.mentions:
+            surface = question.text[mention.start : mention.end].lower()
+            entity = catalogue[mention.row]
+            total += 1
+            titles += first_of_title.get(surface) == mention.row
+            names = {name.lower() for name in (entity.title, *entity.aliases)}
+            recalled += surface in names
+            unseen += mention.row not in seen
+    print(f"{total} gold mentions; title match {titles / total:.3f}")
+    print(f"title or alias recall {recalled / total:.3f}")
+    print(f"entities unseen in training {unseen / total:.3f}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

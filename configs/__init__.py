@@ -1,0 +1,1 @@
+"""Experiment records: one `get_config()` per file. Run from the root of the repository."""

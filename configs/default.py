@@ -1,0 +1,86 @@
+"""Every setting of `python -m elq_jax.train`, with its default. Other configurations start here.
+
+Purpose: to be copied and changed; it names no data.
+Hardware: any. Time and score: not measured.
+Command: python -m elq_jax.train --config configs/default.py --workdir runs/mine \\
+    --config.catalogue=my_catalogue --config.dev_file=dev.jsonl \\
+    --config.train_files="('train.jsonl',)"
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # New parameters, dropout, data order.
+    config.num_devices = config_dict.placeholder(int)  # All local devices.
+
+    # Encoders: "minilm", a folder with a BERT checkpoint, or a hub name.
+    config.question_encoder = "minilm"
+    config.entity_encoder = ""  # The question encoder's.
+    config.init_from = ""  # A linker directory: goes on from its parameters and its `model`.
+    config.model = ml_collections.ConfigDict()  # Fields of elq_jax.model.elq.ElqConfig.
+    config.model.entity_pooling = "mean"
+    config.model.normalize_entities = True
+    config.model.mention_aggregation = "all_avg_linear"
+    config.model.normalize_mentions = True
+    config.model.score_scale = 20.0
+    config.model.max_mention_width = 16
+    config.model.max_question_tokens = 64
+    config.model.max_entity_tokens = 128
+
+    # Data. Catalogue: .jsonl, .jsonl.gz, or a folder that encode_entities wrote.
+    config.catalogue = ""
+    config.train_files = ()
+    config.train_repeats = ()  # How often each file is seen in an epoch; () is once.
+    config.dev_file = ""
+    config.on_error = "stop"  # Or "skip" lines that cannot be used, with a report.
+
+    config.stages = ("joint",)
+
+    config.bi_encoder = _stage()
+    config.bi_encoder.num_negatives = 5  # Mined per mention.
+    config.bi_encoder.mine_every = 0  # Steps; 0: in-batch negatives only.
+
+    config.joint = _stage()
+    config.joint.linking_loss = "full_catalogue"  # in_batch, hard_negatives(_bce), full_catalogue.
+    config.joint.num_negatives = 10  # Mined per mention and step (hard_negatives losses).
+    config.joint.chunk_size = 16384  # Rows of the catalogue scored at a time.
+    config.joint.table_dtype = "float32"  # Of the entity vectors on the device; or bfloat16.
+    config.joint.eval_every = 100
+
+    config.encode = ml_collections.ConfigDict()  # Entity vectors, where they must be computed.
+    config.encode.batch_size = 32
+    config.encode.dtype = "float32"
+    config.encode.table_dtype = "float32"  # On disk: float32, bfloat16, int8.
+
+    config.linking = ml_collections.ConfigDict()  # Fields of LinkingSettings.
+    config.linking.max_mentions = 10
+    config.linking.num_candidates = 10
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.metric = "weak"  # F1 that chooses the threshold and the best step; or strong.
+    config.eval.threshold_floor = -8.0  # Thresholds are looked for from here up.
+    config.eval.max_questions = config_dict.placeholder(int)  # Of the dev file; all.
+    return config
+
+
+def _stage() -> ml_collections.ConfigDict:
+    stage = ml_collections.ConfigDict()
+    stage.batch_size = 64  # Questions, over all devices.
+    stage.num_epochs = 10.0
+    stage.num_steps = 0  # If set, instead of num_epochs.
+    stage.accumulate_steps = 1
+    stage.learning_rate = 1e-4
+    stage.new_module_factor = 20.0  # Times learning_rate for parameters that start at random.
+    stage.schedule = "linear"  # cosine, constant.
+    stage.warmup_fraction = 0.1
+    stage.weight_decay = 0.01
+    stage.max_grad_norm = 1.0
+    stage.span_loss_weight = 5.0
+    stage.dtype = "float32"  # Of matrix products; or bfloat16.
+    stage.remat = False  # Recompute activations in the backward pass.
+    stage.log_every = 20
+    stage.checkpoint_every = 200
+    return stage

@@ -1,0 +1,33 @@
+"""A linker over 419 well-known entities, trained from scratch on a laptop CPU: `make demo`.
+
+Purpose: shows all stages at work on the data in demo/: both encoders together, then mined
+negatives, then the question encoder against the frozen catalogue.
+Hardware: CPU, 2 cores. Time and score: not measured.
+Command: python -m elq_jax.train --config configs/demo.py --workdir runs/demo
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = default.get_config()
+    config.catalogue = "demo/catalogue.jsonl"
+    config.train_files = ("demo/train.jsonl",)
+    config.dev_file = "demo/dev.jsonl"
+    config.model.max_entity_tokens = 48
+    config.model.max_question_tokens = 32
+    config.stages = ("bi_encoder", "joint")
+
+    config.bi_encoder.batch_size = 32
+    config.bi_encoder.num_steps = 60
+    config.bi_encoder.mine_every = 40
+    config.bi_encoder.num_negatives = 2
+    config.bi_encoder.learning_rate = 5e-5
+
+    config.joint.batch_size = 32
+    config.joint.num_epochs = 4.0
+    config.joint.eval_every = 52
+    config.joint.checkpoint_every = 104
+    return config

@@ -1,0 +1,157 @@
+"""Turns models of the original ELQ and BLINK into a linker directory, and back.
+
+    python -m elq_jax.convert --checkpoint elq_wiki_large.bin --params elq_large_params.txt \\
+        --catalogue entity.jsonl --embeddings all_entities_large.t7 --dtype int8 \\
+        --tokenizer bert-large-uncased --output elq_wiki
+
+writes what `EntityLinker.from_pretrained("elq_wiki")` opens. Without --embeddings, encode_entities
+computes them; without --catalogue, the result is a model to encode or train with. Files of torch of
+any age are read, without torch; the matrix in parts, so that memory does not depend on its size.
+Stopped at any moment, the same command goes on; after an error nothing is left behind.
+
+    python -m elq_jax.convert --linker elq_wiki --to_torch elq.bin
+
+writes a state dict that the original loads, and its parameter file elq_params.txt.
+
+docs/migrating-from-elq.md has the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+
+from absl import flags
+
+from elq_jax import cli
+from elq_jax.errors import ElqError
+from elq_jax.linking.presets import PRESETS
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "ELQ model: elq_wiki_large.bin, ...")
+_PARAMS = flags.DEFINE_string(
+    "params", None, "Its parameter file: elq_large_params.txt, training_params.txt."
+)
+_ENTITY_CHECKPOINT = flags.DEFINE_string(
+    "entity_checkpoint",
+    None,
+    "Take the entity encoder of this model instead: BLINK's biencoder_wiki_large.bin, ...",
+)
+_BERT_CONFIG = flags.DEFINE_string(
+    "bert_config",
+    None,
+    "config.json of the BERT that it was trained from; needed where the number of attention heads "
+    "is not known: anything but bert-base, bert-large and the smaller ones published with them.",
+)
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "Folder with tokenizer.json or vocab.txt of that BERT, or its hub name."
+)
+_CATALOGUE = flags.DEFINE_string(
+    "catalogue", None, "entity.jsonl (or .jsonl.gz, or a catalogue.arrow)."
+)
+_WIKIDATA_IDS = flags.DEFINE_string(
+    "wikidata_ids",
+    None,
+    "Table title -> Wikidata id for entities without kb_idx: a JSON object, or lines title<TAB>id.",
+)
+_EMBEDDINGS = flags.DEFINE_string(
+    "embeddings", None, "Entity vectors in the order of the catalogue: all_entities_large.t7."
+)
+_TOKEN_IDS = flags.DEFINE_string(
+    "token_ids",
+    None,
+    "entity_token_ids_128.t7, to check catalogue and tokenizer with; not needed for anything else.",
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ("float32", "bfloat16", "int8"), "Vectors on disk; int8 has a row scale."
+)
+_INDEX = flags.DEFINE_bool(
+    "index",
+    False,
+    "Build a ScaNN index too, which takes the float32 matrix in memory (24 GB of the published "
+    "one); build_index does so later, with more choices.",
+)
+_PRESET = flags.DEFINE_enum(
+    "preset", "interactive", tuple(PRESETS), "Published settings to link with by default."
+)
+_MAX_QUESTION_TOKENS = flags.DEFINE_integer(
+    "max_question_tokens",
+    None,
+    "Tokens of a question, [CLS] and [SEP] included; by default the preset's, or the model's.",
+    lower_bound=3,
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Linker directory to write.")
+_LINKER = flags.DEFINE_string("linker", None, "Linker directory to write --to_torch.")
+_TO_TORCH = flags.DEFINE_string("to_torch", None, "State dict to write: OUT.bin.")
+
+
+def main(arguments: list[str]) -> None:
+    """Converts in one direction or the other."""
+    if len(arguments) > 1:
+        raise ElqError(f"{arguments[1]}: unexpected; every file has a flag")
+    cli.use_compilation_cache()
+    if _TO_TORCH.value or _LINKER.value:
+        _to_torch()
+    else:
+        _convert()
+
+
+def _convert() -> None:
+    _check_given(_CHECKPOINT, _PARAMS, _TOKENIZER, _OUTPUT)
+    from elq_jax.linking import conversion, directory
+
+    output = _OUTPUT.value
+    conversion.convert(
+        output,
+        _CHECKPOINT.value,
+        _PARAMS.value,
+        _TOKENIZER.value,
+        entity_checkpoint=_ENTITY_CHECKPOINT.value,
+        bert_config=_BERT_CONFIG.value,
+        catalogue=_CATALOGUE.value,
+        wikidata_ids=_WIKIDATA_IDS.value,
+        embeddings=_EMBEDDINGS.value,
+        token_ids=_TOKEN_IDS.value,
+        dtype=_DTYPE.value,
+        preset=_PRESET.value,
+        max_question_tokens=_MAX_QUESTION_TOKENS.value,
+        index=_INDEX.value,
+        progress=cli.progress,
+    )
+    if _CATALOGUE.value and not _EMBEDDINGS.value:
+        print(
+            f"no embeddings yet: python -m elq_jax.encode_entities --encoder {output} "
+            f"--catalogue {pathlib.Path(output) / directory.CATALOGUE} --output {output}",
+            file=sys.stderr,
+        )
+    print(output)
+
+
+def _to_torch() -> None:
+    _check_given(_LINKER, _TO_TORCH)
+    for flag in (_CHECKPOINT, _PARAMS, _CATALOGUE, _EMBEDDINGS, _OUTPUT):
+        if flag.value:
+            raise ElqError(f"--{flag.name}: cannot be combined with --to_torch and --linker")
+    from elq_jax.data.files import atomic_write
+    from elq_jax.data.torch_files import write_torch_file
+    from elq_jax.linking import original
+
+    output = pathlib.Path(_TO_TORCH.value)
+    tensors, parameters = original.state_dict(_LINKER.value)
+    write_torch_file(output, tensors)
+    path = output.with_name(f"{output.stem}_params.txt")
+    with atomic_write(path, "w") as file:
+        json.dump(parameters, file)
+        file.write("\n")
+    print(f"{output}\n{path}")
+
+
+def _check_given(*needed: flags.FlagHolder) -> None:
+    for flag in needed:
+        if not flag.value:
+            names = ", ".join(f"--{flag.name}" for flag in needed)
+            raise ElqError(f"--{flag.name}: missing; needed are {names}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

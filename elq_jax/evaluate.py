@@ -1,0 +1,254 @@
+"""Measures a linker on labelled questions.
+
+    python -m elq_jax.evaluate --linker my_linker --tune dev.jsonl --questions test.jsonl \\
+        --output results/
+
+links every question once, at the low score of --floor, and counts at the threshold that is best on
+the --tune questions (or --threshold, or the linker's own). Several --questions are pooled. Shown
+are precision, recall and F1 with weak and strong matching: for the questions whose gold entities
+are all in the catalogue, and for all of them (gold outside the catalogue is then a miss); for
+mentions without their entities; the ranking of entities at the gold mentions; and questions per
+second. --output also receives
+
+    report.json    all numbers
+    curve.png      precision and recall at all thresholds
+    errors.jsonl   what is wrong, one line per error
+
+Give --questions (and --tune) once for each file.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from elq_jax import cli
+from elq_jax.data.files import atomic_write
+from elq_jax.errors import ElqError
+
+if TYPE_CHECKING:
+    from elq_jax.data.questions import Question
+    from elq_jax.evaluation.report import Evaluation
+    from elq_jax.linking.linker import EntityLinker
+
+_LINKER = flags.DEFINE_string("linker", None, "Linker directory.", required=True)
+_QUESTIONS = flags.DEFINE_multi_string(
+    "questions", None, "Labelled questions, .jsonl or .jsonl.gz", required=True
+)
+_TUNE = flags.DEFINE_multi_string(
+    "tune", [], "Labelled questions to choose the threshold on; never the ones to report on"
+)
+_THRESHOLD = flags.DEFINE_float(
+    "threshold", None, "Count links with a score above this; by default the linker's own."
+)
+_METRIC = flags.DEFINE_enum("metric", "weak", ("weak", "strong"), "The F1 that --tune maximises.")
+_FLOOR = flags.DEFINE_float(
+    "floor", -8.0, "Link at this score; thresholds can be tried from here up."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for report.json, curve.png, errors.jsonl.")
+_INDEX = flags.DEFINE_enum(
+    "index", "auto", ("auto", "exact", "scann"), "What to search; auto: ScaNN if it was built."
+)
+_MAX_MENTIONS = flags.DEFINE_integer(
+    "max_mentions", None, "Mentions searched for in a question; by default the linker's own."
+)
+_CANDIDATES = flags.DEFINE_integer(
+    "candidates", None, "Entities retrieved for a mention; by default the linker's own."
+)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Questions encoded at a time.", lower_bound=1)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ("float32", "bfloat16"), "Matrix products of the encoder."
+)
+_ON_ERROR = flags.DEFINE_enum(
+    "on_error", "stop", ("stop", "skip"), "What to do with a line that cannot be used."
+)
+_SPEED = flags.DEFINE_bool("speed", True, "Link once more, to measure questions per second.")
+_ORIGINAL_WINDOWS = flags.DEFINE_bool(
+    "original_windows",
+    False,
+    "Instead of all this, count the way the original's labelled evaluation does, for files of the "
+    "EL4QA form: their token ids, cut to windows around the gold mentions, label_id as it is, "
+    "mentions with [CLS] and [SEP] allowed, positions in tokens.",
+)
+
+
+def main(arguments: list[str]) -> None:
+    """Links, counts, prints and writes."""
+    if len(arguments) > 1:
+        raise ElqError(f"{arguments[1]}: unexpected; give every file with --questions or --tune")
+    if _TUNE.value and _THRESHOLD.value is not None:
+        raise ElqError("--tune, --threshold: either of them decides the threshold; give one")
+    cli.use_compilation_cache()
+    from elq_jax.linking.linker import EntityLinker
+
+    changes = {
+        "threshold": _THRESHOLD.value,
+        "max_mentions": _MAX_MENTIONS.value,
+        "num_candidates": _CANDIDATES.value,
+    }
+    linker = EntityLinker.from_pretrained(
+        _LINKER.value,
+        index=_INDEX.value,
+        dtype=_DTYPE.value,
+        **{name: value for name, value in changes.items() if value is not None},
+    )
+    report = {
+        "linker": _LINKER.value,
+        "index": linker.index.kind,
+        "entities": len(linker.catalogue),
+        "max_mentions": linker.settings.max_mentions,
+        "num_candidates": linker.settings.num_candidates,
+        "dtype": _DTYPE.value,
+    }
+    report |= _evaluate_windows(linker) if _ORIGINAL_WINDOWS.value else _evaluate(linker)
+    if _OUTPUT.value:
+        with atomic_write(pathlib.Path(_OUTPUT.value) / "report.json", "w") as file:
+            json.dump(report, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+        print(f"written: {_OUTPUT.value}", file=sys.stderr)
+
+
+def _evaluate(linker: EntityLinker) -> dict[str, Any]:
+    from rich.console import Console
+
+    from elq_jax.evaluation import report as reports
+    from elq_jax.evaluation.speed import describe_machine, measure_speed, peak_memory
+
+    if linker.settings.threshold_type != "joint":
+        raise ElqError(
+            f"{_LINKER.value}: threshold_type is {linker.settings.threshold_type!r}; evaluate "
+            'counts at thresholds of joint scores, that is with "joint"'
+        )
+    tune, tune_files = _read(linker, _TUNE.value)
+    questions, files = _read(linker, _QUESTIONS.value)
+    threshold = linker.settings.threshold
+    floor = min(_FLOOR.value, threshold)
+    report: dict[str, Any] = {
+        "questions": files,
+        "floor": floor,
+        "threshold_from": "linker" if _THRESHOLD.value is None else "--threshold",
+    }
+    if tune:
+        sweep = _predict("tuning", linker, tune, floor).sweep
+        threshold, f1 = sweep.best_threshold(_METRIC.value), float(sweep.f1(_METRIC.value).max())
+        report["threshold_from"] = "--tune"
+        report["tune"] = {"questions": tune_files, "metric": _METRIC.value, "f1": f1}
+        print(f"best {_METRIC.value} F1 {f1:.3f}, at {threshold:.3f}", file=sys.stderr)
+        if not f1:
+            print("warning: nothing that was linked in --tune is right", file=sys.stderr)
+
+    evaluation = _predict("linking", linker, questions, floor, at_gold_spans=True)
+    scores = evaluation.report(threshold)
+    report |= scores
+    console = Console()
+    reports.print_report(console, scores)
+    report["machine"] = machine = describe_machine()
+    if _SPEED.value:
+        texts = [question.text for question in questions]
+        report["speed"] = speed = measure_speed(linker, texts, threshold, _BATCH_SIZE.value)
+        console.print(
+            f"{speed['questions_per_second']:,.1f} questions/s from text to links (second of two "
+            f"passes, {len(texts):,} questions)",
+            highlight=False,
+        )
+    report["peak_memory_bytes"] = peak = peak_memory()
+    on = f"{machine['cpu']}, {machine['cores']} cores"
+    if machine["device"] != "cpu":
+        on += f", {machine['num_devices']} x {machine['device']}"
+    console.print(
+        f"{on}; {linker.index.kind} index of {len(linker.catalogue):,} entities, batch "
+        f"{_BATCH_SIZE.value}; peak memory {peak / 2**30:.2f} GiB",
+        highlight=False,
+    )
+    if _OUTPUT.value:
+        folder = pathlib.Path(_OUTPUT.value)
+        errors = evaluation.errors(threshold, linker.catalogue.titles)
+        reports.write_errors(folder / "errors.jsonl", errors)
+        known = evaluation.in_catalogue()
+        title, shown = ("in catalogue", known) if known.results else ("all", evaluation)
+        reports.plot_precision_recall(folder / "curve.png", shown.sweep, threshold, title)
+    return report
+
+
+def _evaluate_windows(linker: EntityLinker) -> dict[str, Any]:
+    from rich.console import Console
+    from rich.table import Table
+
+    from elq_jax.evaluation import original
+
+    if _TUNE.value:
+        raise ElqError("--tune, --original_windows: cannot be combined; give --threshold")
+    questions, files = _read(linker, _QUESTIONS.value, trust_label_ids=True)
+    with cli.progress("linking", len(questions), "questions") as advance:
+        linked = original.link_windows(
+            linker, questions, batch_size=_BATCH_SIZE.value, progress=advance
+        )
+    counts = original.count_windows(linked)
+    table = Table("", "match", "correct", "predicted", "gold", "P", "R", "F1")
+    report: dict[str, Any] = {"questions": files, "threshold": linker.settings.threshold}
+    for name, part in (("window", counts.window), ("text", counts.text)):
+        report[name] = {"predicted": part.predicted, "gold": part.gold}
+        for metric in ("weak", "strong"):
+            report[name][metric] = scores = part.scores(metric)
+            correct, *rest = scores.values()
+            shown = (f"{value:.4f}" for value in rest)
+            table.add_row(name, metric, *map(str, (correct, part.predicted, part.gold)), *shown)
+    Console().print(table)
+    return report
+
+
+def _read(
+    linker: EntityLinker, paths: list[str], **options: Any
+) -> tuple[list[Question], list[dict[str, Any]]]:
+    """The questions of all files together, and what is to be said of each file."""
+    from elq_jax.data.questions import read_questions
+
+    questions, files = [], []
+    for path in paths:
+        found, resolution = read_questions(path, linker.catalogue, _ON_ERROR.value, **options)
+        print(resolution.summary(), file=sys.stderr)
+        questions += found
+        files.append(
+            {
+                "path": path,
+                "questions": resolution.questions,
+                "mentions": resolution.mentions,
+                "gold": dict(resolution.counts),
+                "skipped": len(resolution.skipped),
+            }
+        )
+    return questions, files
+
+
+def _predict(
+    description: str,
+    linker: EntityLinker,
+    questions: list[Question],
+    floor: float,
+    at_gold_spans: bool = False,
+) -> Evaluation:
+    from elq_jax.data.batches import AlignmentReport
+    from elq_jax.evaluation.predictions import align_gold, predict
+
+    aligned = align_gold(linker, questions)
+    problems = [problem for one in aligned for problem in one.problems]
+    if problems:
+        mentions = sum(len(question.mentions) for question in questions)
+        print(AlignmentReport(len(questions), mentions, problems).summary(), file=sys.stderr)
+    with cli.progress(description, len(questions), "questions") as advance:
+        return predict(
+            linker,
+            questions,
+            floor,
+            batch_size=_BATCH_SIZE.value,
+            at_gold_spans=at_gold_spans,
+            progress=advance,
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,267 @@
+"""Links the entities of questions.
+
+    python -m elq_jax.link --linker my_linker "who wrote dune?"
+    python -m elq_jax.link --linker my_linker --input questions.jsonl --output links.jsonl
+    cat questions.txt | python -m elq_jax.link --linker my_linker > links.jsonl
+    python -m elq_jax.link --linker my_linker
+
+Questions come from the command line, from --input, or from stdin (a question a line); without any,
+on a terminal, they are asked for. An input line of .jsonl is {"text": ..., "id": ...}, the id being
+optional. Links go to --output, or to stdout, a line of JSON for each question:
+
+    {"id": 1, "text": "who wrote dune?", "links": [{"start": 10, "end": 14, "mention": "dune",
+     "title": "Dune (novel)", "wikidata_id": "Q190192", "entity": 17, "score": -0.21,
+     "mention_score": -0.02, "candidates": [{"title": ..., "score": ...}, ...]}]}
+
+start and end are characters of the text (end is one past the last), entity is a row of the
+catalogue, scores are log-probabilities. "truncated_at" is there if the question was longer than the
+model reads. On a terminal the links are shown as coloured text instead.
+
+A run with --output that is stopped at any moment goes on when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from elq_jax import cli
+from elq_jax.errors import ElqError
+
+if TYPE_CHECKING:
+    from elq_jax.linking.batch import Linked, Row
+    from elq_jax.linking.linker import EntityLinker
+
+_LINKER = flags.DEFINE_string("linker", None, "Linker directory.", required=True)
+_INPUT = flags.DEFINE_string("input", None, "Questions: .txt, .jsonl or .jsonl.gz.")
+_INPUT_FORMAT = flags.DEFINE_enum(
+    "input_format",
+    "auto",
+    ("auto", "txt", "jsonl"),
+    "How the input is read; auto: by its name, stdin as txt.",
+)
+_OUTPUT = flags.DEFINE_string("output", None, "Write lines of JSON here instead of to stdout.")
+_THRESHOLD = flags.DEFINE_float(
+    "threshold", None, "Keep links with a higher score; by default the linker's own."
+)
+_MAX_MENTIONS = flags.DEFINE_integer(
+    "max_mentions", None, "Mentions considered in a question; by default the linker's own."
+)
+_CANDIDATES = flags.DEFINE_integer(
+    "candidates",
+    None,
+    "Entities retrieved for a mention, among which its probability is shared out; by default the "
+    "linker's own.",
+)
+_INDEX = flags.DEFINE_enum(
+    "index",
+    "auto",
+    ("auto", "exact", "scann"),
+    "How entities are searched; auto: with ScaNN if such an index was built.",
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size",
+    64,
+    "Questions per call; 1 answers each as soon as it is read.",
+    lower_bound=1,
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ("float32", "bfloat16"), "Matrix products of the encoder."
+)
+_ON_ERROR = flags.DEFINE_enum(
+    "on_error",
+    "stop",
+    ("stop", "skip"),
+    'A line that is no question stops the program, or is reported and gets an output line {"id", '
+    '"error"}.',
+)
+_RESTART = flags.DEFINE_bool(
+    "restart", False, "Start over instead of going on with what an interrupted run left."
+)
+
+_SHOWN = 20  # messages of one kind
+
+
+def main(arguments: list[str]) -> None:
+    """Links what is given, or asks for questions."""
+    typed, as_text = arguments[1:], _OUTPUT.value is None and sys.stdout.isatty()
+    if typed and _INPUT.value is not None:
+        raise ElqError("questions on the command line and --input: give one of them")
+    interactive = not typed and _INPUT.value is None and sys.stdin.isatty()
+    if interactive and not as_text:
+        raise ElqError("no questions; give some on the command line, with --input, or on stdin")
+    with _open_rows(typed) as (rows, total):
+        linker = _open_linker()
+        if interactive:
+            _ask(linker)
+        elif as_text:
+            _show(linker, rows)
+        else:
+            _write(linker, rows, total)
+
+
+@contextlib.contextmanager
+def _open_rows(typed: Sequence[str]) -> Iterator[tuple[Iterable[Row], int | None]]:
+    """The rows of the input, and how many they are if that is known."""
+    from elq_jax.linking import batch
+
+    if typed:
+        yield batch.rows_of_arguments(typed), len(typed)
+    elif _INPUT.value is None:
+        form = "txt" if _INPUT_FORMAT.value == "auto" else _INPUT_FORMAT.value
+        yield batch.read_rows(sys.stdin.buffer, "stdin", form, _ON_ERROR.value), None
+    else:
+        path = pathlib.Path(_INPUT.value)
+        form = batch.form_of(path) if _INPUT_FORMAT.value == "auto" else _INPUT_FORMAT.value
+        if not path.is_file():
+            raise ElqError(f"{path}: no such file; expected questions")
+        total = batch.count_rows(path, form)
+        if not total:
+            print(f"{path}: no questions in it", file=sys.stderr)
+        with open(path, "rb") as source:
+            yield batch.read_rows(source, path, form, _ON_ERROR.value), total
+
+
+def _open_linker() -> EntityLinker:
+    from elq_jax.linking.linker import EntityLinker
+
+    cli.use_compilation_cache()
+    settings = {
+        "threshold": _THRESHOLD.value,
+        "max_mentions": _MAX_MENTIONS.value,
+        "num_candidates": _CANDIDATES.value,
+    }
+    return EntityLinker.from_pretrained(
+        _LINKER.value,
+        index=_INDEX.value,
+        dtype=_DTYPE.value,
+        **{name: value for name, value in settings.items() if value is not None},
+    )
+
+
+def _ask(linker: EntityLinker) -> None:
+    import readline  # noqa: F401 (gives `input` a history and editing keys)
+
+    from rich.console import Console
+
+    from elq_jax.linking.terminal import Session
+
+    Session(linker, Console(highlight=False)).run()
+
+
+def _show(linker: EntityLinker, rows: Iterable[Row]) -> None:
+    from rich.console import Console
+
+    from elq_jax.linking import batch, terminal
+
+    console = Console(highlight=False)
+    tally = _Tally()
+    for chunk in batch.chunks(rows, _BATCH_SIZE.value):
+        linked = batch.link_rows(linker, chunk, _BATCH_SIZE.value)
+        tally.add(chunk, linked)
+        for one in linked:
+            if one.row.error is None:
+                terminal.print_links(
+                    console, linker.catalogue, one.row.text, one.links, 0, one.truncated_at
+                )
+
+
+def _write(linker: EntityLinker, rows: Iterable[Row], total: int | None) -> None:
+    from elq_jax.linking import batch
+
+    batch_size = _BATCH_SIZE.value
+    showing = cli.progress("linking", total, "questions") if total else contextlib.nullcontext()
+    with showing as advance:
+        tally = _Tally(advance)
+        if _OUTPUT.value is not None:
+            batch.link_file(
+                linker,
+                rows,
+                _OUTPUT.value,
+                _everything_that_matters(linker),
+                batch_size=batch_size,
+                restart=_RESTART.value,
+                progress=tally.add,
+            )
+        else:
+            for chunk in batch.chunks(rows, batch_size):
+                linked = batch.link_rows(linker, chunk, batch_size)
+                tally.add(chunk, linked)
+                try:
+                    sys.stdout.buffer.writelines(map(batch.to_line, linked))
+                    sys.stdout.buffer.flush()
+                except BrokenPipeError:
+                    # The reader has enough (`| head`); nothing is left to be written at exit.
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                    break
+    print(tally.summary(), file=sys.stderr)
+
+
+def _everything_that_matters(linker: EntityLinker) -> dict[str, Any]:
+    """What the output depends on besides the input, to be compared when a run goes on."""
+    folder = pathlib.Path(_LINKER.value)
+    files = {f"linker/{path.relative_to(folder)}": path.stat() for path in folder.rglob("*")}
+    return {
+        **dataclasses.asdict(linker.settings),
+        "index": linker.index.kind,
+        "dtype": _DTYPE.value,
+        **{name: [found.st_size, found.st_mtime_ns] for name, found in files.items()},
+    }
+
+
+class _Tally:
+    """Counts what is linked, and says on stderr what is not."""
+
+    def __init__(self, advance: Callable[[int], None] | None = None):
+        self._advance = advance or (lambda count: None)
+        self._linked = self._found = self._skipped = self._cut = 0
+        self._started = time.monotonic()
+
+    def add(self, rows: Sequence[Row], linked: Sequence[Linked] | None) -> None:
+        if linked is None:
+            self._found += len(rows)
+            return
+        # With the first chunk go those found done, which say nothing of the rate.
+        self._advance(len(rows) + (0 if self._linked or self._skipped else self._found))
+        for one in linked:
+            if one.row.error is not None:
+                self._skipped += 1
+                self._say(self._skipped, f"skipped: {one.row.error}")
+                continue
+            self._linked += 1
+            if one.truncated_at is not None:
+                self._cut += 1
+                size = f"{one.truncated_at:,} of {len(one.row.text):,} characters"
+                self._say(self._cut, f"question {one.row.id}: cut, linked up to {size}")
+
+    def summary(self) -> str:
+        seconds = time.monotonic() - self._started
+        parts = [f"{self._linked:,} questions in {seconds:.1f} s ({self._linked / seconds:,.1f}/s)"]
+        if self._found:
+            parts.append(f"{self._found:,} rows found done")
+        if self._skipped:
+            parts.append(f"{self._skipped:,} rows skipped")
+        if self._cut:
+            parts.append(f"{self._cut:,} questions cut")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return ", ".join(parts) + f"; peak memory {peak / 2**30:.2f} GiB"
+
+    @staticmethod
+    def _say(number: int, message: str) -> None:
+        if number <= _SHOWN:
+            print(message, file=sys.stderr)
+        if number == _SHOWN:
+            print("(more of these are counted, not shown)", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main)

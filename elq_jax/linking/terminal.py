@@ -1,0 +1,160 @@
+"""Links on a terminal: coloured text, and a prompt that answers questions as they are typed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from elq_jax.data.catalogue import Catalogue
+from elq_jax.linking.linker import EntityLinker, Link, ScoredQuestion
+
+_COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_HELP = """\
+Type a question to link it. Other lines:
+  :t -2.0   set the threshold (a log-probability, 0 at most; lower gives more links)
+            and show the last question again
+  :c 3      show so many candidates of each link, and the last question again
+  :h        this help
+  an empty line, or Ctrl-D, ends"""
+
+
+def print_links(
+    console: Console,
+    catalogue: Catalogue,
+    text: str,
+    links: Sequence[Link],
+    candidates: int = 0,
+    truncated_at: int | None = None,
+) -> None:
+    """Shows a question with its mentions marked, then a line for each link.
+
+    Args:
+      console: where.
+      catalogue: of the entities; their texts are shown.
+      text: the question.
+      links: in the order of the text.
+      candidates: how many candidates of each link are shown besides.
+      truncated_at: the question was linked up to this character only.
+    """
+    question = Text(_printable(text), "bold")
+    for number, link in enumerate(links):
+        question.stylize(f"reverse {_colour(number)}", link.start, link.end)
+    if truncated_at is not None:
+        question.stylize("not bold dim strike", truncated_at)
+    console.print(question, soft_wrap=True)
+    if truncated_at is not None:
+        console.print(Text(f"  (cut: linked up to character {truncated_at:,})", "yellow"))
+    if not links:
+        console.print(Text("  no links", "dim"))
+    for number, link in enumerate(links):
+        line = Text("  ")
+        line.append(_printable(link.mention), _colour(number))
+        line.append(" -> ")
+        _entity(line, link.title, link.wikidata_id, link.score, "bold")
+        line.append("  " + _printable(catalogue.texts([link.entity])[0].strip()), "dim")
+        console.print(line, no_wrap=True, overflow="ellipsis")
+        for place, candidate in enumerate(link.candidates[:candidates], 1):
+            line = Text(f"    {place:2}. ")
+            _entity(line, candidate.title, candidate.wikidata_id, candidate.score, "")
+            line.append("  " + _printable(catalogue.texts([candidate.entity])[0].strip()), "dim")
+            console.print(line, no_wrap=True, overflow="ellipsis")
+
+
+def _entity(line: Text, title: str, wikidata_id: str | None, score: float, style: str) -> None:
+    line.append(_printable(title), style)
+    if wikidata_id:
+        line.append(f" ({wikidata_id})", "dim")
+    line.append(f"  {score:.3f}", "dim" if not style else "")
+
+
+def _colour(number: int) -> str:
+    return _COLOURS[number % len(_COLOURS)]
+
+
+def _printable(text: str) -> str:
+    """Control characters, which a terminal would obey, replaced one by one."""
+    return _CONTROL.sub(lambda found: " " if found[0].isspace() else "\ufffd", text)
+
+
+class Session:
+    """Questions typed at a prompt.
+
+    A question is scored once, for every threshold; another threshold only decodes again.
+
+    Args:
+      linker: with the settings to begin with.
+      console: where answers are shown.
+      read: returns a line typed after a prompt; EOFError at the end.
+    """
+
+    def __init__(self, linker: EntityLinker, console: Console, read: Callable[[str], str] = input):
+        self._linker, self._console, self._read = linker, console, read
+        self._threshold = linker.settings.threshold
+        self._candidates = 0
+        self._last: ScoredQuestion | None = None
+
+    def run(self) -> None:
+        """Answers until an empty line or the end of the input."""
+        self._print(
+            f"{len(self._linker.catalogue):,} entities, threshold {self._threshold:g}; "
+            ":h for help, an empty line to end"
+        )
+        while True:
+            try:
+                line = self._read("question> ").strip()
+            except (EOFError, KeyboardInterrupt):
+                self._console.print()
+                return
+            if not line:
+                return
+            if line.startswith(":"):
+                self._command(line)
+            else:
+                # At -inf, so that any threshold can be asked for later.
+                self._last = self._linker.score_batch([line], -math.inf)[0]
+                self._show()
+
+    def _command(self, line: str) -> None:
+        name, _, value = line[1:].partition(" ")
+        try:
+            if name == "t":
+                self._threshold = _finite(value)
+                self._print(f"threshold {self._threshold:g}")
+            elif name == "c":
+                self._candidates = max(0, int(value))
+                self._print(f"{self._candidates} candidates")
+            else:
+                self._print(_HELP)
+                return
+        except ValueError:
+            self._print(f"{line!r}: expected a number, as in :t -2.0 or :c 3")
+            return
+        self._show()
+
+    def _show(self) -> None:
+        if self._last is None:
+            return
+        [links] = self._linker.decode([self._last], self._threshold)
+        print_links(
+            self._console,
+            self._linker.catalogue,
+            self._last.text,
+            links,
+            self._candidates,
+            self._last.encoded.truncated_at,
+        )
+
+    def _print(self, message: str) -> None:
+        self._console.print(Text(message, "dim"))
+
+
+def _finite(value: str) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number

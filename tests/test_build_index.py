@@ -1,0 +1,116 @@
+"""The program `build_index`: what it writes, prints and refuses."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from elq_jax.retrieval import measure, open_index
+from elq_jax.retrieval.embeddings import EmbeddingsWriter
+
+pytest.importorskip("scann")
+
+
+@pytest.fixture(scope="module")
+def linker(tmp_path_factory):
+    """What build_index needs of a linker directory."""
+    folder = tmp_path_factory.mktemp("linker")
+    values = np.random.default_rng(0).normal(size=(900, 8)).astype(np.float32)
+    writer = EmbeddingsWriter(folder / "embeddings", 900, 8, "float32", 400, "c", "e")
+    for shard in writer.missing_shards():
+        writer.write_shard(shard, values[slice(*writer.shard_range(shard))])
+    return folder
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "elq_jax.build_index", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "ELQ_JAX_CACHE": "", "COLUMNS": "100", "PYTHONWARNINGS": "ignore"},
+    )
+
+
+def test_builds_measures_and_reports(linker):
+    done = run("--linker", linker, "--scann_kind", "tree_ah", "--sample", 50, "--seconds", 0.1)
+    assert done.returncode == 0, done.stderr
+    assert "not vectors of mentions" in done.stdout
+    assert "recall@100" in done.stdout
+    report = json.loads((linker / "index" / "report.json").read_text())
+    assert report["rows"] == 900
+    assert set(report["exact"]["recall"].values()) == {1.0}
+    assert set(report["scann"]["queries_per_second"]) == {"1", "50"}
+
+    embeddings = EmbeddingsWriter(linker / "embeddings", 900, 8, "float32", 400, "c", "e").finish()
+    index = open_index(linker / "index", embeddings, "scann")
+    assert index.settings.num_leaves == 60
+    queries = measure.perturbed_rows(embeddings, 50, 0.7, 0)
+    expected = np.argsort(-(queries @ embeddings[:].T), axis=1)
+    for k in (1, 10, 100):
+        found = index.search(queries, k)[1]
+        share = np.mean(
+            [len(set(a) & set(b[:k])) / k for a, b in zip(found, expected, strict=True)]
+        )
+        assert report["scann"]["recall"][str(k)] == pytest.approx(share, abs=1e-6)
+
+
+def test_own_queries_and_settings(linker, tmp_path):
+    np.save(tmp_path / "queries.npy", np.ones((3, 8)))
+    output = tmp_path / "index"
+    done = run(
+        *("--embeddings", linker / "embeddings", "--output", output, "--scann_kind", "ah"),
+        *("--reorder", 77, "--queries", tmp_path / "queries.npy", "--seconds", 0),
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((output / "report.json").read_text())
+    assert report["queries"] == f"3 of 3 in {tmp_path}/queries.npy"
+    assert report["scann"]["settings"]["reorder"] == 77
+    assert "num_leaves" not in report["scann"]["settings"]
+
+
+def test_exact_writes_nothing(linker, tmp_path):
+    done = run("--embeddings", linker / "embeddings", "--kind", "exact", "--seconds", 0)
+    assert done.returncode == 0, done.stderr
+    assert "recall@10" in done.stdout
+    assert "scann" not in done.stdout
+
+
+def test_help():
+    done = run("--help")
+    assert "python -m elq_jax.build_index --linker my_linker" in done.stdout
+    assert "--leaves_to_search" in done.stdout
+
+
+def test_refusals(linker, tmp_path):
+    np.save(tmp_path / "wide.npy", np.ones((3, 9)))
+    (tmp_path / "text.npy").write_text("hello")
+    embeddings = ("--embeddings", linker / "embeddings")
+    output = ("--output", tmp_path / "index")
+    for arguments, message in (
+        ((), "either --linker DIR or --embeddings DIR"),
+        (embeddings, "--embeddings needs --output"),
+        (("--linker", tmp_path), "not a linker directory"),
+        (("--embeddings", tmp_path, *output), "no entity embeddings here"),
+        ((*embeddings, *output, "--queries", tmp_path / "wide.npy"), "expected (Q, 8)"),
+        ((*embeddings, *output, "--queries", tmp_path / "text.npy"), "not a .npy file of numbers"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].startswith("error: ")
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.7])
+def test_perturbed_rows_are_as_far_as_asked(linker, noise):
+    embeddings = EmbeddingsWriter(linker / "embeddings", 900, 8, "float32", 400, "c", "e").finish()
+    queries = measure.perturbed_rows(embeddings, 40, noise, 3)
+    np.testing.assert_array_equal(queries, measure.perturbed_rows(embeddings, 40, noise, 3))
+    table = embeddings[:]
+    lengths = np.linalg.norm(table, axis=1)
+    distances = np.linalg.norm(queries[:, None] - table, axis=2) / lengths
+    assert np.abs(distances - noise).min(axis=1).max() < 1e-5

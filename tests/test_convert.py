@@ -1,0 +1,669 @@
+"""Models of the original ELQ through `convert`: what they answer, and the way back."""
+
+import collections
+import contextlib
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import types
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from reference import arrays, tiny_config, tiny_params
+
+from elq_jax.data import torch_files
+from elq_jax.data.catalogue import Catalogue
+from elq_jax.data.tokenization import Tokenizer
+from elq_jax.data.torch_files import open_torch_file, write_torch_file
+from elq_jax.errors import ElqError
+from elq_jax.linking import conversion, directory, original
+from elq_jax.linking.decoding import original_triples
+from elq_jax.linking.linker import EntityLinker
+from elq_jax.linking.presets import PRESETS, get_preset
+from elq_jax.model.elq import params_from_original
+from elq_jax.retrieval import open_index
+from elq_jax.retrieval.embeddings import Embeddings, EmbeddingsWriter
+from elq_jax.training.encoding import CatalogueEncoder
+
+FIXTURE = json.loads((FIXTURES / "params.json").read_text())
+HEAD = "classification_heads.mention_scores.bound_classifier."
+LINEAR = "classification_heads.get_context_embeds.mention_agg_linear."
+
+try:
+    import torch
+except ImportError:
+    torch = None
+needs_torch = pytest.mark.skipif(torch is None, reason="torch is not installed")
+
+
+def save_zip(path, tensors):
+    """The zip format, as torch lays it out, without torch."""
+    storages, file = {}, io.BytesIO()
+    state = {name: torch_files._Tensor(array, storages) for name, array in tensors.items()}
+    torch_files._TensorPickler(file, protocol=2).dump(collections.OrderedDict(state))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("elq/data.pkl", file.getvalue())
+        archive.writestr("elq/byteorder", "little")
+        for key, array in storages.items():
+            archive.writestr(f"elq/data/{key}", array.tobytes())
+
+
+def save_with_torch(path, tensors, new_format):
+    state = {name: torch.from_numpy(array) for name, array in tensors.items()}
+    state = collections.OrderedDict(state)
+    state._metadata = {"": {"version": 1}}  # as that of a module
+    torch.save(state, path, _use_new_zipfile_serialization=new_format)
+
+
+WRITERS = {
+    "legacy": write_torch_file,
+    "zip": save_zip,
+    "torch legacy": lambda path, tensors: save_with_torch(path, tensors, False),
+    "torch zip": lambda path, tensors: save_with_torch(path, tensors, True),
+}
+FORMATS = [pytest.param(name, marks=needs_torch if "torch" in name else ()) for name in WRITERS]
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    return Tokenizer.from_pretrained("minilm")
+
+
+class Release:
+    """Files of a published model, and `convert` of them."""
+
+    def __init__(self, folder):
+        self.folder, self.output = folder, folder / "linker"
+        self.parameters = dict(FIXTURE["params"])
+        self.tensors = dict(arrays("state_dict"))
+        self.files = {
+            "checkpoint": folder / "elq.bin",
+            "parameter_file": folder / "params.txt",
+            "tokenizer": "minilm",
+            "bert_config": folder / "bert.json",
+        }
+
+    def write(self, save=write_torch_file):
+        save(self.files["checkpoint"], self.tensors)
+        self.files["parameter_file"].write_text(str(self.parameters))
+        (self.folder / "bert.json").write_text(json.dumps(FIXTURE["config"]))
+        return self
+
+    def write_entities(self, count=500, vectors=None):
+        vectors = arrays("kb")["entity_encodings"] if vectors is None else vectors
+        lines = (FIXTURES / "entity.jsonl").read_text().splitlines(keepends=True)[:count]
+        ids = arrays("kb")["entity_token_ids"][:count]
+        self.files |= {
+            "catalogue": self.folder / "entity.jsonl",
+            "embeddings": self.folder / "all.t7",
+            "token_ids": self.folder / "ids.t7",
+        }
+        self.files["catalogue"].write_text("".join(lines))
+        write_torch_file(self.files["embeddings"], vectors[:count])
+        write_torch_file(self.files["token_ids"], np.pad(ids, [(0, 0), (0, 128 - ids.shape[1])]))
+        return self
+
+    def convert(self, **options):
+        conversion.convert(self.output, **self.files | options)
+        return self.output
+
+    def load(self):
+        files = {name: self.files[name] for name in ("checkpoint", "parameter_file", "bert_config")}
+        return original.load_model(**files)
+
+
+@pytest.fixture
+def release(tmp_path):
+    return Release(tmp_path)
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_checkpoint_formats(file_format, release):
+    release.write(WRITERS[file_format])
+    jax.tree.map(np.testing.assert_array_equal, release.load().params, dict(tiny_params()))
+
+
+def test_answers_are_the_originals(release):
+    """From a .bin, through the linker directory, to what the original printed at K = 50."""
+    release.write().write_entities()
+    linker = EntityLinker.from_pretrained(release.convert(), devices=jax.devices()[:1])
+    assert not list(release.folder.glob("*.partial"))
+    run = json.loads((FIXTURES / "pipeline.json").read_text())
+    expected = run["runs"][1]
+    assert expected["settings"] == {"num_cand_mentions": 50}
+    scored = linker.score_batch([sample["text"] for sample in run["samples"]])
+    for links, result in zip(linker.decode_tokens(scored), expected["results"], strict=True):
+        assert original_triples(links) == [tuple(triple) for triple in result["pred_triples"]]
+        np.testing.assert_allclose([x.score for x in links], result["scores"], rtol=0, atol=1e-4)
+    for links in linker.decode(scored):
+        for link in links:
+            kb_id = json.loads(
+                release.files["catalogue"].read_text().splitlines()[link.entity]
+            ).get("kb_idx")
+            assert link.wikidata_id == kb_id
+
+
+def variant(aggregation, head):
+    """Parameters and state dict of a fixture's variant."""
+    tensors = {k: v for k, v in arrays("state_dict").items() if not k.startswith("classific")}
+    prefix = f"{aggregation}|{head}|w|"
+    heads = arrays("variants")
+    tensors |= {k.removeprefix(prefix): v for k, v in heads.items() if k.startswith(prefix)}
+    return {"mention_aggregation_type": aggregation, "mention_scoring_method": head}, tensors
+
+
+@pytest.mark.parametrize("head", ["qa_linear", "qa_mlp"])
+@pytest.mark.parametrize("aggregation", ["all_avg", "fl_avg", "fl_linear", "all_avg_linear"])
+def test_round_trip(aggregation, head, release, minilm):
+    """Every variant comes back bit by bit, poolers included, with its parameters."""
+    changes, release.tensors = variant(aggregation, head)
+    release.parameters |= changes
+    release.write()
+    model = release.load()
+    expected = params_from_original(release.tensors, model.config)
+    jax.tree.map(np.testing.assert_array_equal, model.params, expected)
+    original.save_model(release.output, model, minilm, {})
+    tensors, parameters = original.state_dict(release.output)
+    assert tensors.keys() == release.tensors.keys()
+    for name, tensor in release.tensors.items():
+        assert tensors[name].dtype == tensor.dtype
+        np.testing.assert_array_equal(tensors[name], tensor)
+    assert parameters == release.parameters
+
+
+def test_program_round_trip(release):
+    """The program, both ways; a JSON parameter file; torch reads the result where it is."""
+    release.write().write_entities()
+    release.files["parameter_file"].write_text(json.dumps(release.parameters))
+    names = {"parameter_file": "params"}
+    command = [f"--{names.get(name, name)}={path}" for name, path in release.files.items()]
+    run_program(*command, f"--output={release.output}", "--preset=webqsp", "--dtype=int8")
+    settings = json.loads((release.output / "config.json").read_text())
+    assert settings["linking"]["threshold"] == -2.9
+    assert settings["model"]["max_question_tokens"] == 32
+    back = release.folder / "back.bin"
+    printed = run_program(f"--linker={release.output}", f"--to_torch={back}")
+    assert printed.split() == [str(back), str(release.folder / "back_params.txt")]
+    shapes = {name: tuple(shape) for name, shape in FIXTURE["state_dict_shapes"].items()}
+    found = open_torch_file(back)
+    assert {name: tensor.shape for name, tensor in found.items()} == shapes
+    for name, tensor in release.tensors.items():
+        np.testing.assert_array_equal(found[name].map(), tensor)
+    assert original.read_parameters(release.folder / "back_params.txt") == release.parameters
+    if torch:
+        state = torch.load(back, weights_only=True)
+        for name, tensor in release.tensors.items():
+            np.testing.assert_array_equal(state[name].numpy(), tensor)
+
+
+def run_program(*arguments, status=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "elq_jax.convert", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "ELQ_JAX_CACHE": ""},
+        timeout=120,
+    )
+    assert done.returncode == status, done.stderr
+    return done.stderr if status else done.stdout
+
+
+def test_program_errors(release):
+    error = run_program("--checkpoint=elq.bin", status=2)
+    assert error.startswith("error: --params: missing; needed are --checkpoint, --params, ")
+
+
+def test_blink_entity_encoder(release, minilm):
+    """cand_encoder of a bi-encoder without heads, and embeddings that it made."""
+    blink = {k: v for k, v in release.tensors.items() if not k.startswith("classification")}
+    release.files["entity_checkpoint"] = release.folder / "biencoder.bin"
+    write_torch_file(release.files["entity_checkpoint"], blink)
+    release.tensors = {k: v for k, v in release.tensors.items() if not k.startswith("cand_encoder")}
+    release.write().write_entities(64, arrays("kb")["encoded_first64"])
+    folder = release.convert()
+    config, _ = directory.load_config(folder)
+    params = directory.load_params(folder)
+    jax.tree.map(np.testing.assert_array_equal, params, dict(tiny_params()))
+    encoder = CatalogueEncoder(config, params["entity"], minilm)
+    catalogue = Catalogue.open(folder / "catalogue.arrow")
+    vectors = encoder.encode(catalogue.titles(range(64)), catalogue.texts(range(64)))
+    np.testing.assert_allclose(vectors, arrays("kb")["encoded_first64"], rtol=0, atol=2e-5)
+    embeddings = Embeddings.open(folder / "embeddings", catalogue.fingerprint)
+    assert embeddings.encoder_fingerprint == encoder.fingerprint
+
+
+def test_other_embeddings_are_not_said_to_be_the_encoders(release, capsys):
+    release.write().write_entities()
+    folder = release.convert()
+    assert "not the vectors that this entity encoder gives" in capsys.readouterr().err
+    assert Embeddings.open(folder / "embeddings").encoder_fingerprint == ""
+
+
+def test_additional_linear(release, minilm):
+    """add_linear: linear(pooler([CLS])), against NumPy."""
+    rng = np.random.default_rng(0)
+    tensors = release.tensors
+    for encoder in ("context_encoder", "cand_encoder"):
+        name = f"{encoder}.additional_linear"
+        tensors[f"{name}.weight"] = rng.normal(size=(64, 64)).astype(np.float32)
+        tensors[f"{name}.bias"] = rng.normal(size=64).astype(np.float32)
+    release.parameters |= {"add_linear": True, "out_dim": 64}
+    release.write()
+    model = release.load()
+    titles, texts = ["Ohio", "Paris"], ["a state", "a city of France"]
+    found = CatalogueEncoder(model.config, model.params["entity"], minilm).encode(titles, texts)
+    cls = CatalogueEncoder(tiny_config(), tiny_params()["entity"], minilm).encode(titles, texts)
+
+    def linear(name, x):
+        name = f"cand_encoder.{name}"
+        return x @ tensors[f"{name}.weight"].T + tensors[f"{name}.bias"]
+
+    pooled = np.tanh(linear("bert_model.pooler.dense", cls))
+    np.testing.assert_allclose(found, linear("additional_linear", pooled), rtol=0, atol=1e-4)
+    original.save_model(release.output, model, minilm, {})
+    back, parameters = original.state_dict(release.output)
+    assert back.keys() == tensors.keys()
+    for name in tensors:
+        np.testing.assert_array_equal(back[name], tensors[name])
+    assert parameters == release.parameters
+
+
+@pytest.mark.parametrize(
+    ("given", "width"),
+    [({}, 11), ({"max_mention_length": 4}, 5), ({"max_mention_length": None}, 32)],
+)
+def test_mention_length(given, width, release):
+    del release.parameters["max_mention_length"]
+    release.parameters |= given
+    assert release.write().load().config.max_mention_width == width
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "width", "heads"),
+    [
+        ("bert-base-uncased", 12, 768, 12),
+        ("bert-large-uncased", 24, 1024, 16),
+        ("google/bert_uncased_L-2_H-128_A-2", 2, 128, 2),
+        ("experiments/my_bert", 4, 256, 4),
+    ],
+)
+def test_sizes_of_published_encoders(name, layers, width, heads):
+    """Of these no config.json is needed."""
+    tensors = {}
+    for key, shape in FIXTURE["state_dict_shapes"].items():
+        shape = [{64: width, 256: 4 * width}.get(n, n) for n in shape]
+        for layer in range(layers):
+            layer_key = key.replace(".layer.0.", f".layer.{layer}.")
+            tensors[layer_key] = types.SimpleNamespace(shape=tuple(shape))
+    bert = original._bert_config(tensors, "cand_encoder", "elq.bin", name, "")
+    sizes = bert.num_layers, bert.hidden_size, bert.num_heads, bert.intermediate_size
+    assert sizes == (layers, width, heads, 4 * width)
+    assert (bert.vocab_size, bert.max_positions, bert.num_token_types) == (30522, 512, 2)
+
+
+def remove(name):
+    return lambda release: release.tensors.pop(name)
+
+
+def rename(old, new):
+    return lambda release: release.tensors.update({new: release.tensors.pop(old)})
+
+
+def parameter(**changes):
+    return lambda release: release.parameters.update(changes)
+
+
+def cut(name, size):
+    """Cuts a file to `size` bytes, or by -`size`."""
+
+    def change(release):
+        path = release.files[name]
+        os.truncate(path, size if size > 0 else path.stat().st_size + size)
+
+    return change
+
+
+def overwrite(name, content):
+    return lambda release: release.files[name].write_bytes(content)
+
+
+def matrix(name, change):
+    def change_file(release):
+        path = release.files[name]
+        write_torch_file(path, change(open_torch_file(path).map()))
+
+    return change_file
+
+
+def with_nan(x):
+    x = x.copy()
+    x[321, 5] = np.nan
+    return x
+
+
+QUERY = "context_encoder.bert_model.encoder.layer.1.attention.self.query.weight"
+# Wrong models: changed before the files are written.
+MODEL_ERRORS = {
+    "missing": (remove(QUERY), rf"elq\.bin: tensor '{QUERY}' is missing \(1 in all\)"),
+    "no head": (remove(f"{HEAD}bias"), rf"elq\.bin: tensor '{HEAD}bias' is missing"),
+    "unexpected": (
+        rename("cand_encoder.bert_model.pooler.dense.bias", "cand_encoder.what"),
+        r"elq\.bin: tensor 'cand_encoder\.what' is unexpected",
+    ),
+    "head of another kind": (
+        parameter(mention_scoring_method="qa_mlp"),
+        rf"elq\.bin: tensor '{HEAD}0\.weight' is missing",
+    ),
+    "aggregation of another kind": (
+        parameter(mention_aggregation_type="all_avg_linear"),
+        rf"elq\.bin: tensor '{LINEAR}weight' is missing",
+    ),
+    "shape": (
+        lambda r: r.tensors.update({QUERY: np.zeros((64, 63), np.float32)}),
+        rf"tensor '{QUERY}' is \(64, 63\); .*params\.txt says \(64, 64\)",
+    ),
+    "old system": (
+        parameter(mention_aggregation_type=None),
+        r"params\.txt: mention_aggregation_type: None; can convert all_avg",
+    ),
+    "unknown aggregation": (
+        parameter(mention_aggregation_type="all_mlp"),
+        r"params\.txt: mention_aggregation_type: 'all_mlp'",
+    ),
+    "length": (parameter(max_cand_length="128"), r"params\.txt: max_cand_length: '128'"),
+    "too long": (parameter(max_context_length=999), r"params\.txt: max_question_tokens: 999"),
+    "cased": (parameter(lowercase=False), r"minilm: an uncased tokenizer"),
+    "heads unknown": (
+        lambda r: r.files.update(bert_config=None),
+        r"elq\.bin: an encoder of width 64, .*--bert_config",
+    ),
+    "other BERT": (
+        lambda r: [
+            r.files.update(bert_config=None),
+            r.parameters.update(bert_model="bert-large-uncased"),
+        ],
+        r"params\.txt: bert_model is 'bert-large-uncased' \(24 layers, width 1024\); .* 2 layers",
+    ),
+}
+# Wrong files: changed afterwards.
+FILE_ERRORS = {
+    "checkpoint cut": (cut("checkpoint", -5), r"elq\.bin: not a whole file .*expected at least"),
+    "checkpoint header cut": (cut("checkpoint", 900), r"elq\.bin: not a whole file"),
+    "no torch file": (overwrite("checkpoint", b"{}"), r"elq\.bin: not a file of torch\.save"),
+    "other pickle": (
+        overwrite("checkpoint", pickle.dumps({"a": 1})),
+        r"elq\.bin: not a file of torch\.save",
+    ),
+    "no tensors": (
+        matrix("embeddings", lambda x: {"a": x}),
+        r"all\.t7: holds a state dict; expected a float",
+    ),
+    "a matrix as checkpoint": (
+        lambda r: r.files.update(checkpoint=r.files["embeddings"]),
+        r"all\.t7: holds a StoredTensor, not a state dict",
+    ),
+    "no parameters": (overwrite("parameter_file", b"hello ="), r"params\.txt: found 'hello ='"),
+    "no dictionary": (overwrite("parameter_file", b"[1]"), r"params\.txt: found a list"),
+    "embeddings cut": (cut("embeddings", -1), r"all\.t7: not a whole file"),
+    "fewer embeddings": (
+        matrix("embeddings", lambda x: x[:499]),
+        r"all\.t7: 499 rows, and .*entity\.jsonl has 500 entities",
+    ),
+    "width": (
+        matrix("embeddings", lambda x: x[:, :32]),
+        r"all\.t7: vectors of width 32; the model's entity vectors have 64",
+    ),
+    "NaN": (matrix("embeddings", with_nan), r"row 321 holds NaN"),
+    "integers": (matrix("embeddings", lambda x: x.astype(np.int64)), r"all\.t7: holds int64"),
+    "fewer token ids": (matrix("token_ids", lambda x: x[1:]), r"ids\.t7: 499 rows"),
+    "other token ids": (
+        matrix("token_ids", lambda x: np.roll(x, 1, 0)),
+        r"ids\.t7: \d+ of 500 rows looked at are not the tokens .*: row 0 begins",
+    ),
+    "no embeddings": (
+        lambda r: r.files.update(embeddings=r.folder / "none.t7"),
+        r"none\.t7: no such file",
+    ),
+    "catalogue": (overwrite("catalogue", b'{"title": 3}\n'), r"entity\.jsonl:1: "),
+}
+
+
+@pytest.mark.parametrize("name", [*MODEL_ERRORS, *FILE_ERRORS])
+def test_errors_leave_nothing(name, release):
+    """Whatever is wrong is named, and there is neither an output nor a half of one."""
+    change, message = (MODEL_ERRORS | FILE_ERRORS)[name]
+    release.write_entities()
+    if name in MODEL_ERRORS:
+        change(release)
+    release.write()
+    if name in FILE_ERRORS:
+        change(release)
+    with pytest.raises(ElqError, match=message):
+        release.convert()
+    assert not release.output.exists()
+    assert not list(release.folder.glob("*.partial"))
+
+
+def test_only_some_files(release):
+    """A model alone; what cannot stand alone; an output that exists."""
+    release.write()
+    with pytest.raises(ElqError, match="embeddings: needs a catalogue"):
+        release.convert(embeddings=release.files["checkpoint"])
+    folder = release.convert()
+    assert not (folder / "catalogue.arrow").exists()
+    with pytest.raises(ElqError, match="linker: exists; give another name"):
+        release.convert()
+    assert (folder / "config.json").exists()
+
+
+def test_index(release):
+    release.write().write_entities()
+    folder = release.convert(index=True, dtype="int8")
+    embeddings = Embeddings.open(folder / "embeddings")
+    index = open_index(folder / "index", embeddings)
+    assert index.kind == "scann"
+    _, rows = index.search(embeddings[:20], 1)
+    _, expected = open_index(folder / "index", embeddings, "exact").search(embeddings[:20], 1)
+    np.testing.assert_array_equal(rows, expected)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_interrupted(release, monkeypatch, capsys):
+    """A second call goes on with the shards that are missing; the result is the same."""
+    release.write().write_entities()
+    whole = Embeddings.open(release.convert() / "embeddings")
+    monkeypatch.setattr(conversion, "_SHARD_BYTES", 4 * 64 * 100)  # five shards
+    release.output = release.folder / "again"
+    write_shard, written = EmbeddingsWriter.write_shard, []
+
+    def write_some(self, shard, values):
+        if len(written) == 2:
+            raise Killed
+        written.append(shard)
+        write_shard(self, shard, values)
+
+    monkeypatch.setattr(EmbeddingsWriter, "write_shard", write_some)
+    with pytest.raises(Killed):
+        release.convert()
+    assert not release.output.exists()
+    written[:] = ["resumed"]
+    monkeypatch.setattr(
+        EmbeddingsWriter, "write_shard", lambda *x: written.append(x[1]) or write_shard(*x)
+    )
+    again = Embeddings.open(release.convert() / "embeddings")
+    assert written == ["resumed", 2, 3, 4]
+    np.testing.assert_array_equal(again[:], whole[:])
+    assert "going on" in capsys.readouterr().err
+
+
+def test_other_inputs_begin_again(tmp_path, capsys):
+    """What was left of other files is not mixed with these."""
+    source, output = tmp_path / "source", tmp_path / "output"
+    for content in ("one", "other"):
+        source.write_text(content)
+        with (
+            contextlib.suppress(Killed),
+            conversion.resumable_folder(output, {"x": source}) as partial,
+        ):
+            assert [path.name for path in partial.iterdir()] == ["inputs.json"]
+            (partial / "half").touch()
+            raise Killed
+    with conversion.resumable_folder(output, {"x": source}) as partial:
+        assert (partial / "half").exists()
+    assert [path.name for path in output.iterdir()] == ["half"]
+    assert capsys.readouterr().err.count("begun again") == 1
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 2**-8), ("int8", 1 / 254)])
+def test_smaller_types(dtype, error, release):
+    release.write().write_entities()
+    found = Embeddings.open(release.convert(dtype=dtype) / "embeddings")
+    assert found.dtype == dtype
+    expected = arrays("kb")["entity_encodings"]
+    largest = np.abs(expected).max(axis=1, keepdims=True)
+    assert (np.abs(found[:] - expected) <= error * largest * 1.001).all()
+
+
+@pytest.mark.parametrize("name", ["table.tsv", "table.json"])
+def test_wikidata_ids(name, release):
+    """Filled from the table where the catalogue has none, and only there."""
+    release.write().write_entities(50)
+    del release.files["embeddings"], release.files["token_ids"]
+    records = [json.loads(line) for line in release.files["catalogue"].read_text().splitlines()]
+    table = {record["title"]: f"Q{900 + i}" for i, record in enumerate(records[:25])}
+    lines = "".join(f"{title}\t{found}\n" for title, found in table.items())
+    path = release.folder / name
+    path.write_text(json.dumps(table) if name.endswith(".json") else lines)
+    plain = Catalogue.open(release.convert() / "catalogue.arrow")
+    release.output = release.folder / "filled"
+    catalogue = Catalogue.open(release.convert(wikidata_ids=path) / "catalogue.arrow")
+    assert catalogue.fingerprint == plain.fingerprint
+    expected = [record.get("kb_idx") or table.get(record["title"]) for record in records]
+    assert {None} < set(plain.wikidata_ids(range(25)))
+    assert catalogue.wikidata_ids(range(50)) == expected
+    path.write_text('{"Paris": 90}' if name.endswith(".json") else "Paris\tQ90\nOhio Q1397\n")
+    place = "" if name.endswith(".json") else ":2"
+    release.output = release.folder / "wrong"
+    with pytest.raises(ElqError, match=f"{name}{place}: found"):
+        release.convert(wikidata_ids=path)
+
+
+def test_back_from_a_trained_linker(tmp_path, minilm):
+    """Without what convert kept: zeros for the poolers, and parameters that say what it is."""
+    directory.save_model(tmp_path, tiny_config(), tiny_params(), minilm)
+    tensors, parameters = original.state_dict(tmp_path)
+    expected = arrays("state_dict")
+    assert tensors.keys() == expected.keys()
+    for name, tensor in expected.items():
+        wanted = np.zeros_like(tensor) if ".pooler." in name else tensor
+        np.testing.assert_array_equal(tensors[name], wanted)
+    for name in ("mention_aggregation_type", "mention_scoring_method", "lowercase", "add_linear"):
+        assert parameters[name] == FIXTURE["params"][name]
+    assert parameters["max_mention_length"] == 10
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"normalize_mentions": True}, {"entity_pooling": "mean"}, {"normalize_entities": True}],
+)
+def test_not_a_model_of_the_original(change, tmp_path, minilm):
+    directory.save_model(tmp_path, tiny_config(**change), tiny_params(), minilm)
+    with pytest.raises(ElqError, match=f"cannot compute {next(iter(change))}"):
+        original.state_dict(tmp_path)
+
+
+def test_presets():
+    """The README's table of thresholds, and 10 or 50 mentions."""
+    thresholds = {
+        "interactive": -4.5,
+        "library": -4.5,
+        "webqsp": -2.9,
+        "graphquestions": -2.9,
+        "webqsp_finetuned": -1.5,
+        "graphquestions_finetuned": -0.9,
+    }
+    assert {name: preset.threshold for name, preset in PRESETS.items()} == thresholds
+    assert (PRESETS["library"].max_mentions, PRESETS["interactive"].max_mentions) == (10, 50)
+    with pytest.raises(ElqError, match="preset: 'wikipedia'; expected one of interactive"):
+        get_preset("wikipedia")
+
+
+@needs_torch
+@pytest.mark.parametrize("new_format", [False, True])
+def test_reads_what_torch_saves(new_format, tmp_path):
+    """All types, views, transposes, parameters, empty and scalar tensors."""
+    table = torch.arange(60.0).reshape(5, 12)
+    saved = {
+        "table": table,
+        "view": table[1:, 2:7],
+        "transposed": table.T,
+        "parameter": torch.nn.Parameter(table),
+        "scalar": torch.tensor(3.0),
+        "empty": torch.zeros(0, 3),
+        "nested": [torch.arange(6, dtype=torch.int64), {"bytes": torch.ones(3, dtype=torch.uint8)}],
+        "number": 7,
+    }
+    for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.bool):
+        saved[str(dtype)] = table.to(dtype)
+    path = tmp_path / "saved"
+    torch.save(saved, path, _use_new_zipfile_serialization=new_format)
+    found = open_torch_file(path)
+    assert found.keys() == saved.keys()
+
+    def check(found, saved):
+        if isinstance(saved, dict | list):
+            for key in saved if isinstance(saved, dict) else range(len(saved)):
+                check(found[key], saved[key])
+        elif isinstance(saved, torch.Tensor):
+            array = found.map()
+            assert array.shape == tuple(saved.shape)
+            assert array.dtype.name == str(saved.dtype).removeprefix("torch.")
+            expected = saved.detach().to(torch.float64).numpy()
+            np.testing.assert_array_equal(array.astype(np.float64), expected)
+        else:
+            assert found == saved
+
+    check(found, saved)
+    np.testing.assert_array_equal(found["table"].rows(1, 4), table[1:4].numpy())
+    with pytest.raises(ElqError, match="not stored row by row"):
+        found["transposed"].rows(0, 2)
+    with pytest.raises(ElqError, match="rows 4 to 6: not in a tensor"):
+        found["table"].rows(4, 6)
+
+
+@needs_torch
+@pytest.mark.parametrize("new_format", [False, True])
+def test_runs_nothing_from_a_file(new_format, tmp_path):
+    """A pickled module, or anything that is no tensor, is refused before it is called."""
+    path = tmp_path / "module"
+    torch.save(torch.nn.Linear(2, 2), path, _use_new_zipfile_serialization=new_format)
+    with pytest.raises(ElqError, match=r"module: holds a torch\.nn\.modules\.linear\.Linear"):
+        open_torch_file(path)
+
+
+@needs_torch
+def test_torch_reads_what_is_written(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "matrix": rng.normal(size=(300, 7)).astype(np.float32),
+        "transposed": rng.normal(size=(3, 5)).T,
+        "scalar": np.array(3, np.int64),
+        "empty": np.zeros((0, 3), np.float16),
+    }
+    write_torch_file(tmp_path / "file", arrays)
+    state = torch.load(tmp_path / "file", weights_only=True)
+    assert list(state) == list(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(state[name].numpy(), array)
+    write_torch_file(tmp_path / "file", arrays["matrix"])
+    matrix = torch.load(tmp_path / "file", weights_only=True)
+    np.testing.assert_array_equal(matrix.numpy(), arrays["matrix"])

@@ -1,0 +1,255 @@
+"""Measuring a linker: predictions against linking again, the program against slow counting."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from reference import arrays, tiny_linker_directory
+
+from elq_jax.data.files import read_jsonl
+from elq_jax.data.questions import Mention, Question
+from elq_jax.evaluation import speed
+from elq_jax.evaluation.matching import Counts, count_matches
+from elq_jax.evaluation.predictions import align_gold, predict
+from elq_jax.linking.linker import EntityLinker
+
+FLOOR = -7.0
+TEXTS = [
+    sample["text"] for sample in json.loads((FIXTURES / "pipeline.json").read_text())["samples"]
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tiny_linker_directory(tmp_path_factory.mktemp("evaluate"), threshold=-4.5)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["max_question_tokens"] = 32  # as in the fixtures
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def linker(folder):
+    return EntityLinker.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def questions(linker):
+    """Gold of all kinds: found, with another entity, other bounds, not in the catalogue, none."""
+    rng = np.random.default_rng(0)
+    questions = []
+    for number, text in enumerate(TEXTS):
+        mentions = []
+        for link in link_alone(linker, text, FLOOR):
+            kind = rng.choice(["found", "entity", "bounds", "outside", "none"])
+            mention = Mention(link.start, link.end, link.entity, link.title)
+            if kind == "entity":
+                mention = dataclasses.replace(mention, row=(link.entity + 1) % 500)
+            elif kind == "bounds":
+                mention = dataclasses.replace(mention, end=link.end - 1)
+            elif kind == "outside":
+                mention = dataclasses.replace(mention, row=-1)
+            if kind != "none" and mention.start < mention.end:
+                mentions.append(mention)
+        questions.append(Question(str(number), text, tuple(mentions)))
+    assert sum(len(question.mentions) for question in questions) > 10
+    return questions
+
+
+def write(path, questions):
+    """The questions as a file of the plain form."""
+    rows = (
+        {
+            "id": question.id,
+            "text": question.text,
+            "mentions": [[mention.start, mention.end] for mention in question.mentions],
+            "label_id": [mention.row for mention in question.mentions],
+        }
+        for question in questions
+    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def link_alone(linker, text, threshold):
+    """As linker(text, threshold), without its warning of a question that is cut."""
+    return linker.decode(linker.score_batch([text], threshold), threshold)[0]
+
+
+def slow_counts(linker, questions, threshold):
+    """Every question linked by itself at this very threshold."""
+    total = Counts()
+    for question in questions:
+        links = link_alone(linker, question.text, threshold)
+        gold = [(m.row if m.row >= 0 else "outside", m.start, m.end) for m in question.mentions]
+        predicted = [(link.entity, link.start, link.end) for link in links]
+        total += Counts(*count_matches(gold, predicted), len(predicted), len(gold))
+    return total
+
+
+def slow_best(linker, questions, metric):
+    """The highest F1 over the thresholds just below every score."""
+    scores = {
+        link.score for question in questions for link in link_alone(linker, question.text, FLOOR)
+    }
+    counts = (slow_counts(linker, questions, score - 1e-6) for score in sorted(scores)[-25:])
+    return max(getattr(one, f"{metric}_f1") for one in counts)
+
+
+def test_predicting_once_equals_linking_at_each_threshold(linker, questions):
+    evaluation = predict(linker, questions, FLOOR, batch_size=4)
+    assert [result.text for result in evaluation.results] == TEXTS
+    for threshold in (FLOOR, -4.5, -3.2, -2.0):
+        assert evaluation.counts(threshold) == slow_counts(linker, questions, threshold)
+
+
+def test_candidates_at_gold_spans_equal_the_original(linker):
+    """The original's candidates (setting 1 of the pipeline) of spans without [CLS] or [SEP]."""
+    expected = arrays("pipeline")
+    questions, wanted = [], []
+    for number, encoded in enumerate(linker.encode(TEXTS)):
+        bounds, rows = (expected[f"1|{number}|{name}"] for name in ("bounds", "nns"))
+        inside = (bounds[:, 0] > 0) & (bounds[:, 1] < len(encoded.ids) - 1)
+        spans = [(encoded.offsets[i, 0], encoded.offsets[j, 1]) for i, j in bounds[inside]]
+        mentions = tuple(Mention(int(start), int(end), 0) for start, end in spans)
+        questions.append(Question(str(number), TEXTS[number], mentions))
+        wanted.append(rows[inside])
+    assert sum(map(len, wanted)) > 20
+    evaluation = predict(linker, questions, FLOOR, at_gold_spans=True)
+    for result, rows in zip(evaluation.results, wanted, strict=True):
+        assert [*map(list, result.gold_candidates)] == rows.tolist()
+    hits = evaluation.disambiguation().hits
+    assert hits[0] == sum((rows[:, 0] == 0).sum() for rows in wanted)
+
+
+def test_gold_that_no_tokens_express(linker):
+    """It has no candidates, is named, and shifts the candidates of no other mention."""
+    text = "where was obama born"
+    mentions = (Mention(0, 5, 1), Mention(6, 8, 2), Mention(10, 15, 3))
+    [aligned] = align_gold(linker, [Question("q", text, mentions)])
+    assert [(problem.kind, problem.mention) for problem in aligned.problems] == [("misaligned", 1)]
+    [result] = predict(linker, [Question("q", text, mentions)], FLOOR, at_gold_spans=True).results
+    [alone] = predict(
+        linker, [Question("q", text, mentions[2:])], FLOOR, at_gold_spans=True
+    ).results
+    assert [len(rows) for rows in result.gold_candidates] == [10, 0, 10]
+    assert list(result.gold_candidates[2]) == list(alone.gold_candidates[0])
+
+
+def test_speed(linker):
+    found = speed.measure_speed(linker, TEXTS, batch_size=4)
+    assert found["questions"] == len(TEXTS)
+    assert found["questions_per_second"] * found["seconds"] == pytest.approx(len(TEXTS))
+    machine = speed.describe_machine()
+    assert machine["num_devices"] == 8
+    assert machine["cores"] >= 1
+    assert machine["cpu"]
+    assert speed.peak_memory() > 50e6
+
+
+def run(*arguments):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"ELQ_JAX_CACHE": ""}
+    return subprocess.run(
+        [sys.executable, "-m", "elq_jax.evaluate", *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_program(folder, linker, questions, tmp_path):
+    """The threshold comes from one set of questions; the two others are pooled."""
+    tune, one, two = questions[:4], questions[4:9], questions[9:]
+    output = tmp_path / "results"
+    done = run(
+        f"--linker={folder}",
+        f"--tune={write(tmp_path / 'tune.jsonl', tune)}",
+        f"--questions={write(tmp_path / 'one.jsonl', one)}",
+        f"--questions={write(tmp_path / 'two.jsonl', two)}",
+        f"--output={output}",
+        f"--floor={FLOOR}",
+        "--metric=strong",
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((output / "report.json").read_text())
+    threshold = report["threshold"]
+    assert report["threshold_from"] == "--tune"
+    assert report["tune"]["metric"] == "strong"
+    best = slow_best(linker, tune, "strong")
+    assert slow_counts(linker, tune, threshold).strong_f1 == pytest.approx(best)
+    assert report["tune"]["f1"] == pytest.approx(best)
+
+    known = [q for q in one + two if all(mention.row >= 0 for mention in q.mentions)]
+    for name, part in (("all", one + two), ("in_catalogue", known)):
+        counts = slow_counts(linker, part, threshold)
+        assert report[name]["questions"] == len(part)
+        assert (report[name]["gold"], report[name]["predicted"]) == (counts.gold, counts.predicted)
+        for metric in ("weak", "strong"):
+            interval = report[name][metric].pop("f1_interval")
+            assert report[name][metric] == pytest.approx(counts.scores(metric))
+            assert interval[0] <= report[name][metric]["f1"] <= interval[1]
+    assert [file["questions"] for file in report["questions"]] == [len(one), len(two)]
+    assert report["speed"]["questions"] == len(one + two)
+    assert report["machine"]["num_devices"] == 1
+    assert report["peak_memory_bytes"] > 50e6
+
+    errors = [error["error"] for _, error in read_jsonl(output / "errors.jsonl")]
+    assert {kind: errors.count(kind) for kind in report["errors"]} == report["errors"]
+    assert (output / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in output.iterdir()) == [
+        "curve.png",
+        "errors.jsonl",
+        "report.json",
+    ]
+    for shown in ("in catalogue", f"{report['all']['weak']['f1']:.3f}", "questions/s", "recall@10"):
+        assert shown in done.stdout
+    assert "questions/s from text to links (second" in done.stdout
+    assert f"best strong F1 {best:.3f}, at {threshold:.3f}" in done.stderr
+    assert f"{tmp_path / 'one.jsonl'}: {len(one)} questions" in done.stderr
+
+
+def test_program_counting_as_the_original(folder, tmp_path):
+    [expected] = [
+        run["counts"]
+        for run in json.loads((FIXTURES / "labelled_results.json").read_text())
+        if run["settings"] == {"num_cand_mentions": 50, "threshold": -4.5}
+    ]
+    done = run(
+        f"--linker={folder}",
+        f"--questions={FIXTURES / 'labelled.jsonl'}",
+        "--original_windows",
+        "--max_mentions=50",
+        f"--output={tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    window = report["window"]
+    assert window["weak"]["correct"] == expected["correct_weak_window"]
+    assert window["strong"]["correct"] == expected["correct_strong_window"]
+    assert (window["predicted"], window["gold"]) == (expected["predicted"], expected["gold_window"])
+    assert report["text"]["weak"]["correct"] == expected["correct_weak"]
+    assert f"{window['weak']['f1']:.4f}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--questions=a.jsonl", "b.jsonl"], "b.jsonl: unexpected; give every file with"),
+        (["--questions=a.jsonl", "--tune=b.jsonl", "--threshold=-1"], "give one"),
+        (["--questions=no/such.jsonl"], "no/such.jsonl: no such file"),
+    ],
+)
+def test_program_with_wrong_arguments(folder, arguments, message):
+    done = run(f"--linker={folder}", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout

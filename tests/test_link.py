@@ -1,0 +1,438 @@
+"""The link program: rows in, lines out, stopping and going on, the terminal."""
+
+import errno
+import gzip
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+from reference import tiny_linker_directory
+from rich.console import Console
+
+from elq_jax import EntityLinker
+from elq_jax.errors import ElqError
+from elq_jax.linking import batch, terminal
+
+WORDS = ["who", "obama", "cote", "paris", "ohio", "born", "café", "東京", "dune", "👩‍👧"]
+ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_linker_directory(tmp_path_factory.mktemp("linker"), threshold=-6.0)
+
+
+@pytest.fixture(scope="module")
+def linker(folder):
+    return EntityLinker.from_pretrained(folder, devices=jax.devices()[:1])
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, name="questions.jsonl"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+def read(path, on_error="stop", form=None):
+    with open(path, "rb") as source:
+        return list(batch.read_rows(source, path, form or batch.form_of(path), on_error))
+
+
+def some_rows(count):
+    """Questions of a few words, all different."""
+    texts = (f"{WORDS[i % 10]} {WORDS[i // 10 % 10]} {i}" for i in range(count))
+    return [batch.Row(f"q{i}", text) for i, text in enumerate(texts)]
+
+
+def test_text_lines(write):
+    path = write("\ufeffwho wrote dune?\r\n\n  café \n👩‍👧", "questions.txt")
+    rows = read(path)
+    assert [(row.id, row.text) for row in rows] == [
+        (1, "who wrote dune?"),
+        (2, ""),
+        (3, "  café "),
+        (4, "👩‍👧"),
+    ]
+    assert batch.count_rows(path, "txt") == len(rows)
+
+
+def test_objects(write):
+    lines = [
+        '{"id": "a", "text": "x", "mentions": []}',
+        "",
+        '{"id": 7, "text": ""}',
+        '{"text": "y"}',
+    ]
+    content = "\n".join(lines)
+    path = write(content)
+    expected = [batch.Row("a", "x"), batch.Row(7, ""), batch.Row(4, "y")]
+    assert read(path) == expected
+    assert read(write(gzip.compress(content.encode()), "questions.jsonl.gz")) == expected
+    assert batch.count_rows(path, "jsonl") == 3
+
+
+@pytest.mark.parametrize("name", ["questions.txt", "questions.jsonl"])
+def test_empty_file(write, linker, tmp_path, name):
+    path = write("", name)
+    assert read(path) == []
+    assert batch.count_rows(path, batch.form_of(path)) == 0
+    batch.link_file(linker, [], tmp_path / "out.jsonl", {})
+    assert (tmp_path / "out.jsonl").read_bytes() == b""
+
+
+BAD_LINES = [
+    ('{"text": "x"', 3, "invalid JSON"),
+    ('["x"]', 3, "expected a JSON object {...}, found list"),
+    ('{"id": "c"}', "c", "field 'text': missing, expected the question, a string"),
+    ('{"id": "c", "text": null}', "c", "field 'text': found null"),
+    ('{"id": "c", "text": ["x"]}', "c", "field 'text': found [\"x\"]"),
+    ('{"id": 1.5, "text": "x"}', 3, "field 'id': found 1.5, expected a string or a number"),
+    ('{"id": "c", "text": "\\ud83d"}', "c", "half of a surrogate pair"),
+    (b'{"id": "c", "text": "\xff"}', 3, "not UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("line", "identifier", "message"), BAD_LINES)
+def test_a_bad_third_line(write, line, identifier, message):
+    line = line if isinstance(line, bytes) else line.encode()
+    path = write(b'{"text": "x"}\n{"text": "y"}\n' + line + b'\n{"text": "z"}\n')
+    where = f"{path}:3: "
+    with pytest.raises(ElqError, match=re.escape(where) + ".*" + re.escape(message)):
+        read(path)
+    rows = read(path, "skip")
+    assert [row.id for row in rows] == [1, 2, identifier, 4]
+    assert [row.error is None for row in rows] == [True, True, False, True]
+    assert rows[2].error.startswith(where)
+    assert message in rows[2].error
+
+
+def test_text_that_is_not_utf8(write):
+    path = write(b"who\ncaf\xe9\n", "questions.txt")
+    with pytest.raises(ElqError, match=r"questions\.txt:2: not UTF-8 .*byte 3"):
+        read(path)
+    assert [row.error is None for row in read(path, "skip")] == [True, False]
+    with pytest.raises(ElqError, match="question 2 on the command line is not UTF-8"):
+        batch.rows_of_arguments(["who", "caf\udce9"])
+
+
+def test_names_that_say_nothing():
+    with pytest.raises(ElqError, match=r"questions\.csv: the name ends in none of"):
+        batch.form_of("questions.csv")
+
+
+def test_rows_are_read_as_they_are_needed(write):
+    """A stream is not read to its end first; with batches of one each line is answered at once."""
+    taken = []
+
+    def lines():
+        for number in range(100):
+            taken.append(number)
+            yield f"question {number}\n".encode()
+
+    chunks = batch.chunks(batch.read_rows(lines(), "stdin", "txt"), 1)
+    assert [row.text for row in next(chunks)] == ["question 0"]
+    assert len(taken) == 1
+    chunks = batch.chunks(batch.read_rows(lines(), "stdin", "txt"), 2)
+    assert len(next(chunks)) == 32
+    assert len(taken) == 33
+
+
+def test_lines_hold_what_the_linker_says(linker, tmp_path):
+    rows = [
+        batch.Row("a", "who is obama café"),
+        batch.Row(2, ""),
+        batch.Row(3, error="f.jsonl:3: missing"),
+        batch.Row("long", "x " * 5000),
+    ]
+    linked = batch.link_rows(linker, rows, 4)
+    lines = [json.loads(batch.to_line(one)) for one in linked]
+    assert [line["id"] for line in lines] == ["a", 2, 3, "long"]
+    assert lines[1] == {"id": 2, "text": "", "links": []}
+    assert lines[2] == {"id": 3, "error": "f.jsonl:3: missing"}
+    assert lines[3]["truncated_at"] == 2 * 126
+    assert "truncated_at" not in lines[0]
+    expected = linker("who is obama café")
+    assert expected
+    for found, link in zip(lines[0]["links"], expected, strict=True):
+        assert set(found) == {*link.__slots__}
+        assert lines[0]["text"][found["start"] : found["end"]] == found["mention"]
+        for name in ("start", "end", "mention", "title", "wikidata_id", "entity"):
+            assert found[name] == getattr(link, name)
+        assert found["score"] == pytest.approx(link.score, abs=1e-5)
+        assert found["mention_score"] == pytest.approx(link.mention_score, abs=1e-5)
+        assert len(found["candidates"]) == 10
+        assert set(found["candidates"][0]) == {"title", "wikidata_id", "entity", "score"}
+        assert found["candidates"][0]["title"] == found["title"]
+    assert "café".encode() in batch.to_line(linked[0])  # readable, not escaped
+
+
+@pytest.fixture(scope="module")
+def unbroken(linker, tmp_path_factory):
+    """Seventy rows, one of them bad, and the file made of them in one go."""
+    rows = some_rows(70)
+    rows[40] = batch.Row("q40", error="q.jsonl:41: missing")
+    path = tmp_path_factory.mktemp("unbroken") / "out.jsonl"
+    batch.link_file(linker, rows, path, {}, batch_size=2)
+    assert [item.name for item in path.parent.iterdir()] == ["out.jsonl"]
+    assert len(path.read_bytes().splitlines()) == 70
+    return rows, path.read_bytes()
+
+
+@pytest.mark.parametrize("where", [0, 1, 500, 0.3, 0.5, 0.9, -1, 1.0])
+def test_cut_anywhere_it_goes_on_to_the_same_bytes(linker, unbroken, tmp_path, where):
+    rows, whole = unbroken
+    cut = int(where * len(whole)) if isinstance(where, float) else where
+    output = tmp_path / "out.jsonl"
+    with batch.PartFile(output, {"batch_size": 2}):
+        pass
+    (tmp_path / "out.jsonl.part").write_bytes(whole[:cut])
+    done = []
+    batch.link_file(
+        linker, rows, output, {}, batch_size=2, progress=lambda *args: done.append(args)
+    )
+    assert output.read_bytes() == whole
+    assert [item.name for item in tmp_path.iterdir()] == ["out.jsonl"]
+    # Chunks are of 32 rows; none that is whole is linked again.
+    whole_chunks = whole[:cut].count(b"\n") // 32 if cut != len(whole) else 3
+    assert [linked is None for _, linked in done] == [n < whole_chunks for n in range(3)]
+
+
+def test_interrupted_it_leaves_whole_lines_and_no_output(linker, unbroken, tmp_path):
+    rows, whole = unbroken
+
+    def interrupt(chunk, linked):
+        raise KeyboardInterrupt
+
+    output = tmp_path / "out.jsonl"
+    output.write_text("older\n")
+    with pytest.raises(KeyboardInterrupt):
+        batch.link_file(linker, rows, output, {}, batch_size=2, progress=interrupt)
+    assert output.read_text() == "older\n"
+    assert whole.startswith((tmp_path / "out.jsonl.part").read_bytes())
+    assert (tmp_path / "out.jsonl.part").read_bytes().count(b"\n") == 32
+    batch.link_file(linker, rows, output, {}, batch_size=2)
+    assert output.read_bytes() == whole
+
+
+def test_other_settings_and_other_rows_are_refused(linker, unbroken, tmp_path):
+    rows, whole = unbroken
+    output, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    settings = {"threshold": -4.5}
+    with batch.PartFile(output, settings | {"batch_size": 2}):
+        pass
+    part.write_bytes(whole)
+
+    def refused(message, rows=rows, settings=settings, batch_size=2):
+        with pytest.raises(ElqError, match=message + r".*start over with --restart"):
+            batch.link_file(linker, rows, output, settings, batch_size=batch_size)
+        assert part.read_bytes() == whole
+        assert not output.exists()
+
+    refused(r"threshold: found -4\.5, now -2\.0", settings={"threshold": -2.0})
+    refused("index: found None, now exact", settings=settings | {"index": "exact"})
+    refused("batch_size: found 2, now 4", batch_size=4)
+    refused("it has id 'q0' where the input has 'q1'", rows[1:])
+    refused("it has id 'q3' where", [*rows[:3], batch.Row("q3", "another"), *rows[4:]])
+    refused("more lines than the input has rows", rows[:32])
+    with (
+        batch.PartFile(output, settings | {"batch_size": 2}),
+        pytest.raises(ElqError, match="another process is writing it"),
+    ):
+        batch.link_file(linker, rows, output, settings, batch_size=2)
+    batch.link_file(linker, rows, output, {"threshold": -2.0}, batch_size=2, restart=True)
+    assert output.read_bytes() == whole
+
+
+class SmallDisk(io.FileIO):
+    """A file on a disk that takes `room` more bytes."""
+
+    room = 0
+
+    def write(self, data):
+        if self.room == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = super().write(bytes(data)[: self.room])
+        SmallDisk.room -= written
+        return written
+
+
+@pytest.mark.parametrize("room", [0, 10, 40_000])
+def test_full_disk(linker, unbroken, tmp_path, monkeypatch, room):
+    rows, whole = unbroken
+    assert len(whole) > 40_000
+    output = tmp_path / "out.jsonl"
+    monkeypatch.setattr(SmallDisk, "room", room)
+    monkeypatch.setattr(
+        batch, "open", lambda path, mode: io.BufferedRandom(SmallDisk(path, "a+")), raising=False
+    )
+    with pytest.raises(ElqError, match=r"part: the disk is full; .*same command again"):
+        batch.link_file(linker, rows, output, {}, batch_size=2)
+    assert not output.exists()
+    assert len((tmp_path / "out.jsonl.part").read_bytes()) == room
+    monkeypatch.undo()
+    batch.link_file(linker, rows, output, {}, batch_size=2)
+    assert output.read_bytes() == whole
+
+
+def test_output_that_is_a_folder(linker, tmp_path):
+    with pytest.raises(ElqError, match="is a folder; give the name of a file"):
+        batch.link_file(linker, [], tmp_path, {})
+
+
+def console():
+    return Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=70)
+
+
+def test_coloured_text(linker):
+    screen = console()
+    text = "who is [bold]obama[/bold]\t:smile: \x1b[31m café"
+    links = linker(text, -float("inf"))
+    terminal.print_links(screen, linker.catalogue, text, links, candidates=2)
+    shown = screen.file.getvalue()
+    lines = ANSI.sub("", shown).splitlines()
+    printable = text.replace("\x1b", "\ufffd").replace("\t", " ")
+    assert lines[0] == printable  # no markup, no emoji codes, no escape sequences
+    assert len(lines) == 1 + 3 * len(links)
+    first = links[0]
+    assert lines[1].startswith(f"  {first.mention} -> {first.title}")
+    assert f"{first.score:.3f}" in lines[1]
+    assert lines[3].startswith(f"     2. {first.candidates[1].title}")
+    assert all(len(line) <= 70 for line in lines[1:])
+    marked = re.findall(r"\x1b\[1;7;\d+m(.*?)\x1b\[0m", shown.splitlines()[0])
+    assert marked == [printable[link.start : link.end] for link in links]
+
+
+def test_another_threshold_runs_no_model(linker, monkeypatch):
+    screen, runs = console(), []
+    score_batch = linker.score_batch
+    monkeypatch.setattr(
+        linker, "score_batch", lambda *args: runs.append(args) or score_batch(*args)
+    )
+    lines = iter([":t -1", "who is obama", ":t -9", ":c 2", ":t x", ":t nan", ":q", ""])
+    terminal.Session(linker, screen, lambda prompt: next(lines)).run()
+    assert len(runs) == 1
+    shown = ANSI.sub("", screen.file.getvalue())
+    assert shown.count("who is obama\n") == 3
+    assert "threshold -1\n" in shown
+    found = linker("who is obama", -9)
+    assert found
+    after = shown.split("threshold -9\n")[1]
+    for link in found:
+        assert f"  {link.mention} -> {link.title}" in after
+    assert "  no links\n" in shown.split("threshold -9\n")[0]
+    assert shown.count("     2. ") == len(found)
+    assert shown.count("expected a number, as in :t -2.0 or :c 3") == 2
+    assert "an empty line, or Ctrl-D, ends" in shown
+    with pytest.raises(StopIteration):
+        next(lines)
+
+
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "ELQ_JAX_CACHE": "", "TERM": "xterm-256color"}
+ENVIRONMENT.pop("NO_COLOR", None)
+
+
+def start(*arguments, **options):
+    command = [sys.executable, "-m", "elq_jax.link", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=-1, stderr=subprocess.PIPE, env=ENVIRONMENT, **options)
+
+
+def run(*arguments, stdin=b""):
+    process = start(*arguments, stdin=subprocess.PIPE)
+    output, errors = process.communicate(stdin, timeout=120)
+    return process.returncode, output.decode(), errors.decode()
+
+
+def test_program_from_stdin_to_stdout(folder, linker):
+    questions = ["who is obama", "", "café in ohio"]
+    content = "\n".join(questions).encode()
+    status, output, errors = run("--linker", folder, "--threshold=-5", stdin=content)
+    assert status == 0, errors
+    lines = [json.loads(line) for line in output.splitlines()]
+    assert [(line["id"], line["text"]) for line in lines] == list(enumerate(questions, 1))
+    expected = linker.link_batch(questions, -5)
+    assert [[link["title"] for link in line["links"]] for line in lines] == [
+        [link.title for link in links] for links in expected
+    ]
+    assert re.search(r"3 questions in .* s \(.*/s\); peak memory 0\.\d+ GiB", errors)
+
+
+def test_program_killed_and_given_again(folder, linker, write, tmp_path):
+    rows = some_rows(1500)
+    lines = [json.dumps({"id": row.id, "text": row.text}) for row in rows]
+    lines[2] = '{"id": "q2"'
+    path = write("\n".join(lines))
+    output, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    arguments = ("--linker", folder, "--input", path, "--output", output, "--batch_size=2")
+    status, _, errors = run(*arguments)
+    assert status == 2
+    assert f"error: {path}:3: invalid JSON" in errors
+
+    process = start(*arguments, "--on_error=skip")
+    while not (part.exists() and part.stat().st_size):
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not output.exists()
+
+    status, _, errors = run(*arguments, "--on_error=skip")
+    assert status == 0, errors
+    assert re.search(r"rows found done|1 rows skipped", errors)
+    rows[2] = batch.Row(3, error=read(path, "skip")[2].error)
+    batch.link_file(linker, rows, tmp_path / "expected.jsonl", {}, batch_size=2)
+    assert output.read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
+
+
+def test_program_on_a_terminal(folder):
+    """A real terminal: colours, the prompt, another threshold, Ctrl-D."""
+    descriptor, terminal_side = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "elq_jax.link", "--linker", folder],
+        stdin=terminal_side,
+        stdout=terminal_side,
+        stderr=terminal_side,
+        env=ENVIRONMENT,
+        start_new_session=True,
+    )
+    os.close(terminal_side)
+    typed = [b"who is obama caf\xc3\xa9\n", b":t -9\n", b"\x04"]
+    shown = b""
+    while select.select([descriptor], [], [], 120)[0]:
+        try:
+            shown += os.read(descriptor, 65536)
+        except OSError:  # how Linux says that the other end is closed
+            break
+        if shown.count(b"question>") == 4 - len(typed) and typed:
+            os.write(descriptor, typed.pop(0))
+    os.close(descriptor)
+    assert process.wait(120) == 0, shown.decode()
+    assert not typed
+    text = shown.decode()
+    assert "500 entities, threshold -6" in ANSI.sub("", text)
+    links = re.findall(r" -> \x1b\[1m(.*?)\x1b\[0m", text)
+    assert links
+    assert "\x1b[1;7;36m" in text
+    assert "threshold -9" in ANSI.sub("", text)
+
+
+def test_program_says_what_is_wrong(folder, tmp_path, write):
+    status, output, errors = run("--linker", tmp_path, "who wrote dune?")
+    assert (status, output) == (2, "")
+    assert f"error: {tmp_path}: no config.json here; expected a linker directory" in errors
+    assert "Traceback" not in errors
+    status, _, errors = run("--linker", folder, "--input", tmp_path / "none.txt")
+    assert status == 2
+    assert "none.txt: no such file; expected questions" in errors
