@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 
 from elq_jax.data.torch_files import write_torch_file
-from elq_jax.linking.original import _original_shapes
+from elq_jax.linking.original import original_shapes
 from elq_jax.model.bert import BertConfig
 from elq_jax.model.elq import ElqConfig
 from elq_jax.retrieval.embeddings import DTYPES
@@ -74,7 +74,7 @@ def _write_inputs(folder: pathlib.Path, rows: int, width: int) -> None:
     )
     tensors = {
         name: rng.normal(scale=0.02, size=shape).astype(np.float32)
-        for name, shape in _original_shapes(config).items()
+        for name, shape in original_shapes(config).items()
     }
     write_torch_file(folder / "elq.bin", tensors)
     parameters = {

@@ -8,7 +8,6 @@ prints, for every loss, F1 on dev with the real decoder and index, and the time 
 from __future__ import annotations
 
 import copy
-import json
 import pathlib
 import statistics
 
@@ -28,6 +27,7 @@ def main(arguments: list[str]) -> None:
     """Runs what is left to run, then prints the table."""
     del arguments
     cli.use_compilation_cache()
+    from elq_jax.data.files import read_jsonl
     from elq_jax.evaluation.speed import describe_machine
     from elq_jax.training.loop import train_and_evaluate
     from elq_jax.training.step import LINKING_LOSSES
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
         config.joint.log_every = 10
         workdir = pathlib.Path(_WORKDIR.value) / name
         train_and_evaluate(config, workdir)
-        rows = [json.loads(line) for line in open(workdir / "joint" / "metrics.jsonl")]
+        rows = [row for _, row in read_jsonl(workdir / "joint" / "metrics.jsonl")]
         score = next(row for row in reversed(rows) if "dev_weak_f1" in row)
         # The first intervals compile.
         timed = [row for row in rows if "seconds_per_step" in row][len(rows) // 3 :]

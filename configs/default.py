@@ -63,6 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.metric = "weak"  # F1 that chooses the threshold and the best step; or strong.
     config.eval.threshold_floor = -8.0  # Thresholds are looked for from here up.
     config.eval.max_questions = config_dict.placeholder(int)  # Of the dev file; all.
+    # `original` and its stages' `mask_duplicates` are in configs/original_recipe.py only.
     return config
 
 
@@ -73,7 +74,7 @@ def _stage() -> ml_collections.ConfigDict:
     stage.num_steps = 0  # If set, instead of num_epochs.
     stage.accumulate_steps = 1
     stage.learning_rate = 1e-4
-    stage.new_module_factor = 20.0  # Times learning_rate for parameters that start at random.
+    stage.new_module_factor = 20.0  # Times learning_rate for the mention head and the scale.
     stage.schedule = "linear"  # cosine, constant.
     stage.warmup_fraction = 0.1
     stage.weight_decay = 0.01

@@ -1,9 +1,9 @@
 """One-pass entity linking for questions in JAX.
 
-    from elq_jax import EntityLinker
+from elq_jax import EntityLinker
 
-    linker = EntityLinker.from_pretrained("my_linker")
-    linker("who wrote dune?")
+linker = EntityLinker.from_pretrained("my_linker")
+linker("who wrote dune?")
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ writes a ScaNN index to my_linker/index (or --output), which `link` and `evaluat
 it again, and prints how many of the nearest entities it finds (recall against exact search) and how
 many queries it answers in a second. The same numbers are in report.json beside the index.
 
-Recall depends on the queries. By default they are entity vectors with noise added, which is only a
-stand-in for mentions of real questions; --queries takes vectors of your own.
+Recall depends on the queries. With --linker, --questions takes labelled questions and measures with
+the vectors of their mentions; --queries takes vectors of your own. Without either, entity vectors
+with noise added stand in for them.
 
 --kind exact builds nothing, since exact search needs only the vectors: it measures the speed.
 """
@@ -76,6 +77,9 @@ _REORDER_DTYPE = flags.DEFINE_enum(
 )
 _QUERIES = flags.DEFINE_string(
     "queries", None, "Query vectors to measure with: .npy, float [Q, D]."
+)
+_QUESTIONS = flags.DEFINE_string(
+    "questions", None, "Labelled questions to measure with, .jsonl; needs --linker."
 )
 _SAMPLE = flags.DEFINE_integer("sample", 1000, "Queries to measure with.", lower_bound=1)
 _NOISE = flags.DEFINE_float(
@@ -154,14 +158,46 @@ def _queries(embeddings: Embeddings) -> tuple[np.ndarray, str]:
     import numpy as np
 
     from elq_jax.retrieval import measure
-    from elq_jax.retrieval.exact import check_queries
 
-    if _QUERIES.value is None:
+    if _QUESTIONS.value is not None:
+        queries = _mention_vectors()
+        origin = f"mentions of {_QUESTIONS.value}"
+    elif _QUERIES.value is not None:
+        queries = _read_queries(embeddings)
+        origin = f"in {_QUERIES.value}"
+    else:
         queries = measure.perturbed_rows(embeddings, _SAMPLE.value, _NOISE.value, _SEED.value)
         return queries, (
             f"{len(queries):,} entity vectors with noise {_NOISE.value:g} times as long added "
             f"(not vectors of mentions), seed {_SEED.value}"
         )
+    order = np.random.default_rng(_SEED.value).permutation(len(queries))[: _SAMPLE.value]
+    return queries[order], f"{len(order):,} of {len(queries):,} {origin}"
+
+
+def _mention_vectors() -> np.ndarray:
+    """Vectors [Q, D] of the gold mentions of --questions."""
+    import numpy as np
+
+    from elq_jax.data.questions import read_questions
+    from elq_jax.evaluation.predictions import align_gold
+    from elq_jax.linking.linker import EntityLinker
+
+    if _LINKER.value is None:
+        raise ElqError("--questions needs --linker DIR, whose question encoder makes the vectors")
+    linker = EntityLinker.from_pretrained(_LINKER.value, index="exact")
+    questions, _ = read_questions(_QUESTIONS.value, linker.catalogue)
+    aligned = align_gold(linker, questions)
+    texts = [question.text for question in questions]
+    return np.concatenate(linker.vectors_at(texts, [one.bounds for one in aligned]))
+
+
+def _read_queries(embeddings: Embeddings) -> np.ndarray:
+    """The vectors [Q, D] of --queries."""
+    import numpy as np
+
+    from elq_jax.retrieval.exact import check_queries
+
     try:
         queries = np.load(_QUERIES.value, allow_pickle=False)
         queries = np.asarray(queries, np.float32)
@@ -175,8 +211,7 @@ def _queries(embeddings: Embeddings) -> tuple[np.ndarray, str]:
         raise ElqError(f"--queries {_QUERIES.value}: {error}") from error
     if not len(queries):
         raise ElqError(f"--queries {_QUERIES.value}: no query in it")
-    order = np.random.default_rng(_SEED.value).permutation(len(queries))[: _SAMPLE.value]
-    return queries[order], f"{len(order):,} of {len(queries):,} in {_QUERIES.value}"
+    return queries
 
 
 def _build_scann(embeddings: Embeddings, output: pathlib.Path) -> tuple[Any, dict[str, Any]]:

@@ -34,7 +34,15 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             return 130
 
     sys.stdout.reconfigure(errors="backslashreplace")
-    app.run(guarded)
+    app.run(guarded, argv=[_with_underscores(argument) for argument in sys.argv])
+
+
+def _with_underscores(argument: str) -> str:
+    """`--max-mentions=3` as `--max_mentions=3`: flags have underscores, people type dashes."""
+    name, equals, value = argument.partition("=")
+    if not name.startswith("--") or " " in name:
+        return argument
+    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 @contextlib.contextmanager

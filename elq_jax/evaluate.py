@@ -29,6 +29,7 @@ from absl import flags
 from elq_jax import cli
 from elq_jax.data.files import atomic_write
 from elq_jax.errors import ElqError
+from elq_jax.linking.presets import PRESETS, with_preset
 
 if TYPE_CHECKING:
     from elq_jax.data.questions import Question
@@ -41,6 +42,12 @@ _QUESTIONS = flags.DEFINE_multi_string(
 )
 _TUNE = flags.DEFINE_multi_string(
     "tune", [], "Labelled questions to choose the threshold on; never the ones to report on"
+)
+_PRESET = flags.DEFINE_enum(
+    "preset",
+    None,
+    tuple(PRESETS),
+    "Settings that the original ELQ was published with; the flags below win over them.",
 )
 _THRESHOLD = flags.DEFINE_float(
     "threshold", None, "Count links with a score above this; by default the linker's own."
@@ -94,7 +101,7 @@ def main(arguments: list[str]) -> None:
         _LINKER.value,
         index=_INDEX.value,
         dtype=_DTYPE.value,
-        **{name: value for name, value in changes.items() if value is not None},
+        **with_preset(_PRESET.value, changes),
     )
     report = {
         "linker": _LINKER.value,

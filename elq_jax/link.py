@@ -36,6 +36,7 @@ from absl import flags
 
 from elq_jax import cli
 from elq_jax.errors import ElqError
+from elq_jax.linking.presets import PRESETS, with_preset
 
 if TYPE_CHECKING:
     from elq_jax.linking.batch import Linked, Row
@@ -50,6 +51,12 @@ _INPUT_FORMAT = flags.DEFINE_enum(
     "How the input is read; auto: by its name, stdin as txt.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Write lines of JSON here instead of to stdout.")
+_PRESET = flags.DEFINE_enum(
+    "preset",
+    None,
+    tuple(PRESETS),
+    "Settings that the original ELQ was published with; the flags below win over them.",
+)
 _THRESHOLD = flags.DEFINE_float(
     "threshold", None, "Keep links with a higher score; by default the linker's own."
 )
@@ -84,6 +91,12 @@ _ON_ERROR = flags.DEFINE_enum(
     'A line that is no question stops the program, or is reported and gets an output line {"id", '
     '"error"}.',
 )
+_FORMAT = flags.DEFINE_enum(
+    "format",
+    "auto",
+    ("auto", "text", "json"),
+    "How links are shown on stdout; auto: text on a terminal, else lines of JSON.",
+)
 _RESTART = flags.DEFINE_bool(
     "restart", False, "Start over instead of going on with what an interrupted run left."
 )
@@ -93,7 +106,11 @@ _SHOWN = 20  # messages of one kind
 
 def main(arguments: list[str]) -> None:
     """Links what is given, or asks for questions."""
-    typed, as_text = arguments[1:], _OUTPUT.value is None and sys.stdout.isatty()
+    typed, as_text = arguments[1:], _FORMAT.value == "text"
+    if _FORMAT.value == "auto":
+        as_text = _OUTPUT.value is None and sys.stdout.isatty()
+    if as_text and _OUTPUT.value is not None:
+        raise ElqError("--format=text and --output: files are lines of JSON; give one of them")
     if typed and _INPUT.value is not None:
         raise ElqError("questions on the command line and --input: give one of them")
     interactive = not typed and _INPUT.value is None and sys.stdin.isatty()
@@ -144,7 +161,7 @@ def _open_linker() -> EntityLinker:
         _LINKER.value,
         index=_INDEX.value,
         dtype=_DTYPE.value,
-        **{name: value for name, value in settings.items() if value is not None},
+        **with_preset(_PRESET.value, settings),
     )
 
 
@@ -212,6 +229,7 @@ def _everything_that_matters(linker: EntityLinker) -> dict[str, Any]:
     files = {f"linker/{path.relative_to(folder)}": path.stat() for path in folder.rglob("*")}
     return {
         **dataclasses.asdict(linker.settings),
+        "max_question_tokens": linker.config.max_question_tokens,
         "index": linker.index.kind,
         "dtype": _DTYPE.value,
         **{name: [found.st_size, found.st_mtime_ns] for name, found in files.items()},

@@ -8,7 +8,7 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import pytest  # noqa: E402
+import pytest
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 

@@ -1,5 +1,7 @@
 """The encoders and the span grid against the original's numbers and against slow loops."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,13 @@ from reference import arrays, enumerated, tiny_config, tiny_params
 from elq_jax.data.pretrained import load_bert_checkpoint, resolve_encoder
 from elq_jax.model import losses, spans
 from elq_jax.model.bert import BertConfig, BertEncoder, params_from_huggingface
-from elq_jax.model.elq import ElqConfig, EntityEncoder, QuestionEncoder, original_names
-from elq_jax.model.elq import params_from_original
+from elq_jax.model.elq import (
+    ElqConfig,
+    EntityEncoder,
+    QuestionEncoder,
+    original_names,
+    params_from_original,
+)
 
 # As the fixtures' README states them.
 HIDDEN = {"rtol": 0, "atol": 2e-5}
@@ -91,8 +98,9 @@ def test_entity_vectors():
     np.testing.assert_allclose(vectors, core["cand_encodings"], **HIDDEN)
 
 
-@pytest.mark.parametrize("setting", ["k50|t-4.5", "k10|t-4.5", "k50|t-2.9", "k10|t-2.9",
-                                     "k50|t-1e-09", "k10|t-inf"])
+@pytest.mark.parametrize(
+    "setting", ["k50|t-4.5", "k10|t-4.5", "k50|t-2.9", "k10|t-2.9", "k50|t-1e-09", "k10|t-inf"]
+)
 def test_prune(setting):
     core, expected = arrays("core"), arrays("prune")
     k, threshold = setting.split("|")
@@ -133,7 +141,7 @@ def test_span_grid_against_a_slow_loop():
                 np.testing.assert_allclose(grid[b, i, j], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_joint_loss_and_every_gradient():
+def test_joint_loss_and_every_gradient(fixtures):
     core, golden = arrays("core"), arrays("grads_inbatch_small")
     config, gold = tiny_config(), core["gold_mask"].reshape(-1)
     flat = np.flatnonzero(gold)
@@ -163,7 +171,7 @@ def test_joint_loss_and_every_gradient():
     np.testing.assert_allclose(linking[0] / linking[1], core["ed_loss"], **SCORE)
     np.testing.assert_allclose(total, core["joint_loss"], **SCORE)
 
-    norms = read_gradient_norms()
+    norms = json.loads((fixtures / "grads_inbatch.json").read_text())["norms"]
     grads = traverse_util.flatten_dict(grads)
     names = original_names(config)
     assert {name for name, norm in norms.items() if norm is not None} == set(names)
@@ -173,14 +181,6 @@ def test_joint_loss_and_every_gradient():
         if name in golden:
             grad = grad.T if transposed else grad
             np.testing.assert_allclose(grad, golden[name], rtol=1e-3, atol=1e-4, err_msg=name)
-
-
-def read_gradient_norms():
-    import json
-
-    from conftest import FIXTURES
-
-    return json.loads((FIXTURES / "grads_inbatch.json").read_text())["norms"]
 
 
 def test_hard_negatives_bce_against_the_original_step():
@@ -200,9 +200,8 @@ def test_hard_negatives_bce_against_the_original_step():
     allowed[mask] = step["neg_ids"] != np.array(gold_rows)[:, None]
     total, count = losses.hard_negatives_bce_loss(queries, entities, mask, negatives, allowed)
     assert count == len(step["scores"])
-    span = losses.span_loss(
-        jnp.asarray(_grid(step)), step["in_gold_mention_bounds"], step["in_gold_mention_bounds_mask"]
-    )
+    bounds, mask = step["in_gold_mention_bounds"], step["in_gold_mention_bounds_mask"]
+    span = losses.span_loss(jnp.asarray(_grid(step)), bounds, mask)
     np.testing.assert_allclose(total / count + span[0] / span[1], step["loss"], **SCORE)
 
 

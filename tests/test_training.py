@@ -93,10 +93,11 @@ def test_any_number_of_devices_takes_the_same_bi_encoder_steps(num_negatives):
     # The tokens of an entity are a function of its row, as in real data.
     first = batch["gold_rows"][..., None, None] * 7 + 1000
     batch["entity_ids"] = (np.abs(first) + np.arange(8) + np.zeros(shape, int)).astype(np.int32)
-    batch["entity_ids"][..., 1:, :] = rng.integers(1000, 20000, batch["entity_ids"][..., 1:, :].shape)
+    mined = batch["entity_ids"][..., 1:, :]
+    mined[:] = rng.integers(1000, 20000, mined.shape)
     batch["entity_mask"] = np.ones(shape, bool)
     if num_negatives:
-        batch["negative_mask"] = rng.random(shape[:-2] + (num_negatives,)) < 0.8
+        batch["negative_mask"] = rng.random((*shape[:-2], num_negatives)) < 0.8
     step = bi_encoder_train_step(tiny_config(), LossConfig())
     runs = [run_steps(step, tiny_params(), batch, None, n, num_steps=2) for n in (1, 3)]
     for one, expected in zip(runs[1][0], runs[0][0], strict=True):
@@ -280,7 +281,7 @@ def test_training_learns_and_keeps_the_best(config, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     config.joint.learning_rate = 1e30
     config.joint.warmup_fraction = 0.0
-    with pytest.raises(ElqError, match="loss is nan.*Lower learning_rate"):
+    with pytest.raises(ElqError, match=r"loss is nan.*Lower learning_rate"):
         loop.train_and_evaluate(config, tmp_path / "run")
 
 

@@ -33,6 +33,6 @@ def write_safetensors(
     with atomic_write(path) as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name, shape in shapes.items():
-            array = np.ascontiguousarray(read(name), "<f4")
+            array = np.asarray(read(name), "<f4", order="C")
             assert array.shape == tuple(shape), (name, array.shape, shape)
-            file.write(array.data)
+            file.write(array.reshape(-1).data)

@@ -23,10 +23,10 @@ from typing import Any
 import jax
 import numpy as np
 import safetensors
-import safetensors.numpy
 from flax import traverse_util
 
 from elq_jax.data.files import atomic_write
+from elq_jax.data.safetensors_files import write_safetensors
 from elq_jax.data.tokenization import Tokenizer
 from elq_jax.errors import DataError, ElqError
 from elq_jax.model.elq import ElqConfig
@@ -47,17 +47,17 @@ def save_model(
     Args:
       folder: made if it is not there.
       config: what the model computes.
-      params: {"question": tree, "entity": tree} of float32 arrays.
+      params: {"question": tree, "entity": tree} of float32 arrays, in memory or mapped from files;
+        one at a time is copied.
       tokenizer: of both encoders.
       linking: defaults of `EntityLinker` (threshold and so on).
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
-    flat = traverse_util.flatten_dict(jax.device_get(dict(params)), sep="/")
-    flat = {name: np.asarray(array, order="C") for name, array in flat.items()}
-    with atomic_write(folder / "model.safetensors") as file:
-        file.write(safetensors.numpy.save(flat))
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    shapes = {name: np.shape(array) for name, array in flat.items()}
+    write_safetensors(folder / "model.safetensors", shapes, lambda name: jax.device_get(flat[name]))
     _write_config(folder, config, linking or {})
 
 

@@ -237,6 +237,7 @@ class EntityLinker:
         index: str = "auto",
         dtype: str = "float32",
         devices: Sequence[jax.Device] | None = None,
+        max_question_tokens: int | None = None,
         **settings: Any,
     ) -> EntityLinker:
         """Opens a linker directory.
@@ -246,6 +247,8 @@ class EntityLinker:
           index: "exact", "scann", or "auto": ScaNN if such an index was built, else exact.
           dtype: of the encoder's matrix products, "float32" or "bfloat16".
           devices: all local ones by default.
+          max_question_tokens: tokens that longer questions are cut to, instead of the directory's;
+            `save_pretrained` does not save it.
           **settings: changes to the directory's `LinkingSettings`, such as threshold=-2.0.
 
         Raises:
@@ -255,6 +258,11 @@ class EntityLinker:
 
         path = pathlib.Path(path)
         config, linking = directory.load_config(path)
+        if max_question_tokens is not None:
+            try:
+                config = dataclasses.replace(config, max_question_tokens=max_question_tokens)
+            except ValueError as error:
+                raise ElqError(str(error)) from error
         params = directory.load_params(path, ("question",))["question"]
         catalogue = Catalogue.open(path / directory.CATALOGUE)
         embeddings = Embeddings.open(
@@ -463,29 +471,35 @@ class EntityLinker:
         Returns:
           for each question the candidate rows [M, C] int32, best first.
         """
+        vectors = self.vectors_at(texts, bounds, batch_size)
+        counts = [len(one) for one in vectors]
+        _, rows = self._search(np.concatenate([*vectors, self._no_vectors()]))
+        return np.split(rows, np.cumsum(counts)[:-1]) if counts else []
+
+    def vectors_at(
+        self, texts: Sequence[str], bounds: Sequence[np.ndarray], batch_size: int = 64
+    ) -> list[np.ndarray]:
+        """Query vectors of given spans: for each question [M, D] float32; see `candidates_at`."""
         encoded = self.encode(texts)
         most = max((len(one) for one in bounds), default=1)
         most = 1 << max(most - 1, 0).bit_length()  # few widths, few compilations
-        found: list[Any] = [None] * len(encoded)
+        found = [self._no_vectors()] * len(encoded)
         for batch in self._batches(encoded, batch_size):
             arrays = self._padded([encoded[i] for i in batch.indices], batch)
-            padded = np.zeros((batch.size, most, 2), np.int32)
-            mask = np.zeros((len(batch.indices), most), bool)
+            arrays["bounds"] = np.zeros((batch.size, most, 2), np.int32)
             for i, index in enumerate(batch.indices):
-                padded[i, : len(bounds[index])] = bounds[index]
-                mask[i, : len(bounds[index])] = True
-            arrays = devices_lib.split(arrays | {"bounds": padded}, len(self._devices))
+                arrays["bounds"][i, : len(bounds[index])] = bounds[index]
+            arrays = devices_lib.split(arrays, len(self._devices))
             vectors = self._mention_vectors(
                 self._params, arrays["input_ids"], arrays["mask"], arrays["bounds"]
             )
             vectors = devices_lib.merge(vectors, len(batch.indices))
-            _, rows = self._search(vectors[mask])
-            counts = mask.sum(axis=1)
-            for index, part in zip(
-                batch.indices, np.split(rows, np.cumsum(counts)[:-1]), strict=True
-            ):
-                found[index] = part
+            for i, index in enumerate(batch.indices):
+                found[index] = vectors[i, : len(bounds[index])]
         return found
+
+    def _no_vectors(self) -> np.ndarray:
+        return np.zeros((0, self.config.vector_width), np.float32)
 
     def _settings(self, threshold: float | None) -> LinkingSettings:
         if threshold is None:

@@ -24,7 +24,6 @@ import safetensors.numpy
 from flax import traverse_util
 
 from elq_jax.data.files import atomic_write
-from elq_jax.data.safetensors_files import write_safetensors
 from elq_jax.data.tokenization import Tokenizer
 from elq_jax.data.torch_files import StoredTensor, open_torch_file
 from elq_jax.errors import DataError, ElqError
@@ -138,7 +137,7 @@ def load_model(
             ),
         ]
     config = _config(parameters, parameter_file, *berts, max_question_tokens)
-    expected = _original_shapes(config)
+    expected = original_shapes(config)
     unused = _unused_shapes(config)
     for name in expected:
         if name not in tensors:
@@ -294,7 +293,7 @@ def _config(
         raise DataError(str(error), path) from error
 
 
-def _original_shapes(config: ElqConfig) -> dict[str, tuple[int, ...]]:
+def original_shapes(config: ElqConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that a model of the original computes with."""
     ids, mask = jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
     bounds = jnp.zeros((1, 1, 2), jnp.int32)
@@ -357,19 +356,7 @@ def save_model(
     One tensor at a time is in memory. Besides what every linker has, original.safetensors keeps
     what only `state_dict` needs.
     """
-    sources = {
-        "/".join(path): (model.tensors[name], transposed)
-        for name, (path, transposed) in original_names(model.config).items()
-    }
-
-    def read(name: str) -> np.ndarray:
-        tensor, transposed = sources[name]
-        return tensor.map().T if transposed else tensor.map()
-
-    shapes = {name: x.shape[::-1] if flip else x.shape for name, (x, flip) in sources.items()}
-    directory.save_model(folder, model.config, {}, tokenizer, linking)
-    write_safetensors(pathlib.Path(folder) / "model.safetensors", shapes, read)
-
+    directory.save_model(folder, model.config, model.params, tokenizer, linking)
     unused = {
         name: np.array(model.tensors[name].map(), np.float32, order="C")
         for name in _unused_shapes(model.config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from elq_jax.errors import ElqError
@@ -54,3 +55,15 @@ def get_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise ElqError(f"preset: {name!r}; expected one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def with_preset(name: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings for `EntityLinker.from_pretrained`: those given, and for the rest a preset's.
+
+    Args:
+      name: of the preset, or None.
+      settings: None where one is not given.
+    """
+    preset = dataclasses.asdict(get_preset(name)) if name else {}
+    given = {key: value for key, value in settings.items() if value is not None}
+    return {key: value for key, value in (preset | given).items() if value is not None}

@@ -44,12 +44,13 @@ from elq_jax.model.elq import ElqConfig
 from elq_jax.retrieval.embeddings import Embeddings
 from elq_jax.retrieval.exact import ExactIndex, shard_table
 from elq_jax.training import devices as devices_lib
-from elq_jax.training import encoding, mining
+from elq_jax.training import encoding, mining, original
 from elq_jax.training.checkpoints import Checkpoints
 from elq_jax.training.metrics import MetricsWriter, plot_curves
 from elq_jax.training.preemption import Preemption
 from elq_jax.training.pretrained import load_pretrained
 from elq_jax.training.state import (
+    Recipe,
     TrainState,
     create_learning_rate_schedule,
     create_optimizer,
@@ -98,7 +99,6 @@ class _Run:
         self.examples = [
             self._make_examples(name, self.questions[name]) for name in _train_splits(config)
         ]
-        self.threshold = config.eval.threshold_floor
 
     def bi_encoder(self) -> None:
         """Trains both encoders together: in-batch negatives, then also mined ones."""
@@ -125,9 +125,10 @@ class _Run:
         linker = self._linker(embeddings)
         best = self.workdir / "joint" / "best"
 
+        dev = list(self.questions["dev"])[: self.config.eval.max_questions]
+
         def evaluate(params: Any) -> Evaluation:
-            questions = self.questions["dev"][: self.config.eval.max_questions]
-            return predict(linker.with_params(params), questions, self.threshold)
+            return predict(linker.with_params(params), dev, self.config.eval.threshold_floor)
 
         def keep_best(params: Any, threshold: float) -> None:
             linking = dataclasses.asdict(
@@ -230,9 +231,36 @@ class _Run:
             examples,
             stage.batch_size,
             self.config.seed,
+            shuffle="original" not in self.config,
             repeats=self.config.train_repeats or [1.0] * len(examples),
             pad_id=self.tokenizer.pad_id,
         )
+
+    def _recipe(
+        self,
+        name: str,
+        stage: ml_collections.ConfigDict,
+        batches: TrainingBatches,
+        num_steps: int,
+    ) -> Recipe:
+        if "original" in self.config:
+            part = "question" if name == "joint" else None
+            settings = self.config.original
+            return original.create_recipe(settings, stage, self.model, part, batches, num_steps)
+        schedule = create_learning_rate_schedule(
+            stage.schedule,
+            stage.learning_rate,
+            max(num_steps // stage.accumulate_steps, 1),
+            stage.warmup_fraction,
+        )
+        tx = create_optimizer(
+            schedule,
+            new_module_factor=stage.new_module_factor,
+            weight_decay=stage.weight_decay,
+            max_grad_norm=stage.max_grad_norm,
+            accumulate_steps=stage.accumulate_steps,
+        )
+        return Recipe(tx, lambda step: float(schedule(step // stage.accumulate_steps)))
 
     def _train(
         self,
@@ -251,20 +279,8 @@ class _Run:
         folder.mkdir(exist_ok=True)
         batches = self._batches(stage, self.examples)
         num_steps = stage.num_steps or math.ceil(stage.num_epochs * batches.steps_per_epoch)
-        schedule = create_learning_rate_schedule(
-            stage.schedule,
-            stage.learning_rate,
-            max(num_steps // stage.accumulate_steps, 1),
-            stage.warmup_fraction,
-        )
-        tx = create_optimizer(
-            schedule,
-            new_module_factor=stage.new_module_factor,
-            weight_decay=stage.weight_decay,
-            max_grad_norm=stage.max_grad_norm,
-            accumulate_steps=stage.accumulate_steps,
-        )
-        state = create_train_state(params, tx)
+        recipe = self._recipe(name, stage, batches, num_steps)
+        state = create_train_state(params, recipe.tx)
         checkpoints = Checkpoints(folder / "checkpoints")
         record = {"seed": self.config.seed, "best_f1": -1.0, "best_step": -1}
         if (restored := checkpoints.restore(state)) is not None:
@@ -274,7 +290,7 @@ class _Run:
         writer = MetricsWriter(folder / "metrics.jsonl", first_step)
         state = devices_lib.replicate(state, self.devices)
         key = devices_lib.replicate(jax.random.PRNGKey(self.config.seed), self.devices)
-        take_step = devices_lib.parallel(step_body, self.devices, donate=0, static=4)
+        take_step = devices_lib.parallel(step_body, self.devices, donate=0, static=(4, 5))
         clock = _Clock(name, num_steps)
 
         with Preemption() as preemption:
@@ -293,7 +309,9 @@ class _Run:
                     )
                 parts = devices_lib.split(batch, len(self.devices))
                 num_queries = _num_queries(parts)
-                state, metrics = take_step(state, parts, table, key, num_queries)
+                state, metrics = take_step(
+                    state, parts, table, key, num_queries, not recipe.has_dropout(step)
+                )
                 clock.add(metrics, batch)
                 done = step + 1
                 last = done == num_steps
@@ -301,7 +319,7 @@ class _Run:
                 if saving or done % stage.log_every == 0:
                     values = clock.means()
                     _check_finite(values, folder, checkpoints)
-                    values["learning_rate"] = float(schedule(step // stage.accumulate_steps))
+                    values["learning_rate"] = recipe.learning_rate(step)
                     writer.write(done, values | clock.log(done, values))
                 if evaluate and (done % stage.eval_every == 0 or last):
                     current = devices_lib.unreplicate(state.params)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -13,8 +14,9 @@ from flax import traverse_util
 
 from elq_jax.errors import ElqError
 
-# Parameters that start at random rather than from a published encoder, by the name of their module.
-NEW_MODULES = ("mention_head", "mention_hidden", "mention_linear", "pooler_linear", "log_scale")
+# Modules that learn from nothing, and so may go faster than a published encoder. The linear map of
+# mention vectors is not among them: it starts as the identity and should stay near it.
+NEW_MODULES = ("mention_head", "mention_hidden", "log_scale")
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -37,6 +39,21 @@ class TrainState(flax.struct.PyTreeNode):
         updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
         params = optax.apply_updates(self.params, updates)
         return self.replace(step=self.step + 1, params=params, opt_state=opt_state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a stage is trained.
+
+    Attributes:
+      tx: the optimiser.
+      learning_rate: of a step (a batch), for the record.
+      has_dropout: whether a step has dropout.
+    """
+
+    tx: optax.GradientTransformation
+    learning_rate: Callable[[int], float]
+    has_dropout: Callable[[int], bool] = lambda step: True
 
 
 def create_learning_rate_schedule(
@@ -81,8 +98,7 @@ def create_optimizer(
 
     Args:
       learning_rate: of the pretrained parameters.
-      new_module_factor: times the learning rate for parameters that start at random
-        (`NEW_MODULES`).
+      new_module_factor: times the learning rate for `NEW_MODULES`.
       weight_decay: decoupled, multiplied by the learning rate.
       max_grad_norm: global L2 norm that gradients are clipped to.
       accumulate_steps: batches whose gradients are averaged for one update.

@@ -13,6 +13,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import optax
 
 from elq_jax.model import losses
 from elq_jax.model.elq import ElqConfig, EntityEncoder, QuestionEncoder
@@ -48,12 +49,14 @@ class LossConfig:
       span_loss_weight: factor of the mention-detection loss.
       num_negatives: N, mined per mention by the hard-negative losses.
       chunk_size: rows of the table scored at a time.
+      mask_duplicates: in_batch leaves out other copies of a mention's own gold entity.
     """
 
     linking_loss: str = "full_catalogue"
     span_loss_weight: float = 1.0
     num_negatives: int = 10
     chunk_size: int = 16384
+    mask_duplicates: bool = True
 
     def __post_init__(self):
         if self.linking_loss not in LINKING_LOSSES:
@@ -68,20 +71,21 @@ def joint_train_step(
     """The step of the joint stage: the question encoder learns against frozen entity vectors.
 
     Returns:
-      step(state, batch, table, key, num_queries) -> (state, metrics): `state.params` is the tree of
-      the question encoder; `batch` is this device's part of a batch of `data.batches`; `table` its
-      part of the embeddings; `key` the run's; `num_queries` (static) an upper bound of the gold
-      mentions of a device's part, which keeps padding out of the search.
+      step(state, batch, table, key, num_queries, deterministic=False) -> (state, metrics):
+      `state.params` is the tree of the question encoder; `batch` is this device's part of a batch
+      of `data.batches`; `table` its part of the embeddings; `key` the run's; `num_queries` (static)
+      an upper bound of the gold mentions of a device's part, which keeps padding out of the search;
+      `deterministic` (static) is without dropout.
     """
     encoder = QuestionEncoder(config, jnp.dtype(dtype), remat)
 
-    def losses_of(params, batch, table, key, num_queries):
+    def losses_of(params, batch, table, key, num_queries, deterministic):
         span_logits, vectors = encoder.apply(
             {"params": params},
             batch["input_ids"],
             batch["mask"],
             batch["gold_bounds"],
-            deterministic=False,
+            deterministic=deterministic,
             method="encode_mentions",
             rngs={"dropout": key},
         )
@@ -97,15 +101,14 @@ def bi_encoder_train_step(
     """The step of the bi-encoder stage: both encoders learn, entities are encoded in the step.
 
     Returns:
-      step(state, batch, table, key, num_queries) -> (state, metrics): `state.params` is
-      {"question": ..., "entity": ...}; besides the questions the batch has `entity_ids` and
-      `entity_mask` [B, M, 1 + N, T_e], the gold entity of each mention and N mined ones, and
-      `negative_mask` [B, M, N]. `table` is None.
+      as `joint_train_step`, with `state.params` {"question": ..., "entity": ...}. Besides the
+      questions the batch has `entity_ids` and `entity_mask` [B, M, 1 + N, T_e], the gold entity of
+      each mention and N mined ones, and `negative_mask` [B, M, N]. `table` is None.
     """
     question = QuestionEncoder(config, jnp.dtype(dtype), remat)
     entity = EntityEncoder(config, jnp.dtype(dtype), remat)
 
-    def losses_of(params, batch, table, key, num_queries):
+    def losses_of(params, batch, table, key, num_queries, deterministic):
         del table
         keys = jax.random.split(key)
         span_logits, vectors = question.apply(
@@ -113,7 +116,7 @@ def bi_encoder_train_step(
             batch["input_ids"],
             batch["mask"],
             batch["gold_bounds"],
-            deterministic=False,
+            deterministic=deterministic,
             method="encode_mentions",
             rngs={"dropout": keys[0]},
         )
@@ -124,12 +127,14 @@ def bi_encoder_train_step(
         encoded = entity.apply(
             {"params": params["entity"]},
             *(x.reshape(-1, x.shape[-1]) for x in tokens),
-            deterministic=False,
+            deterministic=deterministic,
             rngs={"dropout": keys[1]},
         ).reshape(num_queries, width, -1)
         queries, rows, mask = chosen.of(vectors), chosen.rows, chosen.mask
         if width == 1:
-            return span, losses.in_batch_loss(queries, encoded[:, 0], rows, mask, AXIS)
+            return span, losses.in_batch_loss(
+                queries, encoded[:, 0], rows, mask, AXIS, loss.mask_duplicates
+            )
         linking = losses.hard_negatives_loss(
             queries,
             encoded[:, 0],
@@ -145,13 +150,13 @@ def bi_encoder_train_step(
 
 
 def _train_step(losses_of: Callable[..., Any], span_loss_weight: float) -> Callable[..., Any]:
-    def train_step(state, batch, table, key, num_queries):
+    def train_step(state, batch, table, key, num_queries, deterministic=False):
         # Every device draws its own dropout, every step another.
         key = jax.random.fold_in(jax.random.fold_in(key, state.step), jax.lax.axis_index(AXIS))
 
         def loss_part(params):
             """This device's part of the mean over all devices, and the metrics' sums."""
-            span, linking = losses_of(params, batch, table, key, num_queries)
+            span, linking = losses_of(params, batch, table, key, num_queries, deterministic)
             span_count, linking_count = jax.lax.psum((span[1], linking[1]), AXIS)
             span_part = span[0] / jnp.maximum(span_count, 1)
             linking_part = linking[0] / jnp.maximum(linking_count, 1)
@@ -159,13 +164,16 @@ def _train_step(losses_of: Callable[..., Any], span_loss_weight: float) -> Calla
 
         (total, parts), grads = jax.value_and_grad(loss_part, has_aux=True)(state.params)
         grads, total, parts = jax.lax.psum((grads, total, parts), AXIS)
+        state = state.apply_gradients(grads)
+        # An optimiser that clips something else than these gradients says what.
+        norm = optax.tree.get(state.opt_state, "grad_norm", _global_norm(grads))
         metrics = {
             "loss": total,
             "span_loss": parts[0],
             "linking_loss": parts[1],
-            "grad_norm": _global_norm(grads),
+            "grad_norm": norm,
         }
-        return state.apply_gradients(grads), metrics
+        return state, metrics
 
     return train_step
 
@@ -194,7 +202,7 @@ def _linking_loss(
     queries, rows, mask = chosen.of(vectors), chosen.rows, chosen.mask
     entities = exact.gather_rows(table.values, rows, AXIS, scale=table.scale)
     if loss.linking_loss == "in_batch":
-        return losses.in_batch_loss(queries, entities, rows, mask, AXIS)
+        return losses.in_batch_loss(queries, entities, rows, mask, AXIS, loss.mask_duplicates)
     if loss.linking_loss == "hard_negatives":
         negatives, negative_mask = _mine(loss, queries, rows, table)
         return losses.hard_negatives_loss(
