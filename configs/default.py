@@ -11,7 +11,7 @@ import ml_collections
 from ml_collections import config_dict
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0  # New parameters, dropout, data order.
     config.num_devices = config_dict.placeholder(int)  # All local devices.
@@ -64,6 +64,42 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.threshold_floor = -8.0  # Thresholds are looked for from here up.
     config.eval.max_questions = config_dict.placeholder(int)  # Of the dev file; all.
     # `original` and its stages' `mask_duplicates` are in configs/original_recipe.py only.
+    return select(config, variant)
+
+
+def select(config: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
+    """What follows the colon of `--config configs/x.py:smoke`; nothing follows: the configuration.
+
+    Raises:
+      ValueError: there is no such variant.
+    """
+    if variant not in ("", "smoke"):
+        raise ValueError(f"configuration variant {variant!r}; expected none, or 'smoke'")
+    return smoke(config) if variant else config
+
+
+def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Shrinks a configuration to seconds on a CPU: same stages, losses and types, a few steps.
+
+    MiniLM instead of its encoders, the data in demo/ instead of its own. To see that everything
+    works on a new machine before a long run; the linker that comes out is of no use.
+    """
+    config.question_encoder, config.entity_encoder, config.init_from = "minilm", "", ""
+    config.catalogue, config.dev_file = "demo/catalogue.jsonl", "demo/dev.jsonl"
+    config.train_files, config.train_repeats = ("demo/train.jsonl",), ()
+    config.model.max_question_tokens = 24
+    config.model.max_entity_tokens = 16
+    for stage in (config.bi_encoder, config.joint):
+        stage.batch_size = 8
+        stage.num_steps = 4
+        stage.log_every = stage.checkpoint_every = 2
+        stage.accumulate_steps = min(stage.accumulate_steps, 2)
+        stage.num_negatives = min(stage.num_negatives, 2)
+    config.bi_encoder.mine_every = min(config.bi_encoder.mine_every, 2)
+    config.joint.chunk_size = 256
+    config.joint.eval_every = 4
+    config.encode.batch_size = 32
+    config.eval.max_questions = 16
     return config
 
 

@@ -15,7 +15,7 @@ import ml_collections
 from configs import default
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = default.get_config()
     config.catalogue = "runs/catalogue"
     sets = ("webqsp", "simplequestions", "lcquad1")
@@ -23,5 +23,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.train_repeats = (2.0, 0.25, 1.0)
     config.dev_file = "data/questions/webqsp/dev.jsonl"
     config.model.max_entity_tokens = 48
-    config.joint.num_epochs = 5.0
-    return config
+    config.joint.num_steps = 600
+    return default.select(config, variant)

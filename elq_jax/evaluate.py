@@ -137,7 +137,9 @@ def _evaluate(linker: EntityLinker) -> dict[str, Any]:
     report: dict[str, Any] = {
         "questions": files,
         "floor": floor,
-        "threshold_from": "linker" if _THRESHOLD.value is None else "--threshold",
+        "threshold_from": next(
+            (f"--{flag.name}" for flag in (_THRESHOLD, _PRESET) if flag.value is not None), "linker"
+        ),
     }
     if tune:
         sweep = _predict("tuning", linker, tune, floor).sweep

@@ -13,6 +13,8 @@ what came after the last checkpoint. The same command goes on from there.
 
 from __future__ import annotations
 
+import sys
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -27,9 +29,11 @@ def main(arguments: list[str]) -> None:
     """Trains, then prints where the linker is."""
     del arguments
     cli.use_compilation_cache()
+    from elq_jax.evaluation.speed import peak_memory
     from elq_jax.training.loop import train_and_evaluate
 
     print(train_and_evaluate(_CONFIG.value, _WORKDIR.value))
+    print(f"peak memory {peak_memory() / 2**30:.2f} GiB", file=sys.stderr)
 
 
 if __name__ == "__main__":

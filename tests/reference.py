@@ -7,9 +7,11 @@ import json
 import pathlib
 
 import numpy as np
+import safetensors.numpy
 from conftest import FIXTURES
 
 from elq_jax.data.catalogue import Catalogue, build_catalogue
+from elq_jax.data.pretrained import resolve_encoder
 from elq_jax.data.tokenization import Tokenizer
 from elq_jax.linking import directory
 from elq_jax.model.bert import BertConfig
@@ -36,6 +38,22 @@ def tiny_config(**changes) -> ElqConfig:
 def tiny_params() -> dict:
     """{"question": ..., "entity": ...} of the fixtures' model."""
     return params_from_original(arrays("state_dict"), tiny_config())
+
+
+def write_tiny_bert(folder: pathlib.Path) -> None:
+    """The fixtures' question encoder as a published checkpoint folder, with some dropout."""
+    prefix = "context_encoder.bert_model."
+    state = arrays("state_dict")
+    tensors = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    safetensors.numpy.save_file(
+        {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()},
+        folder / "model.safetensors",
+    )
+    params = json.loads((FIXTURES / "params.json").read_text())
+    settings = params["config"] | {"hidden_dropout_prob": 0.1, "model_type": "bert"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    tokenizer = resolve_encoder("minilm") / "tokenizer.json"
+    (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
 
 
 def enumerated(grid: np.ndarray, bounds: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from elq_jax.errors import ElqError
 from elq_jax.linking import conversion, directory, original
 from elq_jax.linking.decoding import original_triples
 from elq_jax.linking.linker import EntityLinker
-from elq_jax.linking.presets import PRESETS, get_preset
+from elq_jax.linking.presets import PRESETS, get_preset, with_preset
 from elq_jax.model.elq import params_from_original
 from elq_jax.retrieval import open_index
 from elq_jax.retrieval.embeddings import Embeddings, EmbeddingsWriter
@@ -595,6 +595,11 @@ def test_presets():
     assert (PRESETS["library"].max_mentions, PRESETS["interactive"].max_mentions) == (10, 50)
     with pytest.raises(ElqError, match="preset: 'wikipedia'; expected one of interactive"):
         get_preset("wikipedia")
+    expected = {"threshold": -1.0, "max_mentions": 50, "num_candidates": 10}
+    assert with_preset("interactive", {"threshold": -1.0, "max_mentions": None}) == expected
+    expected["max_question_tokens"] = 32
+    assert with_preset("graphquestions", {"threshold": -1.0}) == expected
+    assert with_preset(None, {"threshold": None, "max_mentions": 3}) == {"max_mentions": 3}
 
 
 @needs_torch

@@ -225,7 +225,7 @@ def test_program_counting_as_the_original(folder, tmp_path):
         f"--linker={folder}",
         f"--questions={FIXTURES / 'labelled.jsonl'}",
         "--original_windows",
-        "--max_mentions=50",
+        "--preset=interactive",
         f"--output={tmp_path}",
     )
     assert done.returncode == 0, done.stderr

@@ -262,6 +262,15 @@ def test_settings_that_cannot_be(folder, settings, message):
         EntityLinker.from_pretrained(folder, **settings)
 
 
+def test_questions_cut_shorter_than_the_directory_says(folder, linker):
+    words = "who is obama in ohio and paris and dune"
+    shorter = EntityLinker.from_pretrained(folder, max_question_tokens=5, devices=one_device())
+    [cut], [whole] = shorter.encode([words]), linker.encode([words])
+    assert cut.ids.tolist() == [*whole.ids[:4], whole.ids[-1]]
+    with pytest.raises(ElqError, match="max_question_tokens: 1000; expected 3 to 512"):
+        EntityLinker.from_pretrained(folder, max_question_tokens=1000)
+
+
 def test_save_pretrained_and_open_again(linker, tmp_path):
     target = tmp_path / "saved"
     linker.with_settings(threshold=-4.4).save_pretrained(target)

@@ -8,12 +8,10 @@ import signal
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
 from flax import traverse_util
-from reference import arrays, tiny_config, tiny_params
+from reference import arrays, tiny_config, tiny_params, write_tiny_bert
 
 from configs import default
-from elq_jax.data.pretrained import resolve_encoder
 from elq_jax.errors import ElqError
 from elq_jax.linking import directory
 from elq_jax.retrieval.exact import shard_table
@@ -154,20 +152,9 @@ def test_decay_and_learning_rate_by_parameter():
 
 @pytest.fixture(scope="module")
 def tiny_bert(tmp_path_factory):
-    """The fixtures' question encoder as a published checkpoint folder, with some dropout."""
+    """A checkpoint folder."""
     folder = tmp_path_factory.mktemp("bert")
-    prefix = "context_encoder.bert_model."
-    state = arrays("state_dict")
-    tensors = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    safetensors.numpy.save_file(
-        {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()},
-        folder / "model.safetensors",
-    )
-    params = json.loads((pathlib.Path(__file__).parent / "fixtures/params.json").read_text())
-    settings = params["config"] | {"hidden_dropout_prob": 0.1, "model_type": "bert"}
-    (folder / "config.json").write_text(json.dumps(settings))
-    tokenizer = resolve_encoder("minilm") / "tokenizer.json"
-    (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    write_tiny_bert(folder)
     return folder
 
 

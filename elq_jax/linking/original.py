@@ -353,8 +353,8 @@ def save_model(
 ) -> None:
     """Writes a model as a linker directory, without catalogue and embeddings.
 
-    One tensor at a time is in memory. Besides what every linker has, original.safetensors keeps
-    what only `state_dict` needs.
+    Tensors stay in their files and are copied one by one. Besides what every linker has,
+    original.safetensors keeps what only `state_dict` needs.
     """
     directory.save_model(folder, model.config, model.params, tokenizer, linking)
     unused = {

@@ -1,0 +1,35 @@
+"""The demo on an accelerator: one TPU chip or one GPU of a notebook, or the eight cores of a v3-8.
+
+Purpose: notebooks/quickstart_tpu.ipynb. Everything it needs is in the repository and in the MiniLM
+package; what configs/demo.py does on a CPU in minutes, with more steps and in bfloat16.
+Hardware: one TPU v5e chip (v5litepod-1), one T4 or better, or a v3-8; 8 GB of device memory are
+plenty.
+Time and score: not measured.
+Command: python -m elq_jax.train --config configs/colab.py --workdir runs/colab
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    config = default.get_config()
+    config.catalogue = "demo/catalogue.jsonl"
+    config.train_files = ("demo/train.jsonl",)
+    config.dev_file = "demo/dev.jsonl"
+    config.model.max_entity_tokens = 48
+    config.model.max_question_tokens = 32
+    config.encode.batch_size = 256
+    config.encode.dtype = "bfloat16"
+
+    config.stages = ("bi_encoder", "joint")
+    for stage in (config.bi_encoder, config.joint):
+        stage.batch_size = 64
+        stage.dtype = "bfloat16"
+    config.bi_encoder.num_steps = 200
+    config.bi_encoder.mine_every = 50
+    config.bi_encoder.num_negatives = 3
+    config.bi_encoder.learning_rate = 5e-5
+    config.joint.num_epochs = 10.0
+    return default.select(config, variant)

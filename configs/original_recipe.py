@@ -1,0 +1,52 @@
+"""The training of the original ELQ on the data of configs/webqsp.py, to compare ours with.
+
+Purpose: the baseline. Same data, encoder and frozen entity vectors as configs/webqsp.py; optimiser,
+trainable parameters, order, dropout, losses and negatives of the original
+(elq_jax/training/original.py): binary cross-entropy against the ten nearest entities, found by
+exact search where the original asks HNSW. The mention head stays as it was initialised, as there.
+The result is the best step on dev, where the original keeps the last one.
+Hardware: CPU, 2 cores, 24 GiB. Time and score: not measured.
+Data: as for configs/webqsp.py. Questions come in this order in every epoch, WebQSP last.
+Command: python -m elq_jax.encode_entities --catalogue data/entities.jsonl.gz --pooling mean \\
+    --normalize --max_tokens 48 --output runs/catalogue
+  python -m elq_jax.train --config configs/original_recipe.py --workdir runs/original_recipe
+
+The published models were trained with batches of 128, 100 epochs and a learning rate of 1e-5, from
+the checkpoint of an earlier run: --config.init_from=elq_wiki --config.catalogue=elq_wiki after
+`convert`. The original's training of both encoders, with in-batch negatives, is
+--config.stages="('bi_encoder',)".
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = default.get_config()
+    config.catalogue = "runs/catalogue"
+    sets = ("simplequestions", "lcquad1", "webqsp")
+    config.train_files = tuple(f"data/questions/{name}/train.jsonl" for name in sets)
+    config.train_repeats = (0.25, 1.0, 2.0)
+    config.dev_file = "data/questions/webqsp/dev.jsonl"
+
+    config.model.max_entity_tokens = 48
+    config.model.max_mention_width = 11
+    config.model.mention_aggregation = "all_avg"
+    config.model.normalize_mentions = False
+    config.model.score_scale = None
+
+    # With this section a run is trained as the original trains: OriginalSettings.
+    config.original = ml_collections.ConfigDict()
+    config.original.type_optimization = "all_encoder_layers"
+    config.original.eval_interval = 500
+
+    for stage in (config.bi_encoder, config.joint):
+        stage.batch_size = 128
+        stage.num_epochs = 5.0
+        stage.learning_rate = 1e-5
+        stage.span_loss_weight = 1.0
+        stage.mask_duplicates = False  # Gold twice in a batch: its own negative.
+    config.joint.linking_loss = "hard_negatives_bce"
+    config.joint.num_negatives = 10
+    return config

@@ -1,0 +1,60 @@
+"""BERT-large from scratch on Wikipedia's own links, in two stages, on a v3-8 or larger.
+
+Purpose: a general linker that depends on no published ELQ model. First both encoders together as a
+bi-encoder, with the entities of the batch and then also mined ones as negatives; then all 5,903,527
+entities are encoded once, and the question encoder learns against the exact softmax over them.
+The learning rate, its schedule, the batch and the lengths are the published ones.
+Hardware: one TPU v3-8 (8 cores of 16 GiB); v3-32 with tpu_v3_pod.py's changes.
+Memory of a core, 16 passages of up to 64 tokens with 64 mentions in a step, two entities of up to
+128 tokens for each (docs/scaling.md):
+    bi_encoder: 2 x 334M parameters, gradients and moments, float32    10.69 GB
+        remat keeps the input of each of 24 layers for 17,408 tokens    0.86 GB
+        and recomputes one layer at a time                              0.78 GB
+    joint: as configs/tpu_v3.py with twice the tokens                   9.3 GB
+Time: 0.5 s a step for bi_encoder at 60% of the peak rate, 0.1 s for joint, and 0.7 h for encoding
+the catalogue, twice: about 18 h (docs/scaling.md); not measured. Score: not measured.
+Data: data/wikipedia/entity.jsonl (the published catalogue, or title, text, wikidata_id of your
+own), and data/wikipedia/{train,dev}.jsonl: passages of Wikipedia with their links as mentions, in
+the form of demo/train.jsonl. The original's were never released.
+Command: DATA=gs://my-bucket/data tpu_scripts/setup_tpu.sh
+  tpu_scripts/run_tpu.sh elq_jax.train --config configs/wikipedia_pretrain.py \\
+    --workdir gs://my-bucket/runs/wikipedia
+"""
+
+import ml_collections
+
+from configs import default, tpu_v3
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    config = default.get_config()
+    config.question_encoder = "bert-large-uncased"
+    config.catalogue = "data/wikipedia/entity.jsonl"
+    config.train_files = ("data/wikipedia/train.jsonl",)
+    config.dev_file = "data/wikipedia/dev.jsonl"
+    config.on_error = "skip"
+
+    tpu_v3.published_model(config)
+    config.model.max_question_tokens = 64
+    config.encode.dtype = "bfloat16"
+    config.encode.table_dtype = "bfloat16"
+    config.encode.batch_size = 1024
+
+    config.stages = ("bi_encoder", "joint")
+    for stage in (config.bi_encoder, config.joint):
+        stage.batch_size = 128
+        stage.num_steps = 100_000
+        stage.learning_rate = 1e-5
+        stage.new_module_factor = 1.0
+        stage.span_loss_weight = 1.0
+        stage.dtype = "bfloat16"
+        stage.checkpoint_every = 1000
+        stage.log_every = 100
+    config.bi_encoder.mine_every = 50_000
+    config.bi_encoder.num_negatives = 1
+    config.bi_encoder.remat = True
+    config.joint.linking_loss = "full_catalogue"
+    config.joint.table_dtype = "bfloat16"
+    config.joint.eval_every = 5000
+    config.eval.max_questions = 2000
+    return default.select(config, variant)
