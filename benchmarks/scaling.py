@@ -45,7 +45,9 @@ _ENTITIES = flags.DEFINE_integer("entities", 20_000, "E.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Questions of a step, over all devices.")
 _TOKENS = flags.DEFINE_integer("tokens", 32, "T.")
 _QUERIES = flags.DEFINE_integer("queries", 16, "Room for the gold mentions of a device's part.")
-_CHUNK_SIZE = flags.DEFINE_integer("chunk_size", 16384, "Rows of the catalogue scored at a time.")
+_CHUNK_SIZE = flags.DEFINE_integer(
+    "chunk_size", None, "Rows of the catalogue scored at a time; by default half of a device's."
+)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Matrix products.")
 _TABLE_DTYPE = flags.DEFINE_enum("table_dtype", "float32", ("float32", "bfloat16"), "Entities.")
 _REMAT = flags.DEFINE_bool("remat", False, "Recompute activations in the backward pass.")
@@ -89,8 +91,8 @@ class Slice:
 
 # Sources: docs/scaling.md.
 SLICES = (
-    Slice("v3-8", 8, 61.5e12, 16 * 2**30, 450e9, 2 * 82e9, 2),
-    Slice("v3-32", 32, 61.5e12, 16 * 2**30, 450e9, 2 * 82e9, 2),
+    Slice("v3-8", 8, 61.5e12, 16 * 2**30, 450e9, 2 * 83e9, 2),
+    Slice("v3-32", 32, 61.5e12, 16 * 2**30, 450e9, 2 * 83e9, 2),
     Slice("v5litepod-8", 8, 197e12, 16e9, 819e9, 2 * 50e9, 1),
 )
 
@@ -180,18 +182,18 @@ class Work:
 def step_times(work: Work, on: Slice) -> dict[str, float]:
     """Seconds that each resource is busy in a step, at its peak rate."""
     devices, chips = on.devices, on.devices // on.devices_per_chip
-    # Parameters are read forward and backward; gradients written and read; Adam reads and writes
-    # parameters and moments. The table is read forward and backward.
-    traffic = 2 * work.gradient_bytes() + 2 * work.gradient_bytes() + 2 * work.state_bytes()
+    # Parameters are read by the forward and the backward pass, gradients are written and read, Adam
+    # reads and writes its state; rows and activations are read twice.
+    traffic = 4 * work.gradient_bytes() + 2 * work.state_bytes()
     traffic += 2 * work.table_bytes(devices) + 2 * work.activation_bytes(devices)
+    # Around a ring of chips; the cores of a chip add their gradients first.
     vectors = sum(work.collective_bytes(devices).values()) - work.gradient_bytes()
-    ring = 2 * (chips - 1) / chips * work.gradient_bytes()
-    ring += (chips - 1) / chips * vectors * on.devices_per_chip
+    sent = (chips - 1) / chips * (2 * work.gradient_bytes() + on.devices_per_chip * vectors)
     return {
         "encoder": work.encoder_flops(devices) / on.flops,
         "linking": work.linking_flops(devices) / on.flops,
         "memory": traffic / on.memory_rate,
-        "links": ring / on.link_rate,
+        "links": sent / on.link_rate,
     }
 
 
@@ -244,21 +246,24 @@ def _print_compiled(targets: Sequence[tuple[str, Sequence[Any]]], work: Work) ->
     for name, devices in targets:
         count = len(devices)
         rows = math.ceil(work.entities / count)
-        # The compiler counts the body of a loop once; for a count of all, one chunk.
-        whole = _compile(work, devices, rows)
-        counted = _counts(whole)
-        print(f"\n{name}, {count} device(s), {rows:,} rows each; per device:")
-        flops = work.encoder_flops(count) + work.linking_flops(count)
-        _line("FLOPs, matrix products", flops, counted["flops"], 1e9, "GFLOP")
+        chunk_size = _CHUNK_SIZE.value or math.ceil(rows / 2)
+        started = time.monotonic()
+        found = _counts(_compile(work, devices, chunk_size))
+        seconds = time.monotonic() - started
+        print(
+            f"\n{name}: {count} device(s), {rows:,} rows each in chunks of {chunk_size:,}, "
+            f"compiled in {seconds:.0f} s; per device, arithmetic and program:"
+        )
+        # The compiler counts the body of a loop once.
+        flops = work.encoder_flops(count) + work.linking_flops(count) * chunk_size / rows
+        _line("FLOPs, the first chunk's only", flops, found["flops"], 1e9, "GFLOP")
         arguments = work.state_bytes() + work.table_bytes(count)
-        _line("bytes of state and table", arguments, counted["arguments"], 1e6, "MB")
-        for kind, expected in work.collective_bytes(count).items():
-            _line(f"bytes of {kind}", expected, counted[kind], 1e6, "MB")
-        chunk_size = min(_CHUNK_SIZE.value, rows)
-        compiled = whole if chunk_size == rows else _compile(work, devices, chunk_size)
+        _line("bytes of state and rows", arguments, found["arguments"], 1e6, "MB")
         temporary = work.gradient_bytes() + work.activation_bytes(count)
-        label = f"temporary bytes, chunks of {chunk_size:,}"
-        _line(label, temporary, _counts(compiled)["temporary"], 1e6, "MB")
+        temporary += 2 * 4.0 * count * work.queries * chunk_size
+        _line("temporary bytes", temporary, found["temporary"], 1e6, "MB")
+        for kind, expected in work.collective_bytes(count).items():
+            _line(f"bytes of {kind}", expected, found[kind], 1e6, "MB")
 
 
 def _line(label: str, expected: float, found: float, unit: float, name: str) -> None:
@@ -308,12 +313,9 @@ def _compile(work: Work, devices: Sequence[Any], chunk_size: int) -> Any:
     loss = LossConfig(_LOSS.value, chunk_size=chunk_size)
     step = joint_train_step(config, loss, work.dtype, work.remat)
     parallel = devices_lib.parallel(step, devices, donate=0, static=4)
-    started = time.monotonic()
     table = Table(values, None, work.entities)
     lowered = parallel.lower(state, batch, table, each((2,), jnp.uint32), work.queries)
-    compiled = lowered.compile()
-    print(f"  (compiled in {time.monotonic() - started:.0f} s)", flush=True)
-    return compiled
+    return lowered.compile()
 
 
 def _counts(compiled: Any) -> dict[str, float]:
@@ -384,9 +386,7 @@ def _print_times(bert: BertConfig, entities: int) -> None:
     print("| slice | batch | encoder | linking | memory | links | at least | one after another |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for on in SLICES:
-        for batch_size in (128, 16 * on.devices, 64 * on.devices):
-            if batch_size == 128 and on.devices == 8 and batch_size != 16 * on.devices:
-                continue
+        for batch_size in sorted({128, 16 * on.devices, 64 * on.devices}):
             queries = 2 * batch_size // on.devices
             work = Work(bert, entities, batch_size, 32, queries)
             times = step_times(work, on)

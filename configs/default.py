@@ -35,6 +35,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.train_files = ()
     config.train_repeats = ()  # How often each file is seen in an epoch; () is once.
     config.dev_file = ""
+    config.length_buckets = (16, 24, 32, 64, 128, 256)  # Questions are padded to one of these.
     config.on_error = "stop"  # Or "skip" lines that cannot be used, with a report.
 
     config.stages = ("joint",)
@@ -87,7 +88,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.question_encoder, config.entity_encoder, config.init_from = "minilm", "", ""
     config.catalogue, config.dev_file = "demo/catalogue.jsonl", "demo/dev.jsonl"
     config.train_files, config.train_repeats = ("demo/train.jsonl",), ()
-    config.model.max_question_tokens = 24
+    config.model.max_question_tokens = 12  # One length, so one program to compile.
     config.model.max_entity_tokens = 16
     for stage in (config.bi_encoder, config.joint):
         stage.batch_size = 8

@@ -17,19 +17,20 @@ def get_config() -> ml_collections.ConfigDict:
     config.train_files = ("demo/train.jsonl",)
     config.dev_file = "demo/dev.jsonl"
     config.model.max_entity_tokens = 40
-    config.model.max_question_tokens = 32
+    config.model.max_question_tokens = 24
+    config.length_buckets = ()  # All to 24 tokens: one program to compile.
     config.stages = ("bi_encoder", "joint")
 
     config.bi_encoder.batch_size = 16
-    config.bi_encoder.num_steps = 40
-    config.bi_encoder.mine_every = 20
+    config.bi_encoder.num_steps = 24
+    config.bi_encoder.mine_every = 12
     config.bi_encoder.num_negatives = 1
     config.bi_encoder.learning_rate = 5e-5
-    config.bi_encoder.log_every = 10
+    config.bi_encoder.log_every = 6
 
     config.joint.batch_size = 32
-    config.joint.num_epochs = 5.0
-    config.joint.log_every = 52
-    config.joint.eval_every = 130
-    config.joint.checkpoint_every = 130
+    config.joint.num_epochs = 3.0
+    config.joint.log_every = 20
+    config.joint.eval_every = 80
+    config.joint.checkpoint_every = 80
     return config

@@ -53,7 +53,7 @@ _NUM_LEAVES = flags.DEFINE_integer(
 _LEAVES_TO_SEARCH = flags.DEFINE_integer(
     "leaves_to_search",
     None,
-    "Leaves searched for a query, an eighth by default; more is slower and finds more.",
+    "Leaves searched for a query, a quarter by default; more is slower and finds more.",
 )
 _TRAINING_SAMPLE_SIZE = flags.DEFINE_integer(
     "training_sample_size", 100_000, "Entities that tree and codes are trained on."

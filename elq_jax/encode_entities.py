@@ -51,7 +51,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
     "Entities per call; on a CPU small batches that fit its cache are fastest.",
     lower_bound=1,
 )
-_SHARD_ROWS = flags.DEFINE_integer("shard_rows", 8192, "Entities per shard.", lower_bound=1)
+_SHARD_ROWS = flags.DEFINE_integer("shard_rows", 16384, "Entities per shard.", lower_bound=1)
 _ON_ERROR = flags.DEFINE_enum(
     "on_error",
     "stop",

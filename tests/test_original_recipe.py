@@ -21,7 +21,7 @@ from elq_jax.errors import ElqError
 from elq_jax.linking import directory
 from elq_jax.model.elq import original_names
 from elq_jax.retrieval.embeddings import EmbeddingsWriter
-from elq_jax.training import checkpoints, devices, loop, mining, original, state
+from elq_jax.training import checkpoints, devices, loop, original, state
 from elq_jax.training.metrics import MetricsWriter
 from elq_jax.training.pretrained import initial_params
 from elq_jax.training.step import LossConfig, Table, joint_train_step
@@ -134,7 +134,6 @@ def test_a_run_follows_the_originals(name, start, tmp_path, monkeypatch, compila
     one_length = functools.partial(TrainingBatches, length_buckets=(32,))
     monkeypatch.setattr(loop, "TrainingBatches", one_length)
     monkeypatch.setattr(loop, "_num_queries", lambda parts: parts["gold_mask"][0].size)
-    monkeypatch.setattr(mining, "TOKEN_BUCKETS", (32,))
     if name == "train_inbatch_accum":
         run_until_killed(config, tmp_path, monkeypatch, step=10)
     loop.train_and_evaluate(config, tmp_path)
@@ -250,8 +249,8 @@ def test_a_deterministic_step_draws_no_dropout():
     losses = {True: set(), False: set()}
     for deterministic, found in losses.items():
         for seed in range(2):
-            key = devices.replicate(jax.random.PRNGKey(seed), [device])
-            _, metrics = step(start, batch, table, key, 2, deterministic)
+            number = devices.replicate(np.int32(seed), [device])
+            _, metrics = step(start, batch, table, number, 2, deterministic)
             found.add(float(metrics["loss"][0]))
     assert (len(losses[True]), len(losses[False])) == (1, 2)
 

@@ -125,7 +125,7 @@ def test_kind_is_chosen_by_size():
     kinds = {rows: ScannSettings().resolve(rows).kind for rows in (19_999, 20_000, 100_000, 10**6)}
     assert list(kinds.values()) == ["brute_force", "ah", "ah", "tree_ah"]
     assert ScannSettings().resolve(10**6).num_leaves == 2000
-    assert ScannSettings().resolve(10**6).leaves_to_search == 250
+    assert ScannSettings().resolve(10**6).leaves_to_search == 500
 
 
 @pytest.fixture

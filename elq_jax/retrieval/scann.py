@@ -42,7 +42,7 @@ class ScannSettings:
     Attributes:
       kind: one of `KINDS`; "auto" chooses by the number of rows.
       num_leaves: of the tree; None: 2 sqrt(E).
-      leaves_to_search: more is slower and finds more; None: an eighth of the leaves.
+      leaves_to_search: more is slower and finds more; None: a quarter of the leaves.
       training_sample_size: rows that the tree and the product codes are trained on.
       dimensions_per_block: of a product code of 4 bits; fewer is slower and finds more.
       anisotropic_threshold: weighs errors of the codes along the vector more than across it, as
@@ -80,7 +80,7 @@ class ScannSettings:
             num_leaves = max(1, min(rows, round(2 * math.sqrt(rows))))
         leaves_to_search = self.leaves_to_search
         if leaves_to_search is None:
-            leaves_to_search = -(-num_leaves // 8)
+            leaves_to_search = -(-num_leaves // 4)
         resolved = dataclasses.replace(
             self, kind=kind, num_leaves=num_leaves, leaves_to_search=leaves_to_search
         )

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import jax_utils
 
 from elq_jax.errors import ElqError
 
@@ -59,9 +58,18 @@ def parallel(
     )
 
 
-def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
-    """Copies every array of `tree` to all devices: [...] -> [P, ...]."""
-    return jax_utils.replicate(tree, devices)
+def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Copies every array of `tree` to all devices: [...] -> [P, ...].
+
+    The result is laid out as a parallel function lays out its own results, so that a step given
+    one or the other is compiled once.
+    """
+
+    def copies(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        return place(np.broadcast_to(x, (len(devices), *x.shape)), devices)
+
+    return jax.tree.map(copies, tree)
 
 
 def place(array: np.ndarray, devices: Sequence[jax.Device]) -> jax.Array:

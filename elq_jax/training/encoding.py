@@ -116,7 +116,7 @@ def encode_catalogue(
     folder: str | os.PathLike[str],
     *,
     dtype: str = "float32",
-    shard_rows: int = 8192,
+    shard_rows: int = 16384,
     progress: Callable[[int], None] | None = None,
 ) -> Embeddings:
     """Encodes all entities into shards; goes on with the missing shards of an earlier call.

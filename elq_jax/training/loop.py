@@ -233,8 +233,13 @@ class _Run:
             self.config.seed,
             shuffle="original" not in self.config,
             repeats=self.config.train_repeats or [1.0] * len(examples),
+            length_buckets=self._length_buckets(),
             pad_id=self.tokenizer.pad_id,
         )
+
+    def _length_buckets(self) -> list[int]:
+        longest = self.model.max_question_tokens
+        return [*(size for size in self.config.length_buckets if size < longest), longest]
 
     def _recipe(
         self,
@@ -289,7 +294,7 @@ class _Run:
         first_step = int(state.step)
         writer = MetricsWriter(folder / "metrics.jsonl", first_step)
         state = devices_lib.replicate(state, self.devices)
-        key = devices_lib.replicate(jax.random.PRNGKey(self.config.seed), self.devices)
+        seed = devices_lib.replicate(np.int32(self.config.seed), self.devices)
         take_step = devices_lib.parallel(step_body, self.devices, donate=0, static=(4, 5))
         clock = _Clock(name, num_steps)
 
@@ -310,7 +315,7 @@ class _Run:
                 parts = devices_lib.split(batch, len(self.devices))
                 num_queries = _num_queries(parts)
                 state, metrics = take_step(
-                    state, parts, table, key, num_queries, not recipe.has_dropout(step)
+                    state, parts, table, seed, num_queries, not recipe.has_dropout(step)
                 )
                 clock.add(metrics, batch)
                 done = step + 1
@@ -447,9 +452,10 @@ def _loss(stage: ml_collections.ConfigDict) -> LossConfig:
 def _num_queries(parts: Mapping[str, np.ndarray]) -> int:
     """Room for the mentions of the fullest device; one of a few sizes, so few programs compile."""
     mask = parts["gold_mask"]
+    _, examples, mentions = mask.shape
     most = int(mask.reshape(len(mask), -1).sum(axis=1).max())
-    room = mask[0].size
-    sizes = [size for size in (8, 16, 32, 64, 96, 128, 192, 256, 384, 512) if size < room]
+    room = examples * mentions
+    sizes = [size for size in (examples * 3 // 2, examples * 2, examples * 3) if size < room]
     return bucket(most, [*sizes, room])
 
 

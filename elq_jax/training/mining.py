@@ -11,14 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from elq_jax.data.batches import TrainingBatches, TrainingExample, bucket
+from elq_jax.data.batches import TrainingBatches, TrainingExample
 from elq_jax.data.catalogue import Catalogue
 from elq_jax.data.files import atomic_write
 from elq_jax.data.tokenization import Tokenizer
 from elq_jax.model.elq import ElqConfig, QuestionEncoder
 from elq_jax.retrieval.exact import ExactIndex
 from elq_jax.training import devices as devices_lib
-from elq_jax.training.encoding import TOKEN_BUCKETS, CatalogueEncoder, encode_catalogue
+from elq_jax.training.encoding import CatalogueEncoder, encode_catalogue
 
 ExampleSets = Sequence[Sequence[TrainingExample]]
 
@@ -48,7 +48,7 @@ def with_entity_tokens(
     tokens = tokenizer.encode_entities(
         catalogue.titles(used), catalogue.texts(used), config.max_entity_tokens
     )
-    length = bucket(max(len(ids) for ids in tokens), TOKEN_BUCKETS)
+    length = config.max_entity_tokens  # always, so that one program is compiled
     entity_ids = np.zeros((len(tokens), length), np.int32)
     entity_mask = np.zeros((len(tokens), length), bool)
     for i, ids in enumerate(tokens):
