@@ -11,8 +11,9 @@ Memory of a core, 16 passages of up to 64 tokens with 64 mentions in a step, two
         remat keeps the input of each of 24 layers for 17,408 tokens    0.86 GB
         and recomputes one layer at a time                              0.78 GB
     joint: as configs/tpu_v3.py with twice the tokens                   9.3 GB
-Time: 0.5 s a step for bi_encoder at 60% of the peak rate, 0.1 s for joint, and 0.7 h for encoding
-the catalogue, twice: about 18 h (docs/scaling.md); not measured. Score: not measured.
+Time: at half the peak rate 0.7 s a step for bi_encoder, 1.4 s with mined negatives, 0.2 s for
+joint, and 0.5 h for encoding the catalogue, twice: about 36 h (docs/scaling.md); not measured.
+Score: not measured.
 Data: data/wikipedia/entity.jsonl (the published catalogue, or title, text, wikidata_id of your
 own), and data/wikipedia/{train,dev}.jsonl: passages of Wikipedia with their links as mentions, in
 the form of demo/train.jsonl. The original's were never released.

@@ -5,6 +5,7 @@ import functools
 import importlib
 import pathlib
 
+import jax
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -87,10 +88,19 @@ def test_variants():
 @pytest.fixture(scope="module")
 def tiny_bert(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bert")
-    write_tiny_bert(folder)
+    write_tiny_bert(folder, layers=1, dropout=0.0)
     return folder
 
 
+@pytest.fixture
+def quick_compilation():
+    """Programs of a few steps are compiled for longer than they run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", paths_through_the_program())
 def test_smoke_variants_train_end_to_end(name, tiny_bert, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -14,7 +14,7 @@ readonly FAILED=70 BUSY=69 AGAIN=75
 mkdir -p "$folder"
 
 is_running() {
-  [[ -f $folder/pid && $(ps -o args= -p "$(<"$folder/pid")") == *worker_run* ]]
+  [[ -f $folder/pid && $(ps -ww -o args= -p "$(<"$folder/pid")") == *worker_run* ]]
 }
 
 start() {
