@@ -4,8 +4,8 @@ Purpose: the reference result of the README. The entity encoder is MiniLM as pub
 pooling, unit length), frozen; the question encoder starts from the same weights.
 Hardware: CPU, 2 cores, 24 GiB. Time: 26 minutes of training beside other work (about 2 s a step),
 50 minutes for encoding the catalogue beside other work.
-Score: webqsp/dev weak F1 0.931, strong 0.890 at step 500; webqsp/test (threshold from dev) 0.909 and
-0.863, in catalogue. Measured with the default generator for dropout; it has become "rbg" since.
+Score: webqsp/dev weak F1 0.931, strong 0.890 at step 500; webqsp/test (threshold from dev) 0.909
+and 0.863, in catalogue. Measured with JAX's default generator for dropout; it is "rbg" since.
 Data: data/entities.jsonl.gz and data/questions/{webqsp,simplequestions,lcquad1}/ (the folder may be
 a link).
 Command: python -m elq_jax.encode_entities --catalogue data/entities.jsonl.gz --pooling mean \\
