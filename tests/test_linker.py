@@ -13,8 +13,11 @@ from reference import arrays, tiny_config, tiny_linker_directory, tiny_params, w
 
 from elq_jax import EntityLinker, LinkingSettings
 from elq_jax.data.catalogue import Catalogue, build_catalogue
+from elq_jax.data.tokenization import Tokenizer
 from elq_jax.errors import ElqError
+from elq_jax.linking import directory
 from elq_jax.retrieval.exact import QUERY_BUCKETS, ExactIndex
+from elq_jax.training.pretrained import initial_params
 
 # Of 12 tokens at most but for two: every other shape is compiled anew.
 QUESTIONS = [
@@ -397,3 +400,15 @@ def test_an_index_may_find_fewer_candidates(linker):
         assert [candidate.entity for candidate in link.candidates] == [7, 3]
         share = np.exp(link.score - link.mention_score)
         assert share == pytest.approx(1 / (1 + np.exp(-1)))
+
+
+def test_scalars_keep_their_shape_on_disk(tmp_path):
+    """A learned scale has shape (); a saved and opened model must compute with it as before."""
+    config = tiny_config(score_scale=20.0, mention_aggregation="all_avg_linear")
+    params = initial_params(config)
+    tokenizer = Tokenizer.from_pretrained("minilm")
+    directory.save_model(tmp_path / "model", config, params, tokenizer)
+    found = directory.load_params(tmp_path / "model")
+    expected = jax.tree.map(np.shape, params)
+    assert jax.tree.map(np.shape, found) == expected
+    np.testing.assert_allclose(found["question"]["log_scale"], np.log(20.0), rtol=1e-6)
