@@ -56,7 +56,11 @@ def main(arguments: list[str]) -> None:
         table.add_row(name, *values)
     console = Console()
     console.print(table)
-    console.print(f"{_STEPS.value} steps each, on {describe_machine()}")
+    machine = describe_machine()
+    console.print(
+        f"{_STEPS.value} steps each, on {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['num_devices']} x {machine['device']}"
+    )
 
 
 if __name__ == "__main__":
