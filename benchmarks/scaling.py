@@ -34,8 +34,11 @@ from unittest import mock
 import numpy as np
 from absl import flags
 
+from benchmarks.sizes import BERTS
 from elq_jax import cli
 from elq_jax.model.bert import BertConfig
+from elq_jax.model.elq import ElqConfig
+from elq_jax.training import flops
 
 _PAPER = flags.DEFINE_bool("paper", False, "Print the tables of docs/scaling.md.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for, such as v3:2x2.")
@@ -53,15 +56,6 @@ _TABLE_DTYPE = flags.DEFINE_enum("table_dtype", "float32", ("float32", "bfloat16
 _REMAT = flags.DEFINE_bool("remat", False, "Recompute activations in the backward pass.")
 _LOSS = flags.DEFINE_string("linking_loss", "full_catalogue", "See elq_jax/training/step.py.")
 
-BERTS = {
-    # A small vocabulary: the other terms are to be seen beside the optimiser's.
-    "small": BertConfig(
-        vocab_size=1000, hidden_size=128, num_layers=4, num_heads=4, intermediate_size=512
-    ),
-    "minilm": BertConfig(hidden_size=384, num_layers=6, intermediate_size=1536),
-    "base": BertConfig(),
-    "large": BertConfig(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096),
-}
 _SIZES = {"float32": 4, "bfloat16": 2, "int8": 1, "s32": 4, "u32": 4, "f32": 4, "bf16": 2}
 _SIZES |= {"pred": 1, "s8": 1, "u8": 1, "s64": 8, "f16": 2, "u16": 2, "s16": 2}
 
@@ -73,7 +67,7 @@ class Slice:
     Attributes:
       name: accelerator type.
       devices: P.
-      flops: of a device, per second, bfloat16.
+      device_kind: JAX's name of a device; decides its peak FLOP/s.
       memory: bytes of a device.
       memory_rate: bytes per second between a device and its memory.
       link_rate: bytes per second that a chip sends into a ring in both directions together.
@@ -82,7 +76,7 @@ class Slice:
 
     name: str
     devices: int
-    flops: float
+    device_kind: str
     memory: float
     memory_rate: float
     link_rate: float
@@ -91,9 +85,9 @@ class Slice:
 
 # Sources: docs/scaling.md.
 SLICES = (
-    Slice("v3-8", 8, 61.5e12, 16 * 2**30, 450e9, 2 * 83e9, 2),
-    Slice("v3-32", 32, 61.5e12, 16 * 2**30, 450e9, 2 * 83e9, 2),
-    Slice("v5litepod-8", 8, 197e12, 16e9, 819e9, 2 * 50e9, 1),
+    Slice("v3-8", 8, "TPU v3", 16 * 2**30, 450e9, 2 * 83e9, 2),
+    Slice("v3-32", 32, "TPU v3", 16 * 2**30, 450e9, 2 * 83e9, 2),
+    Slice("v5litepod-8", 8, "TPU v5 lite", 16e9, 819e9, 2 * 50e9, 1),
 )
 
 
@@ -132,17 +126,16 @@ class Work:
 
     def encoder_flops(self, devices: int) -> float:
         """Forward and backward; the backward pass has twice the products of the forward pass."""
-        bert, width = self.bert, self.bert.hidden_size
-        tokens = math.ceil(self.batch_size / devices) * self.tokens
-        dense = 2 * (4 * width * width + 2 * width * bert.intermediate_size)
-        attention = 4 * self.tokens * width
-        forward = tokens * (bert.num_layers * (dense + attention) + 6 * width)
+        config = ElqConfig(self.bert, self.bert)
+        questions = math.ceil(self.batch_size / devices)
+        forward = flops.question_flops(config, questions, self.tokens, mentions=0)
         return (4 if self.remat else 3) * forward
 
     def linking_flops(self, devices: int) -> float:
         """All queries against a device's rows: logits, logits again, expected entity vectors."""
         rows = math.ceil(self.entities / devices)
-        return 6.0 * devices * self.queries * rows * self.bert.hidden_size
+        queries, width = devices * self.queries, self.bert.hidden_size
+        return flops.linking_flops("full_catalogue", queries, rows, width, recomputed=True)
 
     def state_bytes(self) -> float:
         """Parameters and both moments of Adam, float32, the same on every device."""
@@ -182,6 +175,7 @@ class Work:
 def step_times(work: Work, on: Slice) -> dict[str, float]:
     """Seconds that each resource is busy in a step, at its peak rate."""
     devices, chips = on.devices, on.devices // on.devices_per_chip
+    peak = flops.peak_flops(on.device_kind)
     # Parameters are read by the forward and the backward pass, gradients are written and read, Adam
     # reads and writes its state; rows and activations are read twice.
     traffic = 4 * work.gradient_bytes() + 2 * work.state_bytes()
@@ -190,8 +184,8 @@ def step_times(work: Work, on: Slice) -> dict[str, float]:
     vectors = sum(work.collective_bytes(devices).values()) - work.gradient_bytes()
     sent = (chips - 1) / chips * (2 * work.gradient_bytes() + on.devices_per_chip * vectors)
     return {
-        "encoder": work.encoder_flops(devices) / on.flops,
-        "linking": work.linking_flops(devices) / on.flops,
+        "encoder": work.encoder_flops(devices) / peak,
+        "linking": work.linking_flops(devices) / peak,
         "memory": traffic / on.memory_rate,
         "links": sent / on.link_rate,
     }
@@ -255,8 +249,8 @@ def _print_compiled(targets: Sequence[tuple[str, Sequence[Any]]], work: Work) ->
             f"compiled in {seconds:.0f} s; per device, arithmetic and program:"
         )
         # The compiler counts the body of a loop once.
-        flops = work.encoder_flops(count) + work.linking_flops(count) * chunk_size / rows
-        _line("FLOPs, the first chunk's only", flops, found["flops"], 1e9, "GFLOP")
+        expected = work.encoder_flops(count) + work.linking_flops(count) * chunk_size / rows
+        _line("FLOPs, the first chunk's only", expected, found["flops"], 1e9, "GFLOP")
         arguments = work.state_bytes() + work.table_bytes(count)
         _line("bytes of state and rows", arguments, found["arguments"], 1e6, "MB")
         temporary = work.gradient_bytes() + work.activation_bytes(count)
@@ -278,7 +272,7 @@ def _compile(work: Work, devices: Sequence[Any], chunk_size: int) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from elq_jax.model.elq import ElqConfig, QuestionEncoder
+    from elq_jax.model.elq import QuestionEncoder
     from elq_jax.training import devices as devices_lib
     from elq_jax.training.state import create_optimizer, create_train_state
     from elq_jax.training.step import LossConfig, Table, joint_train_step

@@ -6,7 +6,8 @@
 
 writes what `EntityLinker.from_pretrained("elq_wiki")` opens. Without --embeddings, encode_entities
 computes them; without --catalogue, the result is a model to encode or train with. Files of torch of
-any age are read, without torch; the matrix in parts, so that memory does not depend on its size.
+any age are read and written without torch, which need not be installed; the matrix in parts, so
+that memory does not depend on its size.
 Stopped at any moment, the same command goes on; after an error nothing is left behind.
 
     python -m elq_jax.convert --linker elq_wiki --to_torch elq.bin
@@ -68,8 +69,7 @@ _DTYPE = flags.DEFINE_enum(
 _INDEX = flags.DEFINE_bool(
     "index",
     False,
-    "Build a ScaNN index too, which takes the float32 matrix in memory (24 GB of the published "
-    "one); build_index does so later, with more choices.",
+    "Build a ScaNN index too; build_index does so later, with more choices.",
 )
 _PRESET = flags.DEFINE_enum(
     "preset", "interactive", tuple(PRESETS), "Published settings to link with by default."

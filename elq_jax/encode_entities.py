@@ -9,12 +9,13 @@ reads one JSON object per line (`title`, `text`, optional `wikidata_id` or `kb_i
     catalogue/catalogue.arrow   the entities, memory-mapped when used; an entity's id is its row
     catalogue/embeddings/       their vectors, in shards
 
-Stopped at any moment, the same command goes on with the shards that are missing.
+Stopped at any moment, the same command goes on with the shards that are missing. Several hosts
+started together (see elq_jax/train.py) encode different shards; --output is then on gs:// or on a
+disk that all of them see. It may be continued with another number of hosts.
 """
 
 from __future__ import annotations
 
-import pathlib
 import sys
 
 from absl import flags
@@ -25,7 +26,7 @@ from elq_jax.model.elq import ENTITY_POOLINGS
 _CATALOGUE = flags.DEFINE_string(
     "catalogue", None, "Catalogue: .jsonl, .jsonl.gz, or a catalogue.arrow.", required=True
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; may be on gs://.", required=True)
 _ENCODER = flags.DEFINE_string(
     "encoder",
     "minilm",
@@ -66,8 +67,10 @@ def main(arguments: list[str]) -> None:
     del arguments
     cli.use_compilation_cache()
     from elq_jax.linking import directory
-    from elq_jax.training import encoding, pretrained
+    from elq_jax.training import devices, encoding, pretrained
+    from elq_jax.training.workdir import Workdir
 
+    devices.initialize()
     if directory.is_linker_directory(_ENCODER.value):
         config, _ = directory.load_config(_ENCODER.value)
         params = directory.load_params(_ENCODER.value, ("entity",))
@@ -79,10 +82,16 @@ def main(arguments: list[str]) -> None:
             normalize_entities=_NORMALIZE.value,
             max_entity_tokens=_MAX_TOKENS.value,
         )
-    output = pathlib.Path(_OUTPUT.value)
-    catalogue = encoding.open_or_build_catalogue(
-        _CATALOGUE.value, output / directory.CATALOGUE, on_error=_ON_ERROR.value
+    output = Workdir(_OUTPUT.value)
+    output.fetch(directory.CATALOGUE)
+    catalogue = output.made_by_one(
+        encoding.open_or_build_catalogue,
+        _CATALOGUE.value,
+        output.path / directory.CATALOGUE,
+        on_error=_ON_ERROR.value,
     )
+    if devices.is_main():
+        output.publish(directory.CATALOGUE)
     encoder = encoding.CatalogueEncoder(
         config,
         params["entity"],
@@ -94,13 +103,16 @@ def main(arguments: list[str]) -> None:
         embeddings = encoding.encode_catalogue(
             encoder,
             catalogue,
-            output / directory.EMBEDDINGS,
+            output.path / directory.EMBEDDINGS,
             dtype=_DTYPE.value,
             shard_rows=_SHARD_ROWS.value,
             progress=advance,
+            exchange=lambda: output.exchange(directory.EMBEDDINGS),
         )
     rows, width = embeddings.shape
-    print(f"{rows:,} entities, width {width}, {embeddings.dtype}: {output}", file=sys.stderr)
+    print(
+        f"{rows:,} entities, width {width}, {embeddings.dtype}: {output.address}", file=sys.stderr
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ second. --output also receives
     curve.png      precision and recall at all thresholds
     errors.jsonl   what is wrong, one line per error
 
-Give --questions (and --tune) once for each file.
+Give --questions (and --tune) once for each file. Several hosts started together (see
+elq_jax/train.py) share the work, and the first reports.
 """
 
 from __future__ import annotations
@@ -29,47 +30,26 @@ from absl import flags
 from elq_jax import cli
 from elq_jax.data.files import atomic_write
 from elq_jax.errors import ElqError
-from elq_jax.linking.presets import PRESETS, with_preset
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from elq_jax.data.questions import Question
     from elq_jax.evaluation.report import Evaluation
     from elq_jax.linking.linker import EntityLinker
 
-_LINKER = flags.DEFINE_string("linker", None, "Linker directory.", required=True)
+_FLAGS = cli.LinkerFlags.define()
 _QUESTIONS = flags.DEFINE_multi_string(
     "questions", None, "Labelled questions, .jsonl or .jsonl.gz", required=True
 )
 _TUNE = flags.DEFINE_multi_string(
     "tune", [], "Labelled questions to choose the threshold on; never the ones to report on"
 )
-_PRESET = flags.DEFINE_enum(
-    "preset",
-    None,
-    tuple(PRESETS),
-    "Settings that the original ELQ was published with; the flags below win over them.",
-)
-_THRESHOLD = flags.DEFINE_float(
-    "threshold", None, "Count links with a score above this; by default the linker's own."
-)
 _METRIC = flags.DEFINE_enum("metric", "weak", ("weak", "strong"), "The F1 that --tune maximises.")
 _FLOOR = flags.DEFINE_float(
     "floor", -8.0, "Link at this score; thresholds can be tried from here up."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for report.json, curve.png, errors.jsonl.")
-_INDEX = flags.DEFINE_enum(
-    "index", "auto", ("auto", "exact", "scann"), "What to search; auto: ScaNN if it was built."
-)
-_MAX_MENTIONS = flags.DEFINE_integer(
-    "max_mentions", None, "Mentions searched for in a question; by default the linker's own."
-)
-_CANDIDATES = flags.DEFINE_integer(
-    "candidates", None, "Entities retrieved for a mention; by default the linker's own."
-)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Questions encoded at a time.", lower_bound=1)
-_DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ("float32", "bfloat16"), "Matrix products of the encoder."
-)
 _ON_ERROR = flags.DEFINE_enum(
     "on_error", "stop", ("stop", "skip"), "What to do with a line that cannot be used."
 )
@@ -87,59 +67,58 @@ def main(arguments: list[str]) -> None:
     """Links, counts, prints and writes."""
     if len(arguments) > 1:
         raise ElqError(f"{arguments[1]}: unexpected; give every file with --questions or --tune")
-    if _TUNE.value and _THRESHOLD.value is not None:
+    if _TUNE.value and _FLAGS.threshold.value is not None:
         raise ElqError("--tune, --threshold: either of them decides the threshold; give one")
+    if _OUTPUT.value and pathlib.Path(_OUTPUT.value).is_file():
+        raise ElqError(f"--output {_OUTPUT.value}: is a file; give a folder")
     cli.use_compilation_cache()
-    from elq_jax.linking.linker import EntityLinker
+    from rich.console import Console
 
-    changes = {
-        "threshold": _THRESHOLD.value,
-        "max_mentions": _MAX_MENTIONS.value,
-        "num_candidates": _CANDIDATES.value,
-    }
-    linker = EntityLinker.from_pretrained(
-        _LINKER.value,
-        index=_INDEX.value,
-        dtype=_DTYPE.value,
-        **with_preset(_PRESET.value, changes),
-    )
+    from elq_jax.training import devices
+
+    devices.initialize()
+    linker = _FLAGS.open(devices.all_devices())
+    console = Console(quiet=not devices.is_main())
+    output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value and devices.is_main() else None
     report = {
-        "linker": _LINKER.value,
+        "linker": _FLAGS.linker.value,
         "index": linker.index.kind,
         "entities": len(linker.catalogue),
         "max_mentions": linker.settings.max_mentions,
         "num_candidates": linker.settings.num_candidates,
-        "dtype": _DTYPE.value,
+        "dtype": _FLAGS.dtype.value,
     }
-    report |= _evaluate_windows(linker) if _ORIGINAL_WINDOWS.value else _evaluate(linker)
-    if _OUTPUT.value:
-        with atomic_write(pathlib.Path(_OUTPUT.value) / "report.json", "w") as file:
+    if _ORIGINAL_WINDOWS.value:
+        report |= _evaluate_windows(linker, console)
+    else:
+        report |= _evaluate(linker, console, output)
+    if output:
+        with atomic_write(output / "report.json", "w") as file:
             json.dump(report, file, indent=2, ensure_ascii=False)
             file.write("\n")
-        print(f"written: {_OUTPUT.value}", file=sys.stderr)
+        print(f"written: {output}", file=sys.stderr)
 
 
-def _evaluate(linker: EntityLinker) -> dict[str, Any]:
-    from rich.console import Console
-
+def _evaluate(
+    linker: EntityLinker, console: Console, output: pathlib.Path | None
+) -> dict[str, Any]:
     from elq_jax.evaluation import report as reports
     from elq_jax.evaluation.speed import describe_machine, measure_speed, peak_memory
 
     if linker.settings.threshold_type != "joint":
         raise ElqError(
-            f"{_LINKER.value}: threshold_type is {linker.settings.threshold_type!r}; evaluate "
-            'counts at thresholds of joint scores, that is with "joint"'
+            f"{_FLAGS.linker.value}: threshold_type is {linker.settings.threshold_type!r}; "
+            'evaluate counts at thresholds of joint scores, that is with "joint"'
         )
     tune, tune_files = _read(linker, _TUNE.value)
     questions, files = _read(linker, _QUESTIONS.value)
     threshold = linker.settings.threshold
     floor = min(_FLOOR.value, threshold)
+    given = [flag for flag in (_FLAGS.threshold, _FLAGS.preset) if flag.value is not None]
     report: dict[str, Any] = {
         "questions": files,
         "floor": floor,
-        "threshold_from": next(
-            (f"--{flag.name}" for flag in (_THRESHOLD, _PRESET) if flag.value is not None), "linker"
-        ),
+        "threshold_from": next((f"--{flag.name}" for flag in given), "linker"),
     }
     if tune:
         sweep = _predict("tuning", linker, tune, floor).sweep
@@ -153,12 +132,11 @@ def _evaluate(linker: EntityLinker) -> dict[str, Any]:
     evaluation = _predict("linking", linker, questions, floor, at_gold_spans=True)
     scores = evaluation.report(threshold)
     report |= scores
-    console = Console()
     reports.print_report(console, scores)
     report["machine"] = machine = describe_machine()
     if _SPEED.value:
         texts = [question.text for question in questions]
-        report["speed"] = speed = measure_speed(linker, texts, threshold, _BATCH_SIZE.value)
+        report["speed"] = speed = measure_speed(linker, texts, threshold, _FLAGS.batch_size.value)
         console.print(
             f"{speed['questions_per_second']:,.1f} questions/s from text to links (second of two "
             f"passes, {len(texts):,} questions)",
@@ -170,21 +148,19 @@ def _evaluate(linker: EntityLinker) -> dict[str, Any]:
         on += f", {machine['num_devices']} x {machine['device']}"
     console.print(
         f"{on}; {linker.index.kind} index of {len(linker.catalogue):,} entities, batch "
-        f"{_BATCH_SIZE.value}; peak memory {peak / 2**30:.2f} GiB",
+        f"{_FLAGS.batch_size.value}; peak memory {peak / 2**30:.2f} GiB",
         highlight=False,
     )
-    if _OUTPUT.value:
-        folder = pathlib.Path(_OUTPUT.value)
+    if output:
         errors = evaluation.errors(threshold, linker.catalogue.titles)
-        reports.write_errors(folder / "errors.jsonl", errors)
+        reports.write_errors(output / "errors.jsonl", errors)
         known = evaluation.in_catalogue()
         title, shown = ("in catalogue", known) if known.results else ("all", evaluation)
-        reports.plot_precision_recall(folder / "curve.png", shown.sweep, threshold, title)
+        reports.plot_precision_recall(output / "curve.png", shown.sweep, threshold, title)
     return report
 
 
-def _evaluate_windows(linker: EntityLinker) -> dict[str, Any]:
-    from rich.console import Console
+def _evaluate_windows(linker: EntityLinker, console: Console) -> dict[str, Any]:
     from rich.table import Table
 
     from elq_jax.evaluation import original
@@ -194,7 +170,7 @@ def _evaluate_windows(linker: EntityLinker) -> dict[str, Any]:
     questions, files = _read(linker, _QUESTIONS.value, trust_label_ids=True)
     with cli.progress("linking", len(questions), "questions") as advance:
         linked = original.link_windows(
-            linker, questions, batch_size=_BATCH_SIZE.value, progress=advance
+            linker, questions, batch_size=_FLAGS.batch_size.value, progress=advance
         )
     counts = original.count_windows(linked)
     table = Table("", "match", "correct", "predicted", "gold", "P", "R", "F1")
@@ -206,7 +182,7 @@ def _evaluate_windows(linker: EntityLinker) -> dict[str, Any]:
             correct, *rest = scores.values()
             shown = (f"{value:.4f}" for value in rest)
             table.add_row(name, metric, *map(str, (correct, part.predicted, part.gold)), *shown)
-    Console().print(table)
+    console.print(table)
     return report
 
 
@@ -253,7 +229,7 @@ def _predict(
             linker,
             questions,
             floor,
-            batch_size=_BATCH_SIZE.value,
+            batch_size=_FLAGS.batch_size.value,
             at_gold_spans=at_gold_spans,
             progress=advance,
         )

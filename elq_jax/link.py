@@ -17,7 +17,8 @@ start and end are characters of the text (end is one past the last), entity is a
 catalogue, scores are log-probabilities. "truncated_at" is there if the question was longer than the
 model reads. On a terminal the links are shown as coloured text instead.
 
-A run with --output that is stopped at any moment goes on when the same command is given again.
+A run with --output that is stopped at any moment goes on when the same command is given again. With
+--batch_size=1 each question is answered as soon as it is read.
 """
 
 from __future__ import annotations
@@ -36,13 +37,12 @@ from absl import flags
 
 from elq_jax import cli
 from elq_jax.errors import ElqError
-from elq_jax.linking.presets import PRESETS, with_preset
 
 if TYPE_CHECKING:
     from elq_jax.linking.batch import Linked, Row
     from elq_jax.linking.linker import EntityLinker
 
-_LINKER = flags.DEFINE_string("linker", None, "Linker directory.", required=True)
+_FLAGS = cli.LinkerFlags.define()
 _INPUT = flags.DEFINE_string("input", None, "Questions: .txt, .jsonl or .jsonl.gz.")
 _INPUT_FORMAT = flags.DEFINE_enum(
     "input_format",
@@ -51,39 +51,6 @@ _INPUT_FORMAT = flags.DEFINE_enum(
     "How the input is read; auto: by its name, stdin as txt.",
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Write lines of JSON here instead of to stdout.")
-_PRESET = flags.DEFINE_enum(
-    "preset",
-    None,
-    tuple(PRESETS),
-    "Settings that the original ELQ was published with; the flags below win over them.",
-)
-_THRESHOLD = flags.DEFINE_float(
-    "threshold", None, "Keep links with a higher score; by default the linker's own."
-)
-_MAX_MENTIONS = flags.DEFINE_integer(
-    "max_mentions", None, "Mentions considered in a question; by default the linker's own."
-)
-_CANDIDATES = flags.DEFINE_integer(
-    "candidates",
-    None,
-    "Entities retrieved for a mention, among which its probability is shared out; by default the "
-    "linker's own.",
-)
-_INDEX = flags.DEFINE_enum(
-    "index",
-    "auto",
-    ("auto", "exact", "scann"),
-    "How entities are searched; auto: with ScaNN if such an index was built.",
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size",
-    64,
-    "Questions per call; 1 answers each as soon as it is read.",
-    lower_bound=1,
-)
-_DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ("float32", "bfloat16"), "Matrix products of the encoder."
-)
 _ON_ERROR = flags.DEFINE_enum(
     "on_error",
     "stop",
@@ -117,7 +84,7 @@ def main(arguments: list[str]) -> None:
     if interactive and not as_text:
         raise ElqError("no questions; give some on the command line, with --input, or on stdin")
     with _open_rows(typed) as (rows, total):
-        linker = _open_linker()
+        linker = _FLAGS.open()
         if interactive:
             _ask(linker)
         elif as_text:
@@ -148,23 +115,6 @@ def _open_rows(typed: Sequence[str]) -> Iterator[tuple[Iterable[Row], int | None
             yield batch.read_rows(source, path, form, _ON_ERROR.value), total
 
 
-def _open_linker() -> EntityLinker:
-    from elq_jax.linking.linker import EntityLinker
-
-    cli.use_compilation_cache()
-    settings = {
-        "threshold": _THRESHOLD.value,
-        "max_mentions": _MAX_MENTIONS.value,
-        "num_candidates": _CANDIDATES.value,
-    }
-    return EntityLinker.from_pretrained(
-        _LINKER.value,
-        index=_INDEX.value,
-        dtype=_DTYPE.value,
-        **with_preset(_PRESET.value, settings),
-    )
-
-
 def _ask(linker: EntityLinker) -> None:
     import readline  # noqa: F401 (gives `input` a history and editing keys)
 
@@ -182,8 +132,8 @@ def _show(linker: EntityLinker, rows: Iterable[Row]) -> None:
 
     console = Console(highlight=False)
     tally = _Tally()
-    for chunk in batch.chunks(rows, _BATCH_SIZE.value):
-        linked = batch.link_rows(linker, chunk, _BATCH_SIZE.value)
+    for chunk in batch.chunks(rows, _FLAGS.batch_size.value):
+        linked = batch.link_rows(linker, chunk, _FLAGS.batch_size.value)
         tally.add(chunk, linked)
         for one in linked:
             if one.row.error is None:
@@ -195,7 +145,7 @@ def _show(linker: EntityLinker, rows: Iterable[Row]) -> None:
 def _write(linker: EntityLinker, rows: Iterable[Row], total: int | None) -> None:
     from elq_jax.linking import batch
 
-    batch_size = _BATCH_SIZE.value
+    batch_size = _FLAGS.batch_size.value
     showing = cli.progress("linking", total, "questions") if total else contextlib.nullcontext()
     with showing as advance:
         tally = _Tally(advance)
@@ -225,13 +175,13 @@ def _write(linker: EntityLinker, rows: Iterable[Row], total: int | None) -> None
 
 def _everything_that_matters(linker: EntityLinker) -> dict[str, Any]:
     """What the output depends on besides the input, to be compared when a run goes on."""
-    folder = pathlib.Path(_LINKER.value)
+    folder = pathlib.Path(_FLAGS.linker.value)
     files = {f"linker/{path.relative_to(folder)}": path.stat() for path in folder.rglob("*")}
     return {
         **dataclasses.asdict(linker.settings),
         "max_question_tokens": linker.config.max_question_tokens,
         "index": linker.index.kind,
-        "dtype": _DTYPE.value,
+        "dtype": _FLAGS.dtype.value,
         **{name: [found.st_size, found.st_mtime_ns] for name, found in files.items()},
     }
 

@@ -9,6 +9,10 @@ the folder of each stage.
 
 Stopped by SIGTERM or Ctrl-C, it saves and exits with status 75; killed in any other way, it loses
 what came after the last checkpoint. The same command goes on from there.
+
+On several hosts, start the same command on each of them, with JAX_COORDINATOR_ADDRESS (host:port of
+the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID set, or ELQ_JAX_DISTRIBUTED=1 where JAX knows the
+others by itself (TPU slices, Slurm). The workdir is then on gs:// or on a disk that all see.
 """
 
 from __future__ import annotations
@@ -21,7 +25,15 @@ from ml_collections import config_flags
 from elq_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of this run; may be on gs://.", required=True
+)
+_PROFILE = flags.DEFINE_integer(
+    "profile",
+    0,
+    "Trace so many steps of each stage into WORKDIR/STAGE/profile, for TensorBoard or XProf.",
+    lower_bound=0,
+)
 flags.mark_flag_as_required("config")
 
 
@@ -30,9 +42,13 @@ def main(arguments: list[str]) -> None:
     del arguments
     cli.use_compilation_cache()
     from elq_jax.evaluation.speed import peak_memory
+    from elq_jax.training import devices
     from elq_jax.training.loop import train_and_evaluate
 
-    print(train_and_evaluate(_CONFIG.value, _WORKDIR.value))
+    devices.initialize()
+    linker = train_and_evaluate(_CONFIG.value, _WORKDIR.value, _PROFILE.value)
+    if devices.is_main():
+        print(linker)
     print(f"peak memory {peak_memory() / 2**30:.2f} GiB", file=sys.stderr)
 
 

@@ -1,12 +1,22 @@
 """Eight virtual CPU devices for every test, and the reference numbers."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # What one test compiles, the others and the programs that they start find on disk, this run.
+    _compiled = tempfile.mkdtemp(prefix="elq_jax_tests_")
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import pytest
 
@@ -17,3 +27,13 @@ FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 def fixtures() -> pathlib.Path:
     """Folder of numbers produced by the original implementation (its README says how)."""
     return FIXTURES
+
+
+@pytest.fixture
+def quick_compilation() -> Iterator[None]:
+    """For programs that take a few steps, and so would be compiled for longer than they run."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -73,9 +73,12 @@ def enumerated(grid: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     return np.asarray(grid)[:, bounds[:, 0], bounds[:, 1]]
 
 
-def write_embeddings(folder: pathlib.Path, catalogue: Catalogue, vectors: np.ndarray) -> None:
-    """Entity vectors [E, D] of a catalogue, in one shard."""
-    writer = EmbeddingsWriter(folder, *vectors.shape, catalogue_fingerprint=catalogue.fingerprint)
+def write_embeddings(
+    folder: pathlib.Path, catalogue: Catalogue, vectors: np.ndarray, encoder: str = ""
+) -> None:
+    """Entity vectors [E, D] of a catalogue, in one shard; `encoder` is a fingerprint."""
+    fingerprints = {"catalogue_fingerprint": catalogue.fingerprint, "encoder_fingerprint": encoder}
+    writer = EmbeddingsWriter(folder, *vectors.shape, **fingerprints)
     writer.write_shard(0, vectors)
 
 

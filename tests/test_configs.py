@@ -5,7 +5,6 @@ import functools
 import importlib
 import pathlib
 
-import jax
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -90,14 +89,6 @@ def tiny_bert(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bert")
     write_tiny_bert(folder, layers=1, dropout=0.0)
     return folder
-
-
-@pytest.fixture
-def quick_compilation():
-    """Programs of a few steps are compiled for longer than they run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.usefixtures("quick_compilation")

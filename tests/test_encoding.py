@@ -1,13 +1,21 @@
 """Encoding a catalogue: the original's vectors; interrupted, on several devices, refused."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import jax
 import numpy as np
 import pytest
-from reference import arrays, tiny_config, tiny_params
+from reference import arrays, tiny_config, tiny_params, write_tiny_bert
 
 from elq_jax.data.catalogue import Catalogue, build_catalogue
 from elq_jax.data.tokenization import Tokenizer
 from elq_jax.errors import ElqError
+from elq_jax.linking.directory import entity_encoder_fingerprint
 from elq_jax.training.encoding import CatalogueEncoder, encode_catalogue
 
 ENTITIES = 64
@@ -78,3 +86,89 @@ def test_vectors_of_another_encoder_are_not_continued(encoder, catalogue, tmp_pa
         encode_catalogue(
             make_encoder(max_entity_tokens=20), catalogue, tmp_path / "embeddings", shard_rows=20
         )
+
+
+@pytest.mark.parametrize(
+    ("change", "matters"),
+    [
+        ({"normalize_entities": True}, True),
+        ({"entity_pooling": "mean"}, True),
+        ({"max_entity_tokens": 20}, True),
+        ({"max_question_tokens": 20}, False),
+        ({"mention_head": "mlp"}, False),
+        ({"normalize_mentions": True, "score_scale": 2.0}, False),
+    ],
+)
+def test_the_fingerprint_is_of_what_vectors_depend_on(change, matters):
+    tokenizer = Tokenizer.from_pretrained("minilm")
+    before, after = (
+        entity_encoder_fingerprint(config, tiny_params()["entity"], tokenizer)
+        for config in (tiny_config(), tiny_config(**change))
+    )
+    assert (before != after) == matters
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "elq_jax.encode_entities", *map(str, arguments)],
+        env=os.environ | {"ELQ_JAX_CACHE": "", "XLA_FLAGS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*arguments):
+    process = start(*arguments)
+    output, errors = process.communicate(timeout=300)
+    assert output == ""
+    return process.returncode, errors
+
+
+def test_program_killed_and_given_again(fixtures, tmp_path):
+    """The file has a line that is none, a title twice, and an entity without text."""
+    (tmp_path / "bert").mkdir()
+    write_tiny_bert(tmp_path / "bert", layers=1)
+    lines = (fixtures / "entity.jsonl").read_text().splitlines()[:40]
+    lines[2] = '{"title": "x"'
+    lines += [lines[0], json.dumps({"title": "Dune", "text": ""})]
+    source = tmp_path / "entities.jsonl"
+    source.write_text("\n".join(lines))
+    arguments = ("--catalogue", source, "--encoder", tmp_path / "bert", "--max_tokens", 8)
+    arguments += ("--shard-rows", 2, "--batch-size", 2)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+
+    status, errors = run(*arguments, "--output", whole)
+    assert status == 2
+    assert f"error: {source}:3: invalid JSON" in errors
+    assert not whole.exists() or not files(whole)
+
+    arguments += ("--on-error", "skip")
+    status, errors = run(*arguments, "--output", whole)
+    assert status == 0, errors
+    assert f"left out: {source}:3: invalid JSON" in errors
+    expected = "41 entities, 1 with the title of an earlier one, 1 without text, 1 left out"
+    assert expected in errors
+    assert "encoding: 41 of 41 entities" in errors
+
+    process = start(*arguments, "--output", broken)
+    while not list(broken.glob("embeddings/shard-*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    # What is begun has a name that starts with a dot.
+    finished = {path: path.stat().st_mtime_ns for path in broken.glob("embeddings/shard-*")}
+    assert 0 < len(finished) < 21
+    status, errors = run(*arguments, "--output", broken)
+    assert status == 0, errors
+    for path, written in finished.items():
+        assert path.stat().st_mtime_ns == written
+    shards = {path.name: path.read_bytes() for path in whole.glob("embeddings/shard-*")}
+    assert len(shards) == 21
+    assert {path.name: path.read_bytes() for path in broken.glob("embeddings/shard-*")} == shards
+    assert (broken / "catalogue.arrow").read_bytes() == (whole / "catalogue.arrow").read_bytes()
+
+    status, errors = run(*arguments, "--output", whole, "--normalize")
+    assert status == 2
+    assert "holds embeddings with encoder_fingerprint" in errors

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from conftest import FIXTURES
@@ -35,7 +36,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def linker(folder):
-    return EntityLinker.from_pretrained(folder)
+    return EntityLinker.from_pretrained(folder, devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +216,34 @@ def test_program(folder, linker, questions, tmp_path):
     assert f"{tmp_path / 'one.jsonl'}: {len(one)} questions" in done.stderr
 
 
+def test_program_lists_gold_that_cannot_be_found(folder, tmp_path):
+    """An entity or a span out of reach is said, and counts as a miss."""
+    rows = [
+        {"text": "where is ohio", "mentions": [[9, 13]], "entity": ["No Such Title"]},
+        {"text": "where is ohio", "mentions": [[9, 13]], "label_id": [500]},
+        {"text": "who is obamaville", "mentions": [[8, 10]], "label_id": [3]},
+        {"text": "who " * 40 + "is obama", "mentions": [[163, 168]], "label_id": [3]},
+        {"text": "who is it", "mentions": [[7, 4]], "label_id": [3]},
+    ]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = (f"--linker={folder}", f"--questions={path}", "--nospeed", f"--output={tmp_path}")
+    done = run(*flags, "--on-error=skip")
+    assert done.returncode == 0, done.stderr
+    for line in (
+        f"{path}: 4 questions, 4 mentions (label_id 2, label_id_refused 1, unresolved 2)",
+        "line 1, question 1, mention 'ohio': entity 'No Such Title'",
+        "line 2, question 2, mention 'ohio': entity None, wikidata_id None, label_id 500",
+        f"{path}:5: mentions[0] = [7, 4) is reversed",
+        "question 3, mention 0 [8, 10) 'ba': it begins or ends inside of a token",
+        "question 4, mention 0 [163, 168) 'obama': the question is cut at character 120",
+    ):
+        assert line in done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["all"]["questions"], report["all"]["gold"]) == (4, 4)
+    assert (report["in_catalogue"]["questions"], report["in_catalogue"]["gold"]) == (2, 2)
+
+
 def test_program_counting_as_the_original(folder, tmp_path):
     [expected] = [
         run["counts"]
@@ -244,6 +273,11 @@ def test_program_counting_as_the_original(folder, tmp_path):
         (["--questions=a.jsonl", "b.jsonl"], "b.jsonl: unexpected; give every file with"),
         (["--questions=a.jsonl", "--tune=b.jsonl", "--threshold=-1"], "give one"),
         (["--questions=no/such.jsonl"], "no/such.jsonl: no such file"),
+        (["--questions=a.jsonl", "--linker=no/linker"], "no/linker: no config.json here"),
+        (["--questions=a.jsonl", f"--output={__file__}"], "is a file; give a folder"),
+        (["--questions=a.jsonl", "--max-mentions=0"], "--max_mentions=0: 0 is not a positive"),
+        (["--questions=a.jsonl", "--treshold=-1"], "Did you mean: threshold"),
+        ([], "flag --questions=None"),
     ],
 )
 def test_program_with_wrong_arguments(folder, arguments, message):
@@ -251,5 +285,5 @@ def test_program_with_wrong_arguments(folder, arguments, message):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.removesuffix("--help shows all flags\n").count("\n") == 1
     assert not done.stdout

@@ -14,6 +14,7 @@ from elq_jax.errors import ElqError
 from elq_jax.retrieval import exact
 from elq_jax.retrieval.embeddings import EmbeddingsWriter, quantize
 from elq_jax.retrieval.exact import ExactIndex
+from elq_jax.retrieval.sharded import ShardedIndex, place_table
 
 
 def integers(*shape, seed=0, high=3):
@@ -225,7 +226,7 @@ def mapped(function, num_devices, kind):
 )
 def test_sharded_search(num_devices, total, k, approximate, kind):
     queries, table = integers(num_devices, 3, 8, seed=1), integers(total, 8)
-    shards = exact.shard_table(table, num_devices)
+    shards, _ = exact.shard_table(table, num_devices)
     assert shards.shape == (num_devices, -(-total // num_devices), 8)
     search = functools.partial(
         exact.sharded_top_k,
@@ -247,7 +248,7 @@ def test_sharded_search(num_devices, total, k, approximate, kind):
 @pytest.mark.parametrize("num_devices", DEVICES)
 def test_gather_rows(num_devices, kind):
     table = normal(203, 8)
-    shards = exact.shard_table(table, num_devices)
+    shards, _ = exact.shard_table(table, num_devices)
     rows = np.random.default_rng(0).integers(0, 203, (num_devices, 5, 2)).astype(np.int32)
     rows[0, 0] = 0, 202
     rows[0, 1] = -1
@@ -279,14 +280,41 @@ def test_sharded_int8(num_devices):
     np.testing.assert_allclose(vectors, table[np.asarray(rows)], rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("num_devices", DEVICES)
 def test_shard_table(stored, num_devices, dtype):
-    shards = exact.shard_table(stored, num_devices, dtype)
+    shards, scale = exact.shard_table(stored, num_devices, dtype)
     assert shards.dtype.name == dtype
     flat = shards.reshape(-1, 16)
-    np.testing.assert_array_equal(flat[:530], stored[:].astype(shards.dtype))
+    if dtype == "int8":
+        values, factors = quantize(stored[:])
+        np.testing.assert_array_equal(flat[:530], values)
+        np.testing.assert_array_equal(scale.reshape(-1)[:530], factors)
+    else:
+        assert scale is None
+        np.testing.assert_array_equal(flat[:530], stored[:].astype(shards.dtype))
     assert not flat[530:].any()
+    # A process with some of the devices reads the rows of these only.
+    one, one_scale = exact.shard_table(stored, num_devices, dtype, only=[num_devices - 1])
+    np.testing.assert_array_equal(one[0], shards[-1])
+    if dtype == "int8":
+        np.testing.assert_array_equal(one_scale[0], scale[-1])
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "int8"])
+@pytest.mark.parametrize("num_devices", DEVICES)
+@pytest.mark.parametrize("num_queries", [1, 5, 70])
+def test_sharded_index(stored, num_devices, dtype, num_queries):
+    devices = jax.devices()[:num_devices]
+    index = ShardedIndex(place_table(stored, devices, dtype), devices)
+    assert index.shape == stored.shape == (530, 16)
+    queries = normal(num_queries, 16, seed=3)
+    # The table that the devices hold, searched by NumPy.
+    values, scale = exact.shard_table(stored, 1, dtype)
+    table = values[0].astype(np.float32) * (1 if scale is None else scale[0][:, None])
+    assert_found(index.search(queries, 9), queries, table, 9)
+    with pytest.raises(ElqError, match="k = 531"):
+        index.search(queries, 531)
 
 
 def test_sharded_search_refuses_k_above_the_rows():

@@ -18,7 +18,7 @@ import pytest
 from reference import tiny_linker_directory
 from rich.console import Console
 
-from elq_jax import EntityLinker
+from elq_jax import EntityLinker, cli
 from elq_jax.errors import ElqError
 from elq_jax.linking import batch, terminal
 
@@ -355,23 +355,30 @@ def run(*arguments, stdin=b""):
     return process.returncode, output.decode(), errors.decode()
 
 
-def test_program_from_stdin_to_stdout(folder, linker):
-    questions = ["who is obama", "", "café in ohio"]
+def test_program_from_stdin_to_stdout(folder, linker, tmp_path, monkeypatch):
+    questions = [
+        "who is obama",
+        "",
+        "👩‍👩‍👧 cafe\u0301 in ohio 🇨🇮",
+        "is [PAD] or [SEP] [unused2] it",
+    ]
     content = "\n".join(questions).encode()
     flags = "--preset=webqsp", "--threshold=-5"
+    monkeypatch.setitem(ENVIRONMENT, "ELQ_JAX_CACHE", str(tmp_path / "compiled"))
     status, output, errors = run("--linker", folder, *flags, stdin=content)
     assert status == 0, errors
+    assert list((tmp_path / "compiled").iterdir())  # The next start does not compile.
     lines = [json.loads(line) for line in output.splitlines()]
     assert [(line["id"], line["text"]) for line in lines] == list(enumerate(questions, 1))
     expected = linker.with_settings(max_mentions=50).link_batch(questions, -5)
-    assert [[link["title"] for link in line["links"]] for line in lines] == [
-        [link.title for link in links] for links in expected
-    ]
-    assert re.search(r"3 questions in .* s \(.*/s\); peak memory 0\.\d+ GiB", errors)
+    assert [
+        [(link["start"], link["end"], link["title"]) for link in line["links"]] for line in lines
+    ] == [[(link.start, link.end, link.title) for link in links] for links in expected]
+    assert re.search(r"4 questions in .* s \(.*/s\); peak memory \d+\.\d+ GiB", errors)
 
 
 def test_program_killed_and_given_again(folder, linker, write, tmp_path):
-    rows = some_rows(1500)
+    rows = some_rows(500)
     lines = [json.dumps({"id": row.id, "text": row.text}) for row in rows]
     lines[2] = '{"id": "q2"'
     path = write("\n".join(lines))
@@ -437,3 +444,14 @@ def test_program_says_what_is_wrong(folder, tmp_path, write):
     status, _, errors = run("--linker", folder, "--input", tmp_path / "none.txt")
     assert status == 2
     assert "none.txt: no such file; expected questions" in errors
+    status, _, errors = run("--linker", folder, "--max-mentions=none", "who wrote dune?")
+    assert status == 2
+    assert errors.startswith("error: flag --max_mentions=none: invalid literal")
+
+
+@pytest.mark.parametrize("program", ["link", "evaluate"])
+def test_help_shows_the_flags_of_a_linker(program):
+    command = [sys.executable, "-m", f"elq_jax.{program}", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    for name in cli.LinkerFlags.__annotations__:
+        assert f"\n  --{name}: " in shown

@@ -1,6 +1,7 @@
 """EntityLinker on the fixtures' model: offsets, batches, devices, thresholds, directories."""
 
 import dataclasses
+import errno
 import json
 import random
 import shutil
@@ -158,10 +159,13 @@ def test_long_questions_are_cut_with_a_warning(linker):
 
 
 def test_literal_special_tokens_are_text(linker):
-    [with_them, without] = linker.score_batch(["is [SEP] it [PAD]", "is sep it pad"], -np.inf)
-    special = {linker.tokenizer.sep_id, linker.tokenizer.pad_id}
-    assert not special & set(with_them.encoded.ids[1:-1].tolist())
-    assert len(with_them.encoded.ids) == len(without.encoded.ids) + 4  # four brackets
+    texts = ["is [SEP] it [PAD]", "is sep it pad", "[unused2]", "unused2"]
+    with_them, without, tag, no_tag = linker.encode(texts)
+    tokenizer = linker.tokenizer
+    special = {tokenizer.sep_id, tokenizer.pad_id, tokenizer.entity_tag_id}
+    assert not special & {*with_them.ids[1:-1].tolist(), *tag.ids.tolist()[1:-1]}
+    assert len(with_them.ids) == len(without.ids) + 4  # four brackets
+    assert tag.ids.tolist()[2:-2] == no_tag.ids.tolist()[1:-1]
 
 
 def test_one_string_is_not_a_list_of_questions(linker):
@@ -293,6 +297,27 @@ def test_save_pretrained_spares_other_folders(linker, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_copy_that_does_not_fit_on_the_disk(linker, tmp_path, monkeypatch):
+    """Linking is not possible (another disk), copying not either: what was there stays."""
+    target = tmp_path / "saved"
+    linker.save_pretrained(target)
+
+    def fail(number):
+        def function(*_):
+            raise OSError(number, "")
+
+        return function
+
+    monkeypatch.setattr(directory.os, "link", fail(errno.EXDEV))
+    linker.with_settings(threshold=-1.0).save_pretrained(target)
+    assert EntityLinker.from_pretrained(target).settings.threshold == -1.0
+    monkeypatch.setattr(directory.shutil, "copyfileobj", fail(errno.ENOSPC))
+    with pytest.raises(ElqError, match="not written, the disk is full"):
+        linker.save_pretrained(target)
+    assert EntityLinker.from_pretrained(target).settings.threshold == -1.0
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
 def test_folders_that_are_no_linker(tmp_path, copy):
     with pytest.raises(ElqError, match=r"no config\.json here; expected a linker directory"):
         EntityLinker.from_pretrained(tmp_path)
@@ -341,6 +366,40 @@ def test_embeddings_of_another_catalogue(copy, tmp_path):
     build_catalogue(tmp_path / "other.jsonl", copy / "catalogue.arrow")
     with pytest.raises(ElqError, match="embeddings of another catalogue"):
         EntityLinker.from_pretrained(copy)
+
+
+def test_embeddings_of_another_entity_encoder(copy, tmp_path):
+    """Right catalogue, right width; they differ in one number of one parameter."""
+    config, _ = directory.load_config(copy)
+    tokenizer, catalogue = Tokenizer.from_pretrained(copy), Catalogue.open(copy / "catalogue.arrow")
+    vectors = arrays("kb")["entity_encodings"]
+    other = jax.tree.map(np.array, tiny_params()["entity"])
+    other["bert"]["layers_1"]["output"]["bias"][3] += 1e-3
+    names = {}
+    for name, params in (("own", tiny_params()["entity"]), ("other", other), ("unknown", None)):
+        names[name] = params and directory.entity_encoder_fingerprint(config, params, tokenizer)
+        write_embeddings(tmp_path / name, catalogue, vectors, names[name] or "")
+
+    def with_embeddings(name):
+        shutil.rmtree(copy / "embeddings")
+        shutil.copytree(tmp_path / name, copy / "embeddings")
+        return EntityLinker.from_pretrained(copy, devices=one_device())
+
+    with_embeddings("unknown")
+    with_embeddings("own").save_pretrained(tmp_path / "saved")
+    with pytest.raises(ElqError, match="embeddings of another entity encoder") as refused:
+        with_embeddings("other")
+    assert names["other"] in str(refused.value)
+    assert names["own"] in str(refused.value)
+    # A saved copy still knows its encoder; a directory from before this was kept knows none.
+    shutil.rmtree(tmp_path / "saved" / "embeddings")
+    shutil.copytree(tmp_path / "other", tmp_path / "saved" / "embeddings")
+    with pytest.raises(ElqError, match="embeddings of another entity encoder"):
+        EntityLinker.from_pretrained(tmp_path / "saved")
+    settings = json.loads((copy / "config.json").read_text())
+    assert settings.pop("entity_encoder") == names["own"]
+    (copy / "config.json").write_text(json.dumps(settings))
+    EntityLinker.from_pretrained(copy, devices=one_device())
 
 
 def test_parts_that_do_not_fit(linker, copy):

@@ -1,56 +1,78 @@
-"""The whole of linking and the original's two evaluations, against what the original printed."""
+"""Files of a published model, through `convert`, against all that the original printed.
 
+Nothing but the files is given: a checkpoint rebuilt from the fixtures' state dict, its parameter
+file, entity.jsonl and the two matrices. What `convert` makes of them is opened with
+`EntityLinker.from_pretrained`, and measured with `python -m elq_jax.evaluate` and its library.
+"""
+
+import functools
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from reference import arrays, tiny_config, tiny_params
+from reference import arrays
 
-from elq_jax.data.catalogue import Catalogue, build_catalogue
 from elq_jax.data.files import read_jsonl
 from elq_jax.data.questions import Mention, Question, read_questions
-from elq_jax.data.tokenization import Tokenizer
+from elq_jax.data.torch_files import write_torch_file
 from elq_jax.errors import ElqError
 from elq_jax.evaluation import original
+from elq_jax.linking.conversion import convert
 from elq_jax.linking.decoding import original_triples
 from elq_jax.linking.linker import EntityLinker
-from elq_jax.retrieval.exact import ExactIndex
 
 SCORES = dict(rtol=0, atol=1e-4)  # as the fixtures' README states it
 NAMES = {"num_cand_mentions": "max_mentions", "num_cand_entities": "num_candidates"}
 
 
 @pytest.fixture(scope="module")
-def catalogue(fixtures, tmp_path_factory):
-    path = tmp_path_factory.mktemp("parity") / "catalogue.arrow"
-    build_catalogue(fixtures / "entity.jsonl", path)
-    return Catalogue.open(path)
+def convert_release(tmp_path_factory):
+    """Gives the linker directory of the fixtures' model, converted once for each maximal length."""
+    folder = tmp_path_factory.mktemp("parity")
+    model = json.loads((FIXTURES / "params.json").read_text())
+    write_torch_file(folder / "elq.bin", arrays("state_dict"))
+    (folder / "params.txt").write_text(str(model["params"]))
+    (folder / "bert.json").write_text(json.dumps(model["config"]))
+    write_torch_file(folder / "all.t7", arrays("kb")["entity_encodings"])
+    ids = arrays("kb")["entity_token_ids"]
+    write_torch_file(folder / "ids.t7", np.pad(ids, [(0, 0), (0, 128 - ids.shape[1])]))
+
+    @functools.cache
+    def converted(max_question_tokens=32):
+        output = folder / f"linker_{max_question_tokens}"
+        convert(
+            output,
+            folder / "elq.bin",
+            folder / "params.txt",
+            "minilm",
+            bert_config=folder / "bert.json",
+            catalogue=FIXTURES / "entity.jsonl",
+            embeddings=folder / "all.t7",
+            token_ids=folder / "ids.t7",
+            preset="library",
+            max_question_tokens=max_question_tokens,
+        )
+        return output
+
+    return converted
 
 
 @pytest.fixture(scope="module")
-def make_linker(catalogue):
-    """Linkers of the fixtures' model; those of one maximal length share compiled functions."""
-    tokenizer = Tokenizer.from_pretrained("minilm")
-    index = ExactIndex(arrays("kb")["entity_encodings"])
-    made = {}
+def make_linker(convert_release):
+    """Linkers from those directories; those of one maximal length share compiled functions."""
+
+    @functools.cache
+    def opened(folder):
+        return EntityLinker.from_pretrained(folder, devices=jax.devices()[:1])
 
     def make(max_question_tokens=32, **settings):
-        if max_question_tokens not in made:
-            config = tiny_config(max_question_tokens=max_question_tokens)
-            made[max_question_tokens] = EntityLinker(
-                config,
-                tiny_params()["question"],
-                tokenizer,
-                catalogue,
-                index,
-                devices=jax.devices()[:1],
-            )
         settings = {NAMES.get(name, name): value for name, value in settings.items()}
-        return made[max_question_tokens].with_settings(
-            allow_special_tokens=True, special_tokens_in_text=True, **settings
-        )
+        return opened(convert_release(max_question_tokens)).with_settings(**settings)
 
     return make
 
@@ -67,10 +89,25 @@ def settings_of(run):
 
 PIPELINE = json.loads((FIXTURES / "pipeline.json").read_text())
 LABELLED = json.loads((FIXTURES / "labelled_results.json").read_text())
+WINDOWS = json.loads((FIXTURES / "windows.json").read_text())
+
+
+def test_tokens(make_linker):
+    """Questions, entities and words put together again, by the tokenizer in the directory."""
+    expected = json.loads((FIXTURES / "tokenization.json").read_text())
+    linker = make_linker()
+    encoded = linker.encode([question["text"] for question in expected["questions"]])
+    for question, found in zip(expected["questions"], encoded, strict=True):
+        assert found.ids.tolist() == question["model_input_32"]
+        assert linker.tokenizer.decode(question["encode"]) == question["decode_hf"]
+    for entity in expected["entities"]:
+        title, text, size = (entity[name] for name in ("title", "text", "max_len"))
+        [ids] = linker.tokenizer.encode_entities([title], [text], size)
+        assert [*ids.tolist(), *[0] * (size - len(ids))] == entity["ids"]
 
 
 @pytest.mark.parametrize("number", range(10))
-def test_linking(number, make_linker, catalogue):
+def test_linking(number, make_linker):
     """All settings of the pipeline: entities, positions, scores and printed names."""
     run = PIPELINE["runs"][number]
     settings, batch_size = settings_of(run)
@@ -86,19 +123,48 @@ def test_linking(number, make_linker, catalogue):
         assert triples == [tuple(triple) for triple in expected["pred_triples"]]
         np.testing.assert_allclose([link.score for link in links], expected["scores"], **SCORES)
         names = [
-            [catalogue[int(row)].title, linker.tokenizer.decode(tokens[start:end])]
+            [linker.catalogue[int(row)].title, linker.tokenizer.decode(tokens[start:end])]
             for row, start, end in triples
         ]
         assert names == expected["pred_tuples_string"]
 
 
+def test_characters_and_wikidata_ids(make_linker):
+    """What the original does not print: the words in the question, and the ids of entity.jsonl."""
+    run = PIPELINE["runs"][1]
+    linker = make_linker(**settings_of(run)[0])
+    records = [record for _, record in read_jsonl(FIXTURES / "entity.jsonl")]
+    found = linker.decode(linker.score_batch([sample["text"] for sample in PIPELINE["samples"]]))
+    for links, sample, expected in zip(found, PIPELINE["samples"], run["results"], strict=True):
+        quoted = set()
+        for link in links:
+            assert sample["text"][link.start : link.end] == link.mention
+            assert link.wikidata_id == records[link.entity].get("kb_idx")
+            quoted.add((link.entity, link.mention.lower().replace(" ", "")))
+        for (row, start, end), (_, words) in zip(
+            expected["pred_triples"], expected["pred_tuples_string"], strict=True
+        ):
+            if start >= 0 and end <= len(expected["tokens"]):  # else [CLS] or [SEP] is in it
+                assert (int(row), words.replace(" ", "")) in quoted
+
+
 @pytest.mark.parametrize("run", LABELLED, ids=lambda run: str(run["settings"]))
-def test_labelled_evaluation(run, make_linker, catalogue):
-    """Links and all seven counts, of questions that are cut to 32 and to 20 tokens."""
+def test_labelled_evaluation(run, make_linker):
+    """Windows of 32 and of 20 tokens, the links in them, and all seven counts."""
     settings, batch_size = settings_of(run)
     linker = make_linker(**settings)
-    questions, _ = read_questions(FIXTURES / "labelled.jsonl", catalogue, trust_label_ids=True)
+    questions, _ = read_questions(
+        FIXTURES / "labelled.jsonl", linker.catalogue, trust_label_ids=True
+    )
     linked = original.link_windows(linker, questions, batch_size=batch_size)
+    size = linker.config.max_question_tokens
+    [windows] = [windows for windows in WINDOWS if windows["max_context_length"] == size]
+    for number, (one, mask) in enumerate(zip(linked, windows["mention_mask"], strict=True)):
+        ids, gold = one.window.ids.tolist(), [(row, s, e - 1) for row, s, e in one.gold]
+        assert [*ids, *[0] * (size - len(ids))] == windows["context"][number]
+        labels, bounds = windows["label_idx"][number], windows["mention_idxs"][number]
+        expected = zip(labels, *zip(*bounds, strict=True), strict=True)
+        assert gold == [mention for mention, real in zip(expected, mask, strict=True) if real]
     for one, expected in zip(linked, run["results"], strict=True):
         assert one.window.ids[1:-1].tolist() == expected["tokens"]
         for found, name in ((one.text_predicted, "pred_triples"), (one.text_gold, "gold_triples")):
@@ -106,24 +172,45 @@ def test_labelled_evaluation(run, make_linker, catalogue):
         scores = [link.score for link in one.links]
         np.testing.assert_allclose(scores, expected["scores"], **SCORES)
     counts = original.count_windows(linked)
-    window, text = counts.window, counts.text
-    assert window.predicted == text.predicted
+    assert counts.window.predicted == counts.text.predicted
     assert run["counts"] == {
-        "correct_weak": text.weak,
-        "correct_strong": text.strong,
-        "predicted": text.predicted,
-        "gold": text.gold,
-        "correct_weak_window": window.weak,
-        "correct_strong_window": window.strong,
-        "gold_window": window.gold,
+        "correct_weak": counts.text.weak,
+        "correct_strong": counts.text.strong,
+        "predicted": counts.text.predicted,
+        "gold": counts.text.gold,
+        "correct_weak_window": counts.window.weak,
+        "correct_strong_window": counts.window.strong,
+        "gold_window": counts.window.gold,
     }
-    for metric in ("weak", "strong"):
-        scores = window.scores(metric)
-        assert (
-            f"precision = {window.weak} / {window.predicted} = {scores['precision']}"
-            in (run["stdout"])
-        )
-        assert f"f1 = {scores['f1']}" in run["stdout"]
+
+
+def test_evaluate_program(convert_release, tmp_path):
+    """`python -m elq_jax.evaluate` reports the precision, recall and F1 the original prints."""
+    environment = os.environ | {"XLA_FLAGS": "", "ELQ_JAX_CACHE": ""}
+    started = []
+    for number, run in enumerate(LABELLED):
+        settings, _ = settings_of(run)
+        command = [
+            *(sys.executable, "-m", "elq_jax.evaluate", "--original_windows"),
+            f"--linker={convert_release(settings.get('max_question_tokens', 32))}",
+            f"--questions={FIXTURES / 'labelled.jsonl'}",
+            f"--output={tmp_path / str(number)}",
+            f"--threshold={settings['threshold']}",
+            f"--max_mentions={settings['num_cand_mentions']}",
+        ]
+        started.append(subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True))
+    for number, (run, process) in enumerate(zip(LABELLED, started, strict=True)):
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        report = json.loads((tmp_path / str(number) / "report.json").read_text())
+        blocks = [
+            report[part][metric] for metric in ("weak", "strong") for part in ("text", "window")
+        ]
+        printed = [f"{name} = " for name in ("precision", "recall", "f1")]
+        lines = [line for line in run["stdout"].splitlines() if line.startswith(tuple(printed))]
+        expected = [float(line.rpartition("= ")[2]) for line in lines]
+        found = [block[name] for block in blocks for name in ("precision", "recall", "f1")]
+        assert found == pytest.approx(expected, rel=1e-15)
 
 
 def test_evaluation_during_training(make_linker):

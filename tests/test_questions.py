@@ -294,6 +294,24 @@ def test_a_bad_row_leaves_no_data_set(write, tmp_path, catalogue):
     assert len(builder.reports["train"].skipped) == 1
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), None])
+def test_a_full_disk_leaves_no_data_set(write, tmp_path, catalogue, monkeypatch, error):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    def full(*_):
+        # As array_record says it.
+        raise error or RuntimeError("write() failed: No space left on device; at byte 24576")
+
+    path = write(dune())
+    monkeypatch.setattr(ArrayRecordWriter, "write", full)
+    with pytest.raises(ElqError, match="the disk is full; free some space and run again"):
+        prepare("toy", {"train": path}, tmp_path / "data", catalogue)
+    assert not list((tmp_path / "data").rglob("*.array_record*"))
+    monkeypatch.undo()
+    builder = prepare("toy", {"train": path}, tmp_path / "data", catalogue)
+    assert len(builder.open_split("train")) == 1
+
+
 def test_needs_no_tensorflow_and_imports_fast(write, tmp_path):
     path = write(dune())
     program = f"""

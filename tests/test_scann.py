@@ -71,6 +71,37 @@ def test_finds_what_exact_search_finds(table, queries, tree, kind, k):
     assert recall(found[1], expected[1]) > 0.95
 
 
+@pytest.mark.parametrize("k", [1, 40, 900])
+@pytest.mark.parametrize("kind", ["brute_force", "ah", "tree_ah"])
+def test_parts_find_what_exact_search_finds(tmp_path, stored, table, queries, kind, k):
+    """Five parts of 600 rows, which cross the shards of 1000; also more rows than one part has."""
+    leaves = {"num_leaves": 20, "leaves_to_search": 20 if k > 40 else 10}
+    index = ScannIndex.build(stored, kind, part_rows=700, **leaves)
+    found = index.search(queries, k)
+    assert_true_scores(found, queries, table)
+    expected = nearest(queries, table, k)
+    if kind == "brute_force":
+        np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-6)
+    assert recall(found[1], expected[1]) > 0.95
+
+    index.save(tmp_path / "index")
+    opened = ScannIndex.open(tmp_path / "index", stored)
+    for one, again in zip(found, opened.search(queries, k), strict=True):
+        np.testing.assert_array_equal(one, again)
+    assert len(list((tmp_path / "index").glob("part-*"))) == 5
+    damaged = tmp_path / "index/part-00003/scann_config.pb"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(ElqError, match=r"part-00003/scann_config\.pb: missing or damaged"):
+        ScannIndex.open(tmp_path / "index", stored)
+
+
+def test_missing_neighbours_in_parts(table, queries):
+    narrow = ScannIndex.build(table, "tree_ah", part_rows=1500, num_leaves=30, leaves_to_search=1)
+    found = narrow.search(queries, 400)  # a leaf has about 50 rows
+    assert np.isfinite(found[0]).all()
+    assert_true_scores(found, queries, table)
+
+
 def test_missing_neighbours_are_looked_for_in_more_leaves(table, queries):
     narrow = ScannIndex.build(table, "tree_ah", num_leaves=60, leaves_to_search=1)
     found = narrow.search(queries, 400)  # a leaf has about 50 rows
@@ -248,6 +279,7 @@ def test_bad_queries_and_tables(tree, table):
         ({"kind": "tree_ah", "num_leaves": 3001}, "num_leaves = 3001: expected 1 to 3000"),
         ({"kind": "tree_ah", "num_leaves": 5, "leaves_to_search": 6}, "leaves_to_search = 6"),
         ({"reorder": 0}, "reorder = 0"),
+        ({"part_rows": 0}, "part_rows = 0: expected at least 1"),
         ({"reorder_dtype": "float16"}, "reorder_dtype 'float16'"),
     ],
 )

@@ -99,7 +99,8 @@ def write_program(path, text):
 UNPACK = "mkdir -p elq_jax && tar -xzf {name}.tar.gz -C elq_jax && cd elq_jax"
 TRAIN = ("elq_jax.train", "--config", "configs/tpu_v3.py", "--workdir", "gs://bucket/v3 large")
 WATCHED = (
-    "cd elq_jax && bash tpu_scripts/worker_run.sh .venv/bin/python -m elq_jax.train "
+    "cd elq_jax && bash tpu_scripts/worker_run.sh env ELQ_JAX_DISTRIBUTED=1 "
+    ".venv/bin/python -m elq_jax.train "
     "--config configs/{config}.py --workdir "
 )
 

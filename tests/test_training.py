@@ -14,7 +14,7 @@ from reference import arrays, tiny_config, tiny_params, write_tiny_bert
 from configs import default
 from elq_jax.errors import ElqError
 from elq_jax.linking import directory
-from elq_jax.retrieval.exact import shard_table
+from elq_jax.retrieval.sharded import place_table
 from elq_jax.training import devices as devices_lib
 from elq_jax.training import loop, preemption
 from elq_jax.training.metrics import MetricsWriter
@@ -22,7 +22,6 @@ from elq_jax.training.state import create_optimizer, create_train_state
 from elq_jax.training.step import (
     LINKING_LOSSES,
     LossConfig,
-    Table,
     bi_encoder_train_step,
     joint_train_step,
 )
@@ -51,11 +50,8 @@ def run_steps(step, params, batch, shards, num_devices, num_steps):
     devices = jax.local_devices()[:num_devices]
     state = devices_lib.replicate(create_train_state(params, create_optimizer(1e-3)), devices)
     seed = devices_lib.replicate(np.int32(0), devices)
-    parts = devices_lib.split(batch, num_devices)
-    table = None
-    if shards is not None:
-        placed = devices_lib.place(shard_table(shards, num_devices), devices)
-        table = Table(placed, None, len(shards))
+    parts = devices_lib.split(batch, devices)
+    table = None if shards is None else place_table(shards, devices)
     take_step = devices_lib.parallel(step, devices, donate=0, static=4)
     losses = []
     for _ in range(num_steps):
@@ -116,10 +112,10 @@ def test_accumulated_steps_equal_one_large_batch():
         devices = jax.local_devices()[:1]
         state = devices_lib.replicate(create_train_state(tiny_params()["question"], tx), devices)
         take_step = devices_lib.parallel(step, devices, static=4)
-        table = Table(devices_lib.place(shard_table(catalogue, 1), devices), None, len(catalogue))
+        table = place_table(catalogue, devices)
         seed = devices_lib.replicate(np.int32(0), devices)
         for part in parts:
-            part = devices_lib.split(part, 1)
+            part = devices_lib.split(part, devices)
             state, _ = take_step(state, part, table, seed, part["gold_mask"].size)
         results.append(devices_lib.unreplicate(state.params))
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), results[0], results[1])
@@ -154,7 +150,7 @@ def test_decay_and_learning_rate_by_parameter():
 def tiny_bert(tmp_path_factory):
     """A checkpoint folder."""
     folder = tmp_path_factory.mktemp("bert")
-    write_tiny_bert(folder)
+    write_tiny_bert(folder, layers=1)
     return folder
 
 
@@ -162,7 +158,7 @@ def tiny_bert(tmp_path_factory):
 def config(tiny_bert, tmp_path):
     config = default.get_config()
     config.question_encoder = str(tiny_bert)
-    config.model.max_question_tokens = 32
+    config.model.max_question_tokens = 16  # One length, so one program to compile.
     config.model.max_entity_tokens = 16
     config.num_devices = 1
     config.catalogue = str(tmp_path / "catalogue.jsonl")
@@ -191,6 +187,7 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_killed_runs_end_with_the_parameters_of_an_unbroken_one(config, tmp_path, monkeypatch):
     config.stages = ("bi_encoder", "joint")
     expected = parameters(loop.train_and_evaluate(config, tmp_path / "unbroken"))
@@ -229,7 +226,9 @@ def test_killed_runs_end_with_the_parameters_of_an_unbroken_one(config, tmp_path
     assert (tmp_path / "broken" / "joint" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_sigterm_saves_and_the_run_goes_on(config, tmp_path, monkeypatch):
+    """On object storage (file:// stands for it), on another machine, with a trace of two steps."""
     write = MetricsWriter.write
 
     def write_and_signal(self, step, values):
@@ -237,15 +236,22 @@ def test_sigterm_saves_and_the_run_goes_on(config, tmp_path, monkeypatch):
         if step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    address = f"file://{tmp_path}/bucket/run"
     monkeypatch.setattr(MetricsWriter, "write", write_and_signal)
+    monkeypatch.setenv("ELQ_JAX_SCRATCH", str(tmp_path / "machine"))
     with pytest.raises(SystemExit) as stopped:
-        loop.train_and_evaluate(config, tmp_path / "run")
+        loop.train_and_evaluate(config, address)
     assert stopped.value.code == preemption.EXIT_CODE
     monkeypatch.undo()
-    found = parameters(loop.train_and_evaluate(config, tmp_path / "run"))
-    expected = parameters(loop.train_and_evaluate(config, tmp_path / "unbroken"))
-    for name, value in expected.items():
+    monkeypatch.setenv("ELQ_JAX_SCRATCH", str(tmp_path / "another_machine"))
+    assert loop.train_and_evaluate(config, address) == f"{address}/linker"
+    found = parameters(tmp_path / "bucket" / "run" / "linker")
+    unbroken = loop.train_and_evaluate(config, tmp_path / "unbroken", profile_steps=2)
+    for name, value in parameters(unbroken).items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
+    rows = lines_of(tmp_path / "bucket" / "run" / "joint" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [2, 3, 3, 4, 5, 6, 6]
+    assert list((tmp_path / "unbroken" / "joint" / "profile").rglob("*.xplane.pb"))
 
 
 def test_training_learns_and_keeps_the_best(config, tmp_path):

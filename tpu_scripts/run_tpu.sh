@@ -25,7 +25,8 @@ main() {
     return
   fi
   local command status state failures=0
-  command=$(watched .venv/bin/python -m "${ARGUMENTS[@]}")
+  # JAX finds the other workers of a slice by itself.
+  command=$(watched env ELQ_JAX_DISTRIBUTED=1 .venv/bin/python -m "${ARGUMENTS[@]}")
   if ((DRY_RUN)); then
     on_workers all "$command"
     return

@@ -395,7 +395,9 @@ class TrainingBatches:
       gold_rows [B, M] int32: their rows of the catalogue (not in there: -1; padding: -1);
       gold_mask [B, M] bool: True = a gold mention;
       example_mask [B] bool: False = no question (end of an epoch). Its mask is False throughout;
-      negative_rows [B, M, N] int32, only if the examples have mined negatives (padding: -1).
+      negative_rows [B, M, N] int32, only if the examples have mined negatives (padding: -1);
+      mention_counts [n] int32: gold mentions of each question of the global batch, the same in all
+        processes (n <= batch_size at the end of an epoch).
     M is one number for all batches. T is the length bucket of the longest question of the global
     batch, so all processes agree on it.
 
@@ -537,6 +539,7 @@ class TrainingBatches:
             "gold_rows": gold_rows,
             "gold_mask": gold_mask,
             "example_mask": np.arange(size) < len(mine),
+            "mention_counts": np.array([len(e.rows) for e in examples], np.int32),
         }
 
 

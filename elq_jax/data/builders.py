@@ -155,7 +155,10 @@ def prepare(
         if not prepared.data_path.exists():
             try:
                 prepared.download_and_prepare(file_format="array_record")
-            except OSError:
+            except (OSError, RuntimeError) as error:
+                if "No space left on device" in str(error):  # array_record: a RuntimeError
+                    message = "not written, the disk is full; free some space and run again"
+                    raise ElqError(f"{prepared.data_path}: {message}") from error
                 if not prepared.data_path.exists():  # else another process was faster
                     raise
             prepared = builder()

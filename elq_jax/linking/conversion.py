@@ -75,7 +75,7 @@ def convert(
       dtype: of the embeddings on disk, "float32", "bfloat16" or "int8".
       preset: published settings to link with by default.
       max_question_tokens: instead of the preset's or the model's.
-      index: build a ScaNN index too.
+      index: build a ScaNN index too; memory as `ScannIndex.build` says.
       progress: called with a description, a total and its unit, gives a context whose value is to
         be called with numbers done, such as `cli.progress`.
 

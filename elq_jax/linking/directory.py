@@ -1,6 +1,7 @@
 """The linker directory: what a person carries around.
 
-config.json        what the model computes (`ElqConfig`) and how it links
+config.json        what the model computes (`ElqConfig`), the fingerprint of its entity encoder,
+                   and how it links
 model.safetensors  parameters, named by their path ("question/bert/layers_0/query/kernel")
 tokenizer.json     the fast tokenizer
 catalogue.arrow    titles, texts, Wikidata ids, aliases
@@ -25,11 +26,13 @@ import numpy as np
 import safetensors
 from flax import traverse_util
 
+from elq_jax.data.catalogue import Catalogue
 from elq_jax.data.files import atomic_write
 from elq_jax.data.safetensors_files import write_safetensors
 from elq_jax.data.tokenization import Tokenizer
 from elq_jax.errors import DataError, ElqError
 from elq_jax.model.elq import ElqConfig
+from elq_jax.retrieval.embeddings import Embeddings
 
 FORMAT = "elq_jax linker, version 1"
 CATALOGUE, EMBEDDINGS, INDEX = "catalogue.arrow", "embeddings", "index"
@@ -48,7 +51,7 @@ def save_model(
       folder: made if it is not there.
       config: what the model computes.
       params: {"question": tree, "entity": tree} of float32 arrays, in memory or mapped from files;
-        one at a time is copied.
+        one at a time is copied. Without "entity", any embeddings count as the model's.
       tokenizer: of both encoders.
       linking: defaults of `EntityLinker` (threshold and so on).
     """
@@ -58,11 +61,21 @@ def save_model(
     flat = traverse_util.flatten_dict(dict(params), sep="/")
     shapes = {name: np.shape(array) for name, array in flat.items()}
     write_safetensors(folder / "model.safetensors", shapes, lambda name: jax.device_get(flat[name]))
-    _write_config(folder, config, linking or {})
+    fingerprint = ""
+    if "entity" in params:
+        fingerprint = entity_encoder_fingerprint(config, params["entity"], tokenizer)
+    _write_config(folder, config, linking or {}, fingerprint)
 
 
-def _write_config(folder: pathlib.Path, config: ElqConfig, linking: Mapping[str, Any]) -> None:
-    settings = {"format": FORMAT, "model": config.to_dict(), "linking": dict(linking)}
+def _write_config(
+    folder: pathlib.Path, config: ElqConfig, linking: Mapping[str, Any], entity_encoder: str
+) -> None:
+    settings = {
+        "format": FORMAT,
+        "model": config.to_dict(),
+        "entity_encoder": entity_encoder,
+        "linking": dict(linking),
+    }
     with atomic_write(folder / "config.json", "w") as file:
         json.dump(settings, file, indent=2)
         file.write("\n")
@@ -96,13 +109,14 @@ def copy_linker(
 ) -> None:
     """Copies a linker directory (hard links where possible) with other linking defaults."""
     source = pathlib.Path(source)
+    config, _, entity_encoder = _read_config(source)
     if pathlib.Path(folder).exists() and source.samefile(folder):
-        _write_config(source, load_config(source)[0], linking)
+        _write_config(source, config, linking, entity_encoder)
         return
     with _replacing(folder) as temporary:
         _link_or_copy_tree(source, temporary)
         (temporary / "config.json").unlink()
-        _write_config(temporary, load_config(source)[0], linking)
+        _write_config(temporary, config, linking, entity_encoder)
 
 
 @contextlib.contextmanager
@@ -116,9 +130,11 @@ def _replacing(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     temporary.chmod(0o755)
     try:
         yield temporary
+        old = temporary.with_name(f"{temporary.name}.old")
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.replace(old)
         temporary.replace(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -128,7 +144,8 @@ def _link_or_copy(source: pathlib.Path, target: pathlib.Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        shutil.copyfile(source, target)
+        with open(source, "rb") as file, atomic_write(target) as copy:
+            shutil.copyfileobj(file, copy, 1 << 20)
 
 
 def _link_or_copy_tree(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -138,7 +155,7 @@ def _link_or_copy_tree(source: pathlib.Path, target: pathlib.Path) -> None:
 def is_linker_directory(folder: str | os.PathLike[str]) -> bool:
     """Whether `folder` has a config.json of ours."""
     path = pathlib.Path(folder) / "config.json"
-    return path.is_file() and '"elq_jax linker' in path.read_text(encoding="utf-8")
+    return path.is_file() and b'"elq_jax linker' in path.read_bytes()
 
 
 def load_config(folder: str | os.PathLike[str]) -> tuple[ElqConfig, dict[str, Any]]:
@@ -150,19 +167,51 @@ def load_config(folder: str | os.PathLike[str]) -> tuple[ElqConfig, dict[str, An
     Raises:
       ElqError: the folder is not a linker directory of this version.
     """
+    config, linking, _ = _read_config(folder)
+    return config, linking
+
+
+def _read_config(folder: str | os.PathLike[str]) -> tuple[ElqConfig, dict[str, Any], str]:
+    """As `load_config`, and the fingerprint of the entity encoder ("" where it was not kept)."""
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
         raise ElqError(f"{folder}: no config.json here; expected a linker directory")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         if settings.get("format") != FORMAT:
-            raise DataError(f'"format" is {settings.get("format")!r}; expected {FORMAT!r}', path)
-        return ElqConfig.from_dict(settings["model"]), settings["linking"]
+            raise DataError(
+                f'"format" is {settings.get("format")!r}; expected {FORMAT!r}, as train and '
+                "save_pretrained write it",
+                path,
+            )
+        config = ElqConfig.from_dict(settings["model"])
+        return config, settings["linking"], settings.get("entity_encoder", "")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ElqError):
             raise
         message = f"not the configuration of a linker ({error}); expected one that train wrote"
         raise DataError(message, path) from error
+
+
+def open_embeddings(folder: str | os.PathLike[str], catalogue: Catalogue) -> Embeddings:
+    """Opens the entity vectors of a linker directory without reading them.
+
+    Raises:
+      ElqError: there are none, or they are unfinished, damaged, or of another catalogue or another
+        entity encoder than the directory's (as far as both encoders are known).
+    """
+    folder = pathlib.Path(folder)
+    embeddings = Embeddings.open(folder / EMBEDDINGS, catalogue.fingerprint)
+    _, _, expected = _read_config(folder)
+    found = embeddings.encoder_fingerprint
+    if expected and found and expected != found:
+        raise ElqError(
+            f"{embeddings.folder}: embeddings of another entity encoder (fingerprint {found}) than "
+            f"the one in {folder / 'model.safetensors'} ({expected}); remove the folder and encode "
+            f"the catalogue again: python -m elq_jax.encode_entities --encoder {folder} "
+            f"--catalogue {folder / CATALOGUE} --output {folder}"
+        )
+    return embeddings
 
 
 def load_params(
@@ -206,11 +255,13 @@ def entity_encoder_fingerprint(
     """
     digest = hashlib.sha256()
     settings = {name: value for name, value in config.to_dict().items() if "entity" in name}
+    if not config.normalize_entities:  # left out where it is on, as in embeddings of before
+        settings["normalize_entities"] = False
     for name in ("dropout_rate", "attention_dropout_rate"):
         del settings["entity_bert"][name]
     digest.update(json.dumps([settings, tokenizer.fingerprint], sort_keys=True).encode())
-    flat = traverse_util.flatten_dict(jax.device_get(dict(params)), sep="/")
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
     for name in sorted(flat):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(flat[name], np.float32).data)
+        digest.update(np.ascontiguousarray(jax.device_get(flat[name]), np.float32).data)
     return digest.hexdigest()

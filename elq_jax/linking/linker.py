@@ -211,7 +211,7 @@ class EntityLinker:
         self.catalogue, self.index = catalogue, index
         self.settings = settings or LinkingSettings()
         self._folder = folder
-        self._devices = list(devices or devices_lib.local_devices())
+        self._devices = list(devices or devices_lib.local(devices_lib.all_devices()))
         self._params = devices_lib.replicate({"params": params}, self._devices)
         encoder = QuestionEncoder(config, jnp.dtype(dtype))
 
@@ -254,8 +254,6 @@ class EntityLinker:
         Raises:
           ElqError: a part is missing or broken, or the parts are not of one another.
         """
-        from elq_jax.retrieval.embeddings import Embeddings
-
         path = pathlib.Path(path)
         config, linking = directory.load_config(path)
         if max_question_tokens is not None:
@@ -265,15 +263,13 @@ class EntityLinker:
                 raise ElqError(str(error)) from error
         params = directory.load_params(path, ("question",))["question"]
         catalogue = Catalogue.open(path / directory.CATALOGUE)
-        embeddings = Embeddings.open(
-            path / directory.EMBEDDINGS, catalogue_fingerprint=catalogue.fingerprint
-        )
+        embeddings = directory.open_embeddings(path, catalogue)
         return cls(
             config,
             params,
             Tokenizer.from_pretrained(path),
             catalogue,
-            open_index(path / directory.INDEX, embeddings, index),
+            open_index(path / directory.INDEX, embeddings, index, devices),
             LinkingSettings.from_dict(linking | settings),
             dtype=dtype,
             devices=devices,
@@ -374,7 +370,7 @@ class EntityLinker:
                 for batch in group
             ]
             results = [
-                [devices_lib.merge(x, len(batch.indices)) for x in output]
+                devices_lib.merge(output, self._devices, len(batch.indices))
                 for batch, output in zip(group, outputs, strict=True)
             ]
             scores, rows = self._search(
@@ -489,11 +485,11 @@ class EntityLinker:
             arrays["bounds"] = np.zeros((batch.size, most, 2), np.int32)
             for i, index in enumerate(batch.indices):
                 arrays["bounds"][i, : len(bounds[index])] = bounds[index]
-            arrays = devices_lib.split(arrays, len(self._devices))
+            arrays = devices_lib.split(arrays, self._devices)
             vectors = self._mention_vectors(
                 self._params, arrays["input_ids"], arrays["mask"], arrays["bounds"]
             )
-            vectors = devices_lib.merge(vectors, len(batch.indices))
+            vectors = devices_lib.merge(vectors, self._devices, len(batch.indices))
             for i, index in enumerate(batch.indices):
                 found[index] = vectors[i, : len(bounds[index])]
         return found
@@ -531,13 +527,13 @@ class EntityLinker:
             span_mask[:, 0] = False
             for i, one in enumerate(encoded):
                 span_mask[i, len(one.ids) - 1] = False
-        arrays = devices_lib.split(arrays | {"span_mask": span_mask}, len(self._devices))
+        arrays = devices_lib.split(arrays | {"span_mask": span_mask}, self._devices)
         return self._find_mentions(
             self._params,
             arrays["input_ids"],
             arrays["mask"],
             arrays["span_mask"],
-            np.full(len(self._devices), settings.prune_threshold, np.float32),
+            np.full(len(devices_lib.local(self._devices)), settings.prune_threshold, np.float32),
             min(settings.max_mentions, batch.length**2),
             settings.threshold_type != "joint",
         )

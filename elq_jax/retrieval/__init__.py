@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Protocol
 
+import jax
 import numpy as np
 
 from elq_jax.errors import ElqError
 from elq_jax.retrieval.embeddings import Embeddings
 from elq_jax.retrieval.exact import ExactIndex
 from elq_jax.retrieval.scann import ScannIndex, is_saved
+from elq_jax.retrieval.sharded import ShardedIndex, place_table
+from elq_jax.training import devices as devices_lib
 
 INDEX_KINDS = ("auto", "exact", "scann")
 
@@ -42,8 +46,28 @@ class Index(Protocol):
         ...
 
 
+def is_shared_search(devices: Sequence[jax.Device]) -> bool:
+    """Whether exact search divides the table over devices: on several accelerators or hosts.
+
+    The virtual devices of one CPU search the memory-mapped table faster than copies of its parts.
+    """
+    return len(devices_lib.local(devices)) < len(devices) or (
+        len(devices) > 1 and devices[0].platform != "cpu"
+    )
+
+
+def exact_index(embeddings: Embeddings, devices: Sequence[jax.Device]) -> Index:
+    """Exact search by the devices of a linker, of this process and perhaps of others."""
+    if is_shared_search(devices):
+        return ShardedIndex(place_table(embeddings, devices), devices)
+    return ExactIndex(embeddings)
+
+
 def open_index(
-    folder: str | os.PathLike[str], embeddings: Embeddings | np.ndarray, kind: str = "auto"
+    folder: str | os.PathLike[str],
+    embeddings: Embeddings | np.ndarray,
+    kind: str = "auto",
+    devices: Sequence[jax.Device] | None = None,
 ) -> Index:
     """Opens an index.
 
@@ -52,6 +76,7 @@ def open_index(
       embeddings: [E, D].
       kind: "exact" (over the embeddings; needs nothing saved), "scann" (the saved one), or "auto":
         the saved one if there is one, else exact.
+      devices: of the exact search; all of this process by default.
 
     Raises:
       ElqError: unknown kind, no index saved, damaged, or built over other embeddings.
@@ -59,7 +84,8 @@ def open_index(
     if kind not in INDEX_KINDS:
         raise ElqError(f"index {kind!r}: expected one of {', '.join(INDEX_KINDS)}")
     if kind == "exact" or (kind == "auto" and not is_saved(folder)):
-        return ExactIndex(embeddings)
+        devices = devices or devices_lib.local(devices_lib.all_devices())
+        return exact_index(embeddings, devices)
     if not is_saved(folder):
         source = embeddings.folder if isinstance(embeddings, Embeddings) else "EMBEDDINGS"
         raise ElqError(

@@ -387,14 +387,17 @@ def checked_shards(table: Embeddings | np.ndarray) -> list[Shard]:
         if values.dtype != ml_dtypes.bfloat16:
             values = np.asarray(values, np.float32)
         shards = [Shard(0, values, None)]
-    for shard in shards:
-        bad = None if _is_finite(shard) else first_bad_row(shard.float32())
-        if bad is not None:
-            raise ElqError(
-                f"embeddings: row {shard.start + bad} holds NaN or infinity; "
-                "encode the catalogue again"
-            )
-    return shards
+    return [checked(shard) for shard in shards]
+
+
+def checked(shard: Shard) -> Shard:
+    """Returns the shard, or raises an ElqError that names its first row with NaN or infinity."""
+    bad = None if _is_finite(shard) else first_bad_row(shard.float32())
+    if bad is not None:
+        raise ElqError(
+            f"embeddings: row {shard.start + bad} holds NaN or infinity; encode the catalogue again"
+        )
+    return shard
 
 
 def _is_finite(shard: Shard) -> bool:

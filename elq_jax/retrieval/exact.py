@@ -10,7 +10,9 @@ Equal scores are ordered by row, as `jax.lax.top_k` of the whole would.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -22,6 +24,7 @@ from elq_jax.retrieval.embeddings import (
     DTYPES,
     Embeddings,
     Shard,
+    checked,
     checked_shards,
     first_bad_row,
     quantize,
@@ -200,21 +203,27 @@ class ExactIndex:
         queries = check_queries(queries, k, self.shape)
         scores = np.empty((len(queries), k), np.float32)
         rows = np.empty((len(queries), k), np.int32)
-        start = 0
-        while start < len(queries):
-            size = _batch_size(len(queries) - start)
-            batch = queries[start : start + size]
-            padded = np.zeros((size, self.shape[1]), np.float32)
-            padded[: len(batch)] = batch
+        for part, padded in query_batches(queries):
             found = [
                 _search_part(padded, table, scale, first_row, k, self._chunk_size)
                 for first_row, table, scale in self._parts
             ]
             best = _merge(found, k) if len(found) > 1 else found[0]
-            stop = start + len(batch)
-            scores[start:stop], rows[start:stop] = (np.asarray(x)[: len(batch)] for x in best)
-            start = stop
+            count = part.stop - part.start
+            scores[part], rows[part] = (np.asarray(x)[:count] for x in best)
         return scores, rows
+
+
+def query_batches(queries: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Cuts queries [Q, D] into batches of a few sizes: (which rows, the batch, zero-padded)."""
+    start = 0
+    while start < len(queries):
+        size = _batch_size(len(queries) - start)
+        part = slice(start, min(start + size, len(queries)))
+        padded = np.zeros((size, queries.shape[1]), np.float32)
+        padded[: part.stop - start] = queries[part]
+        yield part, padded
+        start = part.stop
 
 
 def _batch_size(count: int) -> int:
@@ -266,29 +275,64 @@ def _as_dtype(shard: Shard, dtype: str | None) -> tuple[np.ndarray, np.ndarray |
     return values.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32), None
 
 
+class Table(flax.struct.PyTreeNode):
+    """A table of which every device holds consecutive rows, as a mapped function sees it.
+
+    Attributes:
+      values: [E_local, D] float32, bfloat16 or int8; row r of device d is entity d * E_local + r.
+      scale: [E_local] float32 for int8, else None.
+      num_rows: E, of all devices together; rows from there on are padding.
+    """
+
+    values: jax.Array
+    scale: jax.Array | None
+    num_rows: int = flax.struct.field(pytree_node=False)
+
+
 def shard_table(
-    table: Embeddings | np.ndarray, num_devices: int, dtype: str = "float32"
-) -> np.ndarray:
+    table: Embeddings | np.ndarray,
+    num_shards: int,
+    dtype: str | None = None,
+    only: Sequence[int] | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Divides a table into equal shards of consecutive rows, one per device.
 
     Args:
       table: [E, D].
-      num_devices: N.
-      dtype: "float32" or "bfloat16".
+      num_shards: N.
+      dtype: "float32", "bfloat16" or "int8"; None: as stored.
+      only: the n shards that are wanted; all by default. No others are read.
 
     Returns:
-      [N, ceil(E / N), D], zero beyond row E - 1.
+      values [n, ceil(E / N), D], zero beyond row E - 1, and for int8 their scale
+      [n, ceil(E / N)] float32, else None.
 
     Raises:
       ElqError: not a table, or a row with NaN or infinity.
     """
-    shards = checked_shards(table)
+    parts = table.shards if isinstance(table, Embeddings) else checked_shards(table)
     rows, width = table.shape
-    out = np.zeros((num_devices, -(-rows // num_devices), width), np.dtype(dtype))
-    flat = out.reshape(-1, width)
-    for shard in shards:
-        flat[shard.start : shard.start + len(shard.values)] = shard.float32()
-    return out
+    size = -(-rows // num_shards)
+    if dtype is None:
+        dtype = "int8" if parts[0].scale is not None else parts[0].values.dtype.name
+    only = range(num_shards) if only is None else only
+    values = np.zeros((len(only), size, width), np.dtype(dtype))
+    scale = np.ones((len(only), size), np.float32) if dtype == "int8" else None
+    for place, shard in enumerate(only):
+        first = shard * size
+        for part in parts:
+            start, stop = max(first, part.start), min(first + size, part.start + len(part.values))
+            if start < stop:
+                cut = slice(start - part.start, stop - part.start)
+                piece = Shard(
+                    start, part.values[cut], None if part.scale is None else part.scale[cut]
+                )
+                found, found_scale = _as_dtype(checked(piece), dtype)
+                to = slice(start - first, stop - first)
+                values[place, to] = found
+                if scale is not None:
+                    scale[place, to] = found_scale
+    return values, scale
 
 
 def sharded_top_k(
@@ -314,7 +358,7 @@ def sharded_top_k(
       num_rows: E, the rows of the whole table without padding.
       axis_name: of the mapped axis.
       scale: [E_local] float32 for an int8 shard.
-      chunk_size: rows scored at a time by the exact search.
+      chunk_size: rows scored at a time.
       approximate: use `jax.lax.approx_max_k`, fast on TPU only. None: on TPU.
       recall_target: of the approximate search.
 
@@ -333,15 +377,8 @@ def sharded_top_k(
     queries = lax.all_gather(queries, axis_name, tiled=True)
     local_k = min(k, num_local)
     if approximate:
-        scores = jnp.matmul(queries, shard.astype(jnp.float32).T)
-        if scale is not None:
-            scores = scores * scale
-        scores = jnp.where(first_row + jnp.arange(num_local) < num_rows, scores, -jnp.inf)
-        scores, rows = lax.approx_max_k(
-            scores,
-            local_k,
-            recall_target=recall_target,
-            reduction_input_size_override=num_rows,
+        scores, rows = _approximate_top_k(
+            queries, shard, scale, local_k, num_rows, first_row, chunk_size, recall_target
         )
     else:
         num_counting = jnp.clip(num_rows - first_row, 0, num_local)
@@ -353,6 +390,32 @@ def sharded_top_k(
         return _side_by_side(lax.all_to_all(results, axis_name, split_axis=0, concat_axis=0))
 
     return _best(k, to_owner(scores), to_owner(rows + first_row))
+
+
+def _approximate_top_k(
+    queries, shard, scale, k, num_rows, first_row, chunk_size, recall_target
+) -> tuple[jax.Array, jax.Array]:
+    """The k best rows of a shard by `jax.lax.approx_max_k`, a chunk of rows at a time."""
+    num_local = shard.shape[0]
+    # Chunks of equal size; the last one begins early enough to be whole.
+    num_chunks = -(-num_local // max(chunk_size, k))
+    chunk = -(-num_local // num_chunks)
+
+    def search_chunk(start):
+        first = jnp.minimum(start, num_local - chunk)
+        rows = first + jnp.arange(chunk, dtype=jnp.int32)
+        values = lax.dynamic_slice_in_dim(shard, first, chunk)
+        scores = jnp.matmul(queries, values.astype(jnp.float32).T)
+        if scale is not None:
+            scores = scores * lax.dynamic_slice_in_dim(scale, first, chunk)
+        scores = jnp.where((rows >= start) & (first_row + rows < num_rows), scores, -jnp.inf)
+        scores, places = lax.approx_max_k(
+            scores, k, recall_target=recall_target, reduction_input_size_override=num_rows
+        )
+        return scores, first + places
+
+    scores, rows = lax.map(search_chunk, jnp.arange(0, num_chunks * chunk, chunk, dtype=jnp.int32))
+    return _best(k, _side_by_side(scores), _side_by_side(rows))
 
 
 def gather_rows(

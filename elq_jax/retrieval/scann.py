@@ -7,6 +7,9 @@
 |             | by their vectors                                        |                |
 | tree_ah     | the same within the leaves nearest to the query         | larger         |
 
+ScaNN holds four copies of what it builds an index over, as float32. So a large table is built in
+parts of consecutive rows, one after the other; a search asks all of them.
+
 Guo et al., "Accelerating large-scale inference with anisotropic vector quantization", ICML 2020.
 """
 
@@ -15,33 +18,35 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from elq_jax.data.files import atomic_write
 from elq_jax.errors import ElqError
-from elq_jax.retrieval.embeddings import DTYPES, Embeddings, checked_shards
+from elq_jax.retrieval.embeddings import DTYPES, Embeddings, Shard, checked_shards
 from elq_jax.retrieval.exact import check_queries
 
 KINDS = ("auto", "brute_force", "ah", "tree_ah")
 FORMAT = "elq_jax ScaNN index, version 1"
+_PART_BYTES = 1 << 30  # of float32 vectors
 
 
 @dataclasses.dataclass(frozen=True)
 class ScannSettings:
-    """How a ScaNN index is built. Brute force uses none of it, `ah` nothing of the tree.
+    """How a part of a ScaNN index is built. Brute force uses none of it, `ah` nothing of the tree.
 
     Attributes:
       kind: one of `KINDS`; "auto" chooses by the number of rows.
-      num_leaves: of the tree; None: 2 sqrt(E).
+      num_leaves: of the tree; None: 2 sqrt(rows of the part).
       leaves_to_search: more is slower and finds more; None: a quarter of the leaves.
       training_sample_size: rows that the tree and the product codes are trained on.
       dimensions_per_block: of a product code of 4 bits; fewer is slower and finds more.
@@ -62,7 +67,7 @@ class ScannSettings:
     reorder_dtype: str = "float32"
 
     def resolve(self, rows: int) -> ScannSettings:
-        """Returns the settings with all defaults filled in for a table of E = `rows`.
+        """Returns the settings with all defaults filled in for a part of so many rows.
 
         Raises:
           ElqError: a setting is out of range.
@@ -109,50 +114,46 @@ class ScannIndex:
         self._searcher, self._fingerprint = searcher, fingerprint
         self.shape, self.settings = shape, settings
         self._threads = len(os.sched_getaffinity(0))
+        self._num_parts = len(searcher.parts) if isinstance(searcher, _Parts) else 1
 
     @classmethod
     def build(
-        cls, embeddings: Embeddings | np.ndarray, kind: str = "auto", **settings: Any
+        cls,
+        embeddings: Embeddings | np.ndarray,
+        kind: str = "auto",
+        *,
+        part_rows: int | None = None,
+        **settings: Any,
     ) -> ScannIndex:
         """Builds an index; minutes for hundreds of thousands of rows.
 
+        Memory is needed for the index itself, and for about four times the float32 vectors of one
+        part.
+
         Args:
-          embeddings: [E, D]. All of it is held in memory as float32.
+          embeddings: [E, D].
           kind: one of `KINDS`.
+          part_rows: rows of a part at most; None: of 1 GiB of float32.
           **settings: the other fields of `ScannSettings`.
 
         Raises:
           ElqError: a setting is out of range or unfit for so few rows, NaN or infinity in a row.
         """
         scann = _import_scann()
-        resolved = ScannSettings(kind, **settings).resolve(embeddings.shape[0])
+        rows, width = embeddings.shape
+        if part_rows is None:
+            part_rows = max(1, _PART_BYTES // (4 * width))
+        if part_rows < 1:
+            raise ElqError(f"part_rows = {part_rows}: expected at least 1")
+        num_parts = -(-rows // part_rows)
+        resolved = ScannSettings(kind, **settings).resolve(rows // num_parts)
         shards = checked_shards(embeddings)
-        table = np.empty(embeddings.shape, np.float32)
-        for shard in shards:
-            table[shard.start : shard.start + len(shard.values)] = shard.float32()
-        builder = scann.scann_ops_pybind.builder(table, min(10, len(table)), "dot_product")
-        if resolved.kind == "tree_ah":
-            builder = builder.tree(
-                num_leaves=resolved.num_leaves,
-                num_leaves_to_search=resolved.leaves_to_search,
-                training_sample_size=resolved.training_sample_size,
-            )
-        if resolved.kind == "brute_force":
-            builder = builder.score_brute_force()
-        else:
-            builder = builder.score_ah(
-                dimensions_per_block=resolved.dimensions_per_block,
-                anisotropic_quantization_threshold=resolved.anisotropic_threshold,
-                training_sample_size=resolved.training_sample_size,
-            ).reorder(resolved.reorder, quantize=scann.ReorderType[resolved.reorder_dtype.upper()])
-        try:
-            with _quiet():
-                searcher = builder.build()
-        except RuntimeError as error:
-            raise ElqError(
-                f"ScaNN cannot build a {resolved.kind} index over {len(table)} rows: {error}"
-            ) from error
-        return cls(searcher, table.shape, resolved, _fingerprint(embeddings))
+        bounds = _part_bounds(rows, num_parts)
+        parts = [
+            _build_part(scann, _float32_rows(shards, start, stop), resolved)
+            for start, stop in itertools.pairwise(bounds)
+        ]
+        return cls(_joined(parts, bounds), (rows, width), resolved, _fingerprint(embeddings))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the index; it appears under its name when it is whole.
@@ -184,7 +185,12 @@ class ScannIndex:
                 "shape": list(self.shape),
                 "settings": settings,
                 "embeddings": self._fingerprint,
-                "sha256": {path.name: _sha256(path) for path in sorted(temporary.iterdir())},
+                "parts": self._num_parts,
+                "sha256": {
+                    path.relative_to(temporary).as_posix(): _sha256(path)
+                    for path in sorted(temporary.rglob("*"))
+                    if path.is_file()
+                },
             }
             with atomic_write(temporary / "index.json", "w") as file:
                 json.dump(description, file, indent=2)
@@ -227,6 +233,7 @@ class ScannIndex:
             settings = ScannSettings(**values)
             rows, width = description["shape"]
             fingerprint, digests = description["embeddings"], dict(description["sha256"])
+            num_parts = int(description.get("parts", 1))
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, ElqError):
                 raise
@@ -237,11 +244,13 @@ class ScannIndex:
             path = folder / name
             if not path.is_file() or _sha256(path) != digest:
                 raise ElqError(f"{path}: missing or damaged; {again}")
+        places = [folder] if num_parts == 1 else [_part_folder(folder, i) for i in range(num_parts)]
         try:
             with _quiet():
-                searcher = scann.scann_ops_pybind.load_searcher(os.fspath(folder))
+                parts = [scann.scann_ops_pybind.load_searcher(os.fspath(path)) for path in places]
         except (RuntimeError, ValueError) as error:
             raise ElqError(f"{folder}: ScaNN cannot open it ({error}); {again}") from error
+        searcher = _joined(parts, _part_bounds(rows, num_parts))
         return cls(searcher, (rows, width), settings, fingerprint)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -289,6 +298,85 @@ class ScannIndex:
             **options,
         )
         return scores, rows.astype(np.int32)
+
+
+class _Parts:
+    """Searchers over consecutive rows of one table, with those methods of a searcher that we use.
+
+    Args:
+      parts: ScaNN's searchers.
+      bounds: the first row of each, and the number of all rows.
+    """
+
+    def __init__(self, parts: Sequence[Any], bounds: Sequence[int]):
+        self.parts, self._bounds = parts, bounds
+
+    def search_batched_parallel(
+        self, queries: np.ndarray, final_num_neighbors: int, **options: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best of all parts; what is missing has a NaN score and comes last."""
+        found = []
+        for part, (start, stop) in zip(self.parts, itertools.pairwise(self._bounds), strict=True):
+            k = min(final_num_neighbors, stop - start)
+            rows, scores = part.search_batched_parallel(queries, final_num_neighbors=k, **options)
+            found.append((rows.astype(np.int64) + start, scores))
+        rows, scores = (np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True))
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :final_num_neighbors]
+        return np.take_along_axis(rows, best, axis=1), np.take_along_axis(scores, best, axis=1)
+
+    def serialize(self, folder: str, relative_path: bool) -> None:
+        """Writes every part to a folder of its own."""
+        for number, part in enumerate(self.parts):
+            path = _part_folder(pathlib.Path(folder), number)
+            path.mkdir()
+            part.serialize(os.fspath(path), relative_path=relative_path)
+
+
+def _joined(parts: Sequence[Any], bounds: Sequence[int]) -> Any:
+    return _Parts(parts, bounds) if len(parts) > 1 else parts[0]
+
+
+def _part_folder(folder: pathlib.Path, number: int) -> pathlib.Path:
+    return folder / f"part-{number:05d}"
+
+
+def _part_bounds(rows: int, num_parts: int) -> list[int]:
+    return [number * rows // num_parts for number in range(num_parts + 1)]
+
+
+def _float32_rows(shards: Sequence[Shard], start: int, stop: int) -> np.ndarray:
+    table = np.empty((stop - start, shards[0].values.shape[1]), np.float32)
+    for shard in shards:
+        first, last = max(start, shard.start), min(stop, shard.start + len(shard.values))
+        if first < last:
+            rows = slice(first - shard.start, last - shard.start)
+            table[first - start : last - start] = shard.float32(rows)
+    return table
+
+
+def _build_part(scann: Any, table: np.ndarray, settings: ScannSettings) -> Any:
+    builder = scann.scann_ops_pybind.builder(table, min(10, len(table)), "dot_product")
+    if settings.kind == "tree_ah":
+        builder = builder.tree(
+            num_leaves=settings.num_leaves,
+            num_leaves_to_search=settings.leaves_to_search,
+            training_sample_size=settings.training_sample_size,
+        )
+    if settings.kind == "brute_force":
+        builder = builder.score_brute_force()
+    else:
+        builder = builder.score_ah(
+            dimensions_per_block=settings.dimensions_per_block,
+            anisotropic_quantization_threshold=settings.anisotropic_threshold,
+            training_sample_size=settings.training_sample_size,
+        ).reorder(settings.reorder, quantize=scann.ReorderType[settings.reorder_dtype.upper()])
+    try:
+        with _quiet():
+            return builder.build()
+    except RuntimeError as error:
+        raise ElqError(
+            f"ScaNN cannot build a {settings.kind} index over {len(table)} rows: {error}"
+        ) from error
 
 
 def is_saved(folder: str | os.PathLike[str]) -> bool:

@@ -26,7 +26,7 @@ class Checkpoints:
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 2):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        folder = os.fspath(folder)
+        folder = os.fspath(folder).removeprefix("file://")
         if "://" not in folder:
             folder = pathlib.Path(folder).absolute()
         self._folder = folder

@@ -33,7 +33,7 @@ class CatalogueEncoder:
       tokenizer: of the entities.
       batch_size: entities per call; rounded up to a multiple of the devices.
       dtype: of the matrix products.
-      devices: all local ones by default.
+      devices: of this process; all of them by default.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class CatalogueEncoder:
     ):
         self.config, self.tokenizer = config, tokenizer
         self.fingerprint = entity_encoder_fingerprint(config, params, tokenizer)
-        devices = list(devices or devices_lib.local_devices())
-        self._num_devices = len(devices)
+        devices = list(devices or devices_lib.local(devices_lib.all_devices()))
+        self._devices = devices
         self._batch_size = -(-batch_size // len(devices)) * len(devices)
         self._params = devices_lib.replicate({"params": params}, devices)
         self._apply = devices_lib.parallel(EntityEncoder(config, jnp.dtype(dtype)).apply, devices)
@@ -74,9 +74,9 @@ class CatalogueEncoder:
         for i, ids in enumerate(tokens):
             input_ids[i, : len(ids)] = ids
             mask[i, : len(ids)] = True
-        batch = devices_lib.split({"input_ids": input_ids, "mask": mask}, self._num_devices)
+        batch = devices_lib.split({"input_ids": input_ids, "mask": mask}, self._devices)
         vectors = self._apply(self._params, batch["input_ids"], batch["mask"])
-        return devices_lib.merge(vectors, len(tokens))
+        return devices_lib.merge(vectors, self._devices, len(tokens))
 
 
 def open_or_build_catalogue(
@@ -118,11 +118,13 @@ def encode_catalogue(
     dtype: str = "float32",
     shard_rows: int = 16384,
     progress: Callable[[int], None] | None = None,
+    exchange: Callable[[], None] = lambda: None,
 ) -> Embeddings:
     """Encodes all entities into shards; goes on with the missing shards of an earlier call.
 
     A shard is a function of its rows alone, so an interrupted run and an unbroken one write the
-    same files.
+    same files. Where several processes work together, each encodes every so many-th of the shards
+    that are missing; the folder is one that all see, or `exchange` makes it so.
 
     Args:
       encoder: the frozen encoder.
@@ -130,7 +132,10 @@ def encode_catalogue(
       folder: where the shards go.
       dtype: on disk, "float32", "bfloat16" or "int8" (with a scale per row).
       shard_rows: entities per shard.
-      progress: called with the number of entities done, first with those found on disk.
+      progress: called with the number of entities done, first with those found on disk; the other
+        processes are taken to keep pace.
+      exchange: called by every process before and after its work, to bring the shards that others
+        wrote into its folder.
 
     Returns:
       the embeddings, memory-mapped.
@@ -147,15 +152,22 @@ def encode_catalogue(
         catalogue_fingerprint=catalogue.fingerprint,
         encoder_fingerprint=encoder.fingerprint,
     )
+    exchange()
+    devices_lib.wait_for_all(f"{folder}: shards of earlier calls")
     missing = writer.missing_shards()
+    devices_lib.wait_for_all(f"{folder}: missing shards")
+    rows = [stop - start for start, stop in map(writer.shard_range, range(writer.num_shards))]
     if progress:
-        spans = [writer.shard_range(i) for i in range(writer.num_shards)]
-        progress(sum(stop - start for i, (start, stop) in enumerate(spans) if i not in missing))
-    for shard in missing:
-        start, stop = writer.shard_range(shard)
-        rows = range(start, stop)
-        vectors = encoder.encode(catalogue.titles(rows), catalogue.texts(rows))
-        writer.write_shard(shard, vectors)
+        progress(sum(rows) - sum(rows[shard] for shard in missing))
+    index, count = jax.process_index(), jax.process_count()
+    for first in range(0, len(missing), count):
+        together = missing[first : first + count]  # A shard for every process.
+        if index < len(together):
+            span = range(*writer.shard_range(together[index]))
+            vectors = encoder.encode(catalogue.titles(span), catalogue.texts(span))
+            writer.write_shard(together[index], vectors)
         if progress:
-            progress(stop - start)
+            progress(sum(rows[shard] for shard in together))
+    exchange()
+    devices_lib.wait_for_all(f"{folder}: all shards")
     return writer.finish()

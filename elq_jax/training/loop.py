@@ -11,12 +11,16 @@ A workdir holds
 
 Everything is a function of the configuration and the step, so a run that was killed and started
 again ends with the parameters of an unbroken one, bit for bit (on the same kind of machine).
+
+Several processes run these lines together (`devices.initialize`): each trains on its rows of every
+batch, encodes its shards of the catalogue and holds its rows of the table; the first one writes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -41,10 +45,12 @@ from elq_jax.evaluation.report import Evaluation
 from elq_jax.linking import directory
 from elq_jax.linking.linker import EntityLinker, LinkingSettings
 from elq_jax.model.elq import ElqConfig
+from elq_jax.retrieval import exact_index, is_shared_search
 from elq_jax.retrieval.embeddings import Embeddings
-from elq_jax.retrieval.exact import ExactIndex, shard_table
+from elq_jax.retrieval.exact import ExactIndex, Table
+from elq_jax.retrieval.sharded import ShardedIndex, place_table
 from elq_jax.training import devices as devices_lib
-from elq_jax.training import encoding, mining, original
+from elq_jax.training import encoding, flops, mining, original
 from elq_jax.training.checkpoints import Checkpoints
 from elq_jax.training.metrics import MetricsWriter, plot_curves
 from elq_jax.training.preemption import Preemption
@@ -56,19 +62,26 @@ from elq_jax.training.state import (
     create_optimizer,
     create_train_state,
 )
-from elq_jax.training.step import LossConfig, Table, bi_encoder_train_step, joint_train_step
+from elq_jax.training.step import LossConfig, bi_encoder_train_step, joint_train_step
+from elq_jax.training.workdir import Workdir
 
 STAGES = ("bi_encoder", "joint")
+Batch = Mapping[str, np.ndarray]
 
 
 def train_and_evaluate(
-    config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]
-) -> pathlib.Path:
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike[str],
+    profile_steps: int = 0,
+) -> str:
     """Runs all stages of a configuration, or what is left of them.
 
     Args:
       config: see `configs/default.py`.
-      workdir: made if it is not there.
+      workdir: made if it is not there; may be on gs://, and with several processes on several hosts
+        has to be there or on a disk that all of them see.
+      profile_steps: so many steps of each stage are traced into `workdir`/<stage>/profile, after
+        the first few, which compile.
 
     Returns:
       the linker directory, `workdir`/linker.
@@ -77,7 +90,7 @@ def train_and_evaluate(
       ElqError: something in the configuration or the data cannot be used, the workdir is of another
         run, or the loss is not finite.
     """
-    run = _Run(config, pathlib.Path(workdir))
+    run = _Run(config, Workdir(workdir), profile_steps)
     for stage in STAGES:
         if stage in config.stages:
             getattr(run, stage)()
@@ -87,15 +100,20 @@ def train_and_evaluate(
 class _Run:
     """A run in a workdir: its data, its model as far as it is trained, and its stages."""
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path):
-        self.config, self.workdir = config, workdir
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Workdir, profile_steps: int):
+        self.config, self.workdir, self.profile_steps = config, workdir, profile_steps
+        self.folder = workdir.path
         _check_stages(config)
-        workdir.mkdir(parents=True, exist_ok=True)
-        _claim(workdir, config)
-        self.devices = devices_lib.local_devices(config.num_devices)
+        workdir.fetch("config.json", again=True)
+        workdir.made_by_one(_claim, self.folder, config)
+        workdir.publish("config.json")
+        self.devices = devices_lib.all_devices(config.num_devices)
         self.model, self.params, self.tokenizer = _initial_model(config)
-        self.catalogue = _open_catalogue(config, workdir)
-        self.questions = self._read_questions()
+        self.given = _fetch_catalogue(config)
+        self.catalogue = workdir.made_by_one(
+            _open_catalogue, self.given, self.folder, config.on_error
+        )
+        self.questions = workdir.made_by_one(self._read_questions)
         self.examples = [
             self._make_examples(name, self.questions[name]) for name in _train_splits(config)
         ]
@@ -103,7 +121,8 @@ class _Run:
     def bi_encoder(self) -> None:
         """Trains both encoders together: in-batch negatives, then also mined ones."""
         stage = self.config.bi_encoder
-        model_folder = self.workdir / "bi_encoder" / "model"
+        model_folder = self.folder / "bi_encoder" / "model"
+        self.workdir.fetch("bi_encoder/model", again=True)
         if not directory.is_linker_directory(model_folder):
             state = self._train(
                 "bi_encoder",
@@ -112,19 +131,29 @@ class _Run:
                 bi_encoder_train_step(self.model, _loss(stage), stage.dtype, stage.remat),
                 mine=self._mined_batches,
             )
-            directory.save_model(model_folder, self.model, state.params, self.tokenizer)
+            self._save_model("bi_encoder/model", state.params)
         self.params = directory.load_params(model_folder)
 
     def joint(self) -> None:
         """Trains the question encoder against frozen entity vectors; keeps the best on dev."""
         stage = self.config.joint
         embeddings = self.embeddings()
-        rows, _ = embeddings.shape
-        shards = shard_table(embeddings, len(self.devices), stage.table_dtype)
-        table = Table(devices_lib.place(shards, self.devices), None, rows)
-        linker = self._linker(embeddings)
-        best = self.workdir / "joint" / "best"
-
+        table = place_table(embeddings, self.devices, stage.table_dtype)
+        # On CPU, the memory-mapped vectors are searched where they are.
+        index = (
+            ShardedIndex(table, self.devices)
+            if is_shared_search(self.devices)
+            else ExactIndex(embeddings)
+        )
+        linker = EntityLinker(
+            self.model,
+            self.params["question"],
+            self.tokenizer,
+            self.catalogue,
+            index,
+            LinkingSettings(**self.config.linking),
+            devices=self.devices,
+        )
         dev = list(self.questions["dev"])[: self.config.eval.max_questions]
 
         def evaluate(params: Any) -> Evaluation:
@@ -135,8 +164,9 @@ class _Run:
                 dataclasses.replace(linker.settings, threshold=float(threshold))
             )
             whole = {"question": params, "entity": self.params["entity"]}
-            directory.save_model(best, self.model, whole, self.tokenizer, linking)
+            self._save_model("joint/best", whole, linking)
 
+        self.workdir.fetch("joint/best", again=True)
         self._train(
             "joint",
             stage,
@@ -147,62 +177,69 @@ class _Run:
             keep_best=keep_best,
         )
 
-    def finish(self) -> pathlib.Path:
+    def finish(self) -> str:
         """Writes the linker directory from the best parameters."""
-        target = self.workdir / "linker"
-        best = self.workdir / "joint" / "best"
-        if "joint" in self.config.stages:
-            model, linking = directory.load_config(best)
-            params = directory.load_params(best)
-        else:
-            model, params = self.model, self.params
-            linking = dataclasses.asdict(LinkingSettings(**self.config.linking))
         embeddings = self.embeddings()
-        directory.write_linker(
-            target,
-            model,
-            params,
-            self.tokenizer,
-            linking,
-            self.catalogue.path,
-            embeddings.folder,
-        )
-        return target
+        if devices_lib.is_main():
+            if "joint" in self.config.stages:
+                best = self.folder / "joint" / "best"
+                model, linking = directory.load_config(best)
+                params = directory.load_params(best)
+            else:
+                model, params = self.model, self.params
+                linking = dataclasses.asdict(LinkingSettings(**self.config.linking))
+            directory.write_linker(
+                self.folder / "linker",
+                model,
+                params,
+                self.tokenizer,
+                linking,
+                self.catalogue.path,
+                embeddings.folder,
+            )
+            self.workdir.publish("linker")
+        devices_lib.wait_for_all("the linker is written")
+        return f"{self.workdir.address}/linker"
 
     def embeddings(self) -> Embeddings:
         """Vectors of the entity encoder as it is now: found beside the catalogue, or encoded."""
-        encoder = encoding.CatalogueEncoder(
-            self.model,
-            self.params["entity"],
-            self.tokenizer,
-            batch_size=self.config.encode.batch_size,
-            dtype=self.config.encode.dtype,
-            devices=self.devices,
-        )
-        given = pathlib.Path(self.config.catalogue) / directory.EMBEDDINGS
+        encoder = self._encoder(self.params["entity"])
+        given = self.given / directory.EMBEDDINGS
         if given.is_dir():
             found = Embeddings.open(given, self.catalogue.fingerprint)
             if found.encoder_fingerprint == encoder.fingerprint:
                 return found
             _say(f"{given}: of another entity encoder; encoding the catalogue for this run")
+        return self._encode(encoder, directory.EMBEDDINGS)
+
+    def _encoder(self, params: Any) -> encoding.CatalogueEncoder:
+        return encoding.CatalogueEncoder(
+            self.model,
+            params,
+            self.tokenizer,
+            batch_size=self.config.encode.batch_size,
+            dtype=self.config.encode.dtype,
+            devices=devices_lib.local(self.devices),
+        )
+
+    def _encode(self, encoder: encoding.CatalogueEncoder, name: str) -> Embeddings:
+        """Encodes the catalogue into a folder of the workdir; all processes together."""
         return encoding.encode_catalogue(
             encoder,
             self.catalogue,
-            self.workdir / directory.EMBEDDINGS,
+            self.folder / name,
             dtype=self.config.encode.table_dtype,
             progress=_report_encoding(len(self.catalogue)),
+            exchange=lambda: self.workdir.exchange(name),
         )
 
-    def _linker(self, embeddings: Embeddings) -> EntityLinker:
-        return EntityLinker(
-            self.model,
-            self.params["question"],
-            self.tokenizer,
-            self.catalogue,
-            ExactIndex(embeddings),
-            LinkingSettings(**self.config.linking),
-            devices=self.devices,
-        )
+    def _save_model(self, name: str, params: Any, linking: Mapping[str, Any] | None = None) -> None:
+        if devices_lib.is_main():
+            directory.save_model(self.folder / name, self.model, params, self.tokenizer, linking)
+            self.workdir.publish(name)
+        devices_lib.wait_for_all(f"{name} is saved")
+        if not devices_lib.is_main():
+            self.workdir.fetch(name, again=True)
 
     def _read_questions(self) -> dict[str, Sequence[Question]]:
         files = dict(zip(_train_splits(self.config), self.config.train_files, strict=True))
@@ -210,7 +247,7 @@ class _Run:
         builder = prepare(
             "questions",
             files,
-            self.workdir / "data",
+            self.folder / "data",
             self.catalogue,
             on_error=self.config.on_error,
         )
@@ -233,6 +270,8 @@ class _Run:
             self.config.seed,
             shuffle="original" not in self.config,
             repeats=self.config.train_repeats or [1.0] * len(examples),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
             length_buckets=self._length_buckets(),
             pad_id=self.tokenizer.pad_id,
         )
@@ -280,70 +319,103 @@ class _Run:
         keep_best: Callable[[Any, float], None] | None = None,
     ) -> TrainState:
         """Takes the steps of one stage that are left; returns its last state, unreplicated."""
-        folder = self.workdir / name
+        folder = self.folder / name
         folder.mkdir(exist_ok=True)
         batches = self._batches(stage, self.examples)
         num_steps = stage.num_steps or math.ceil(stage.num_epochs * batches.steps_per_epoch)
         recipe = self._recipe(name, stage, batches, num_steps)
         state = create_train_state(params, recipe.tx)
-        checkpoints = Checkpoints(folder / "checkpoints")
+        checkpoints = Checkpoints(f"{self.workdir.address}/{name}/checkpoints")
         record = {"seed": self.config.seed, "best_f1": -1.0, "best_step": -1}
         if (restored := checkpoints.restore(state)) is not None:
             state, record = restored
             _say(f"{name}: going on from step {int(state.step)} of {num_steps}")
         first_step = int(state.step)
+        self.workdir.fetch(f"{name}/metrics.jsonl", again=True)
         writer = MetricsWriter(folder / "metrics.jsonl", first_step)
         state = devices_lib.replicate(state, self.devices)
         seed = devices_lib.replicate(np.int32(self.config.seed), self.devices)
         take_step = devices_lib.parallel(step_body, self.devices, donate=0, static=(4, 5))
-        clock = _Clock(name, num_steps)
+        clock = _Clock(name, num_steps, self.devices, stage.dtype)
 
-        with Preemption() as preemption:
-            for step in range(first_step, num_steps):
-                if (
-                    mine
-                    and stage.mine_every
-                    and (step == first_step or step % stage.mine_every == 0)
-                ):
-                    with clock.paused():
-                        batches = mine(step, lambda: devices_lib.unreplicate(state.params))  # noqa: B023
-                batch = batches[step]
-                if mine:
-                    batch = mining.with_entity_tokens(
-                        batch, self.catalogue, self.tokenizer, self.model
-                    )
-                parts = devices_lib.split(batch, len(self.devices))
-                num_queries = _num_queries(parts)
+        def prepared(step: int) -> Iterator[tuple[Batch, Batch]]:
+            """Batches from `step` to where their negatives hold, on the host and the devices."""
+            nonlocal batches
+            stop = num_steps
+            if mine and stage.mine_every:
+                with clock.paused():
+                    batches = mine(step, lambda: devices_lib.unreplicate(state.params))
+                stop = min(num_steps, (step // stage.mine_every + 1) * stage.mine_every)
+            some = itertools.islice(batches.iterate(step), stop - step)
+            if mine:
+                some = (self._with_entities(batch) for batch in some)
+            return devices_lib.prefetch(some, self.devices)
+
+        step, source = first_step, iter(())
+        with (
+            Preemption() as preemption,
+            _Profile(folder / "profile", self.profile_steps) as profile,
+        ):
+            while step < num_steps:
+                if (pair := next(source, None)) is None:
+                    source = prepared(step)
+                    continue
+                batch, parts = pair
+                num_queries = _num_queries(batch, len(self.devices))
                 state, metrics = take_step(
                     state, parts, table, seed, num_queries, not recipe.has_dropout(step)
                 )
-                clock.add(metrics, batch)
-                done = step + 1
-                last = done == num_steps
-                saving = preemption.requested or done % stage.checkpoint_every == 0 or last
-                if saving or done % stage.log_every == 0:
+                clock.add(metrics, batch, self._flops(name, stage, batch, num_queries))
+                with clock.paused():
+                    profile.after(step - first_step, state)
+                step += 1
+                last = step == num_steps
+                stopping = preemption.requested(step)
+                saving = stopping or step % stage.checkpoint_every == 0 or last
+                scoring = evaluate and (step % stage.eval_every == 0 or last)
+                if saving or scoring or step % stage.log_every == 0:
                     values = clock.means()
                     _check_finite(values, folder, checkpoints)
-                    values["learning_rate"] = recipe.learning_rate(step)
-                    writer.write(done, values | clock.log(done, values))
-                if evaluate and (done % stage.eval_every == 0 or last):
+                    values["learning_rate"] = recipe.learning_rate(step - 1)
+                    writer.write(step, values | clock.log(step, values))
+                if scoring:
                     current = devices_lib.unreplicate(state.params)
                     with clock.paused():
-                        scores, threshold = self._score(evaluate(current), done)
-                        writer.write(done, scores)
+                        scores, threshold = self._score(evaluate(current), step)
+                        writer.write(step, scores)
                         plot_curves(folder / "metrics.jsonl", folder / "curves.png")
                     if scores[f"dev_{self.config.eval.metric}_f1"] > record["best_f1"]:
                         record["best_f1"] = scores[f"dev_{self.config.eval.metric}_f1"]
-                        record["best_step"] = done
+                        record["best_step"] = step
                         keep_best(current, threshold)
                 if saving:
                     checkpoints.save(devices_lib.unreplicate(state), record)
-                if saving and preemption.requested and not last:
+                    if devices_lib.is_main():
+                        self.workdir.publish(f"{name}/metrics.jsonl", f"{name}/curves.png")
+                if stopping and not last:
                     checkpoints.close()
-                    preemption.leave(f"{name}: saved at step {done} of {num_steps}")
+                    preemption.leave(f"{name}: saved at step {step} of {num_steps}")
         checkpoints.close()
-        plot_curves(folder / "metrics.jsonl", folder / "curves.png")
+        if devices_lib.is_main():
+            plot_curves(folder / "metrics.jsonl", folder / "curves.png")
+            self.workdir.publish(f"{name}/curves.png", f"{name}/profile")
         return devices_lib.unreplicate(state)
+
+    def _flops(
+        self, name: str, stage: ml_collections.ConfigDict, batch: Batch, num_queries: int
+    ) -> float:
+        """Floating-point operations of a step of the model, over all devices."""
+        rows, tokens = batch["input_ids"].shape
+        shape = rows * jax.process_count(), tokens, num_queries * len(self.devices)
+        if name == "bi_encoder":
+            *_, entities, entity_tokens = batch["entity_ids"].shape
+            return flops.bi_encoder_step_flops(self.model, *shape, entity_tokens, entities - 1)
+        return flops.train_step_flops(
+            self.model, *shape, len(self.catalogue), stage.linking_loss, stage.num_negatives
+        )
+
+    def _with_entities(self, batch: Batch) -> Batch:
+        return mining.with_entity_tokens(batch, self.catalogue, self.tokenizer, self.model)
 
     def _score(self, evaluation: Evaluation, step: int) -> tuple[dict[str, float], float]:
         """Dev F1 at the threshold that is best for the configured metric, and that threshold."""
@@ -362,23 +434,29 @@ class _Run:
         mined_at = step // stage.mine_every * stage.mine_every
         if not mined_at:
             return self._batches(stage, self.examples)
-        folder = self.workdir / "bi_encoder" / f"mined_{mined_at}"
-        examples = mining.load_or_mine(
-            folder / "negatives.npz",
-            self.examples,
-            lambda: mining.mine_negatives(
+        name = f"bi_encoder/mined_{mined_at}"
+        negatives = self.folder / name / "negatives.npz"
+        self.workdir.fetch(f"{name}/negatives.npz")
+        mined = mining.load(negatives, self.examples)
+        if mined is None:
+            now = params()
+            found = self._encode(self._encoder(now["entity"]), f"{name}/{directory.EMBEDDINGS}")
+            mined, recalls = mining.mine_negatives(
                 self.model,
-                params(),
+                now["question"],
                 self.tokenizer,
-                self.catalogue,
                 self.examples,
                 stage.num_negatives,
-                folder,
+                exact_index(found, self.devices),
                 self.devices,
                 stage.batch_size,
-            ),
-        )
-        return self._batches(stage, examples)
+            )
+            _say(f"mined: {', '.join(f'{k} {v:.3f}' for k, v in recalls.items())}")
+            if devices_lib.is_main():
+                mining.save(negatives, mined)
+                self.workdir.publish(f"{name}/negatives.npz")
+            devices_lib.wait_for_all(f"{name} is saved")
+        return self._batches(stage, mined)
 
 
 def _initial_model(config: ml_collections.ConfigDict) -> tuple[ElqConfig, Any, Tokenizer]:
@@ -391,11 +469,20 @@ def _initial_model(config: ml_collections.ConfigDict) -> tuple[ElqConfig, Any, T
     )
 
 
-def _open_catalogue(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Catalogue:
-    given = pathlib.Path(config.catalogue)
+def _fetch_catalogue(config: ml_collections.ConfigDict) -> pathlib.Path:
+    """The catalogue on this host: where the configuration says, or a copy of it."""
+    if "://" not in config.catalogue:
+        return pathlib.Path(config.catalogue)
+    folder, _, name = config.catalogue.rpartition("/")
+    source = Workdir(folder)
+    source.fetch(name)
+    return source.path / name
+
+
+def _open_catalogue(given: pathlib.Path, folder: pathlib.Path, on_error: str) -> Catalogue:
     if given.is_dir():
         return Catalogue.open(given / directory.CATALOGUE)
-    return encoding.open_or_build_catalogue(given, workdir / directory.CATALOGUE, config.on_error)
+    return encoding.open_or_build_catalogue(given, folder / directory.CATALOGUE, on_error)
 
 
 def _train_splits(config: ml_collections.ConfigDict) -> list[str]:
@@ -449,11 +536,19 @@ def _loss(stage: ml_collections.ConfigDict) -> LossConfig:
         raise ElqError(str(error)) from error
 
 
-def _num_queries(parts: Mapping[str, np.ndarray]) -> int:
-    """Room for the mentions of the fullest device; one of a few sizes, so few programs compile."""
-    mask = parts["gold_mask"]
-    _, examples, mentions = mask.shape
-    most = int(mask.reshape(len(mask), -1).sum(axis=1).max())
+def _num_queries(batch: Batch, num_devices: int) -> int:
+    """Room for the mentions of the fullest device; one of a few sizes, so few programs compile.
+
+    The same in every process, whose rows are consecutive and split over devices of its own.
+    """
+    processes = jax.process_count()
+    rows, mentions = batch["gold_mask"].shape
+    examples = -(-rows // (num_devices // processes))  # of a device
+    counts = np.zeros((processes, num_devices // processes * examples), np.int32)
+    every = np.zeros(processes * rows, np.int32)
+    every[: len(batch["mention_counts"])] = batch["mention_counts"]
+    counts[:, :rows] = every.reshape(processes, rows)
+    most = int(counts.reshape(num_devices, examples).sum(axis=1).max())
     room = examples * mentions
     sizes = [size for size in (examples * 3 // 2, examples * 2, examples * 3) if size < room]
     return bucket(most, [*sizes, room])
@@ -482,26 +577,60 @@ def _report_encoding(total: int) -> Callable[[int], None]:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if devices_lib.is_main():
+        print(text, file=sys.stderr, flush=True)
+
+
+class _Profile:
+    """A trace of some steps, which TensorBoard and XProf open."""
+
+    _FIRST = 3  # Steps before are mostly compilation.
+
+    def __init__(self, folder: pathlib.Path, num_steps: int):
+        self._folder, self._num_steps = folder, num_steps
+        self._running = False
+
+    def __enter__(self) -> _Profile:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+
+    def after(self, steps: int, state: TrainState) -> None:
+        """Begins or ends the trace after so many steps of this start."""
+        if self._num_steps and steps == self._FIRST - 1:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+        elif self._running and steps == self._FIRST - 1 + self._num_steps:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            self._running = False
+            _say(f"trace of {self._num_steps} steps: {self._folder}")
 
 
 class _Clock:
     """Metrics, counts and seconds since the last log line."""
 
-    def __init__(self, name: str, num_steps: int):
+    def __init__(self, name: str, num_steps: int, devices: Sequence[jax.Device], dtype: str):
         self._name, self._num_steps = name, num_steps
+        peak = flops.peak_flops(devices[0].device_kind, dtype)
+        self._peak = None if peak is None else peak * len(devices)
         self._reset()
 
     def _reset(self) -> None:
         self._metrics: list[Mapping[str, jax.Array]] = []
         self._examples = self._tokens = 0
+        self._flops = 0.0
         self._started = time.monotonic()
 
-    def add(self, metrics: Mapping[str, jax.Array], batch: Mapping[str, np.ndarray]) -> None:
+    def add(self, metrics: Mapping[str, jax.Array], batch: Batch, step_flops: float) -> None:
         """Notes a step that was dispatched."""
         self._metrics.append(metrics)
-        self._examples += int(batch["example_mask"].sum())
-        self._tokens += int(batch["mask"].sum())
+        self._flops += step_flops
+        self._examples += int(batch["example_mask"].sum()) * jax.process_count()
+        self._tokens += int(batch["mask"].sum()) * jax.process_count()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -522,13 +651,18 @@ class _Clock:
             "seconds_per_step": seconds / steps,
             "examples_per_second": self._examples / seconds,
             "tokens_per_second": self._tokens / seconds,
+            "model_flops_per_second": self._flops / seconds,
         }
+        speed = f"{self._flops / seconds / 1e9:,.0f} GFLOP/s"
+        if self._peak:
+            rates["mfu"] = rates["model_flops_per_second"] / self._peak
+            speed = f"MFU {rates['mfu']:.0%}"
         left = (self._num_steps - step) * seconds / steps / 60
         _say(
             f"{self._name}: step {step} of {self._num_steps}, loss {values['loss']:.3f} (span "
             f"{values['span_loss']:.4f}, linking {values['linking_loss']:.3f}), "
             f"{seconds / steps:.2f} s/step, {rates['examples_per_second']:.0f} examples/s, "
-            f"{rates['tokens_per_second']:.0f} tokens/s, {left:.1f} min left"
+            f"{rates['tokens_per_second']:.0f} tokens/s, {speed}, {left:.1f} min left"
         )
         self._reset()
         return rates

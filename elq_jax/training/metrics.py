@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from elq_jax.data.files import atomic_write, read_jsonl
+from elq_jax.training import devices as devices_lib
 
 
 class MetricsWriter:
     """Appends one JSON object per line; a run that goes on overwrites what lies ahead of it.
+
+    Of several processes only the first writes.
 
     Args:
       path: of metrics.jsonl.
@@ -21,6 +24,9 @@ class MetricsWriter:
 
     def __init__(self, path: str | os.PathLike[str], step: int):
         self._path = pathlib.Path(path)
+        self._writes = devices_lib.is_main()
+        if not self._writes:
+            return
         kept = []
         if self._path.exists():
             kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= step]
@@ -29,6 +35,8 @@ class MetricsWriter:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds a line and flushes it to disk."""
+        if not self._writes:
+            return
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +16,8 @@ from elq_jax.data.catalogue import Catalogue
 from elq_jax.data.files import atomic_write
 from elq_jax.data.tokenization import Tokenizer
 from elq_jax.model.elq import ElqConfig, QuestionEncoder
-from elq_jax.retrieval.exact import ExactIndex
+from elq_jax.retrieval import Index
 from elq_jax.training import devices as devices_lib
-from elq_jax.training.encoding import CatalogueEncoder, encode_catalogue
 
 ExampleSets = Sequence[Sequence[TrainingExample]]
 
@@ -62,10 +61,9 @@ def mine_negatives(
     config: ElqConfig,
     params: Mapping[str, Any],
     tokenizer: Tokenizer,
-    catalogue: Catalogue,
     examples: ExampleSets,
     num_negatives: int,
-    folder: pathlib.Path,
+    index: Index,
     devices: Sequence[jax.Device],
     batch_size: int,
 ) -> tuple[list[list[TrainingExample]], dict[str, float]]:
@@ -73,22 +71,19 @@ def mine_negatives(
 
     Args:
       config: of the model.
-      params: {"question": tree, "entity": tree} as trained so far.
-      tokenizer: of both encoders.
-      catalogue: E entities; all are encoded.
+      params: the tree of the question encoder as trained so far.
+      tokenizer: of the questions.
       examples: sets of examples.
       num_negatives: N; fewer are found in a catalogue of fewer entities (the rest is -1).
-      folder: the embeddings go here.
-      devices: to encode on.
+      index: over the vectors of all E entities by these parameters.
+      devices: to encode on; with those of other processes, all processes call this together.
       batch_size: questions at a time.
 
     Returns:
       the sets with `negatives` filled in, and recall of the gold entities at 1 and at N + 1.
     """
-    encoder = CatalogueEncoder(config, params["entity"], tokenizer, devices=devices)
-    index = ExactIndex(encode_catalogue(encoder, catalogue, folder / "embeddings"))
-    k = min(num_negatives + 1, len(catalogue))
-    question_params = devices_lib.replicate({"params": params["question"]}, devices)
+    k = min(num_negatives + 1, index.shape[0])
+    question_params = devices_lib.replicate({"params": params}, devices)
     question = QuestionEncoder(config)
 
     def vectors_of(params, input_ids, mask, bounds):
@@ -101,11 +96,11 @@ def mine_negatives(
         done: list[TrainingExample] = []
         for step in range(batches.steps_per_epoch):
             batch = batches[step]
-            parts = devices_lib.split(batch, len(devices))
+            parts = devices_lib.split(batch, devices)
             vectors = encode(
                 question_params, parts["input_ids"], parts["mask"], parts["gold_bounds"]
             )
-            vectors = devices_lib.merge(vectors, len(batch["gold_mask"]))
+            vectors = devices_lib.merge(vectors, devices, len(batch["gold_mask"]))
             _, found = index.search(vectors[batch["gold_mask"]], k)
             gold = batch["gold_rows"][batch["gold_mask"]]
             wrong = found != gold[:, None]
@@ -127,32 +122,26 @@ def mine_negatives(
     return mined, {"mined_recall_at_1": recall[0], f"mined_recall_at_{k}": recall[1]}
 
 
-def load_or_mine(
-    path: pathlib.Path, examples: ExampleSets, mine: Any
-) -> list[list[TrainingExample]]:
-    """Negatives of an earlier call from its file, or else mined now and written there.
-
-    Args:
-      path: an .npz file.
-      examples: sets of examples.
-      mine: called without arguments where there is no file; returns as `mine_negatives`.
-    """
-    if path.exists():
-        with np.load(path) as saved:
-            return [
-                [
-                    dataclasses.replace(example, negatives=rows)
-                    for example, rows in zip(
-                        one,
-                        np.split(saved[str(i)], np.cumsum([len(e.rows) for e in one])[:-1]),
-                        strict=True,
-                    )
-                ]
-                for i, one in enumerate(examples)
-            ]
-    mined, recalls = mine()
-    print(f"mined: {', '.join(f'{k} {v:.3f}' for k, v in recalls.items())}", file=sys.stderr)
-    arrays = {str(i): np.concatenate([e.negatives for e in one]) for i, one in enumerate(mined)}
+def save(path: str | os.PathLike[str], examples: ExampleSets) -> None:
+    """Writes the negatives of sets of examples to an .npz file."""
+    arrays = {str(i): np.concatenate([e.negatives for e in one]) for i, one in enumerate(examples)}
     with atomic_write(path) as file:
         np.savez(file, **arrays)
-    return mined
+
+
+def load(path: str | os.PathLike[str], examples: ExampleSets) -> list[list[TrainingExample]] | None:
+    """The same sets of examples with their negatives from a file; None if there is no such file."""
+    if not pathlib.Path(path).exists():
+        return None
+    with np.load(path) as saved:
+        return [
+            [
+                dataclasses.replace(example, negatives=rows)
+                for example, rows in zip(
+                    one,
+                    np.split(saved[str(i)], np.cumsum([len(e.rows) for e in one])[:-1]),
+                    strict=True,
+                )
+            ]
+            for i, one in enumerate(examples)
+        ]

@@ -7,34 +7,46 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
+import jax
+from jax.experimental import multihost_utils
+
 # BSD's EX_TEMPFAIL: "try again"; launchers restart the same command on it.
 EXIT_CODE = 75
 
 
 class Preemption:
-    """While open, SIGTERM and SIGINT set `requested` instead of ending the process.
+    """While open, SIGTERM and SIGINT do not end the process: `requested` says so after a step.
 
-    A second Ctrl-C interrupts at once.
+    A second Ctrl-C interrupts at once. Where several processes work together, JAX receives SIGTERM
+    (of any of them) and finds a step that none has passed, so that all save the same one; Ctrl-C
+    interrupts at once.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self._requested = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Preemption:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._request)
+        if jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(self, *unused: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def requested(self, step: int) -> bool:
+        """Whether to stop after this step; to be asked once after every step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._requested
+
     def _request(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if number == signal.SIGINT and self.requested:
+        if number == signal.SIGINT and self._requested:
             raise KeyboardInterrupt
-        self.requested = True
+        self._requested = True
 
     def leave(self, message: str) -> NoReturn:
         """Ends the process with `EXIT_CODE`."""

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,26 +17,13 @@ import optax
 from elq_jax.model import losses
 from elq_jax.model.elq import ElqConfig, EntityEncoder, QuestionEncoder
 from elq_jax.retrieval import exact
-from elq_jax.training.devices import AXIS
+from elq_jax.retrieval.exact import Table
+from elq_jax.training.devices import AXIS, add_up
 from elq_jax.training.state import TrainState
 
 LINKING_LOSSES = ("in_batch", "hard_negatives_bce", "hard_negatives", "full_catalogue")
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
-
-
-class Table(flax.struct.PyTreeNode):
-    """This device's rows of the frozen entity embeddings.
-
-    Attributes:
-      values: [E_local, D] float32, bfloat16 or int8; row r of device d is entity d * E_local + r.
-      scale: [E_local] float32 for int8, else None.
-      num_rows: E, of all devices together; rows from there on are padding.
-    """
-
-    values: jax.Array
-    scale: jax.Array | None
-    num_rows: int = flax.struct.field(pytree_node=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +151,7 @@ def _train_step(losses_of: Callable[..., Any], span_loss_weight: float) -> Calla
             return span_loss_weight * span_part + linking_part, (span_part, linking_part)
 
         (total, parts), grads = jax.value_and_grad(loss_part, has_aux=True)(state.params)
-        grads, total, parts = jax.lax.psum((grads, total, parts), AXIS)
+        grads, total, parts = add_up((grads, total, parts))
         state = state.apply_gradients(grads)
         # An optimiser that clips something else than these gradients says what.
         norm = optax.tree.get(state.opt_state, "grad_norm", _global_norm(grads))

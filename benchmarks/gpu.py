@@ -1,0 +1,454 @@
+"""Speed and memory of everything that runs on an accelerator, as one table.
+
+    python -m benchmarks.gpu
+
+measures, with random weights of BERT's sizes and a random catalogue made on the device: the joint
+training step against the exact softmax over the catalogue and against mined negatives, encoding of
+entities, linking of questions from text to links, and search. On all local devices, here for an
+H200; `--small` shrinks everything to what two CPU cores do in two minutes.
+
+    python -m benchmarks.gpu --only "train large|search"
+
+measures the rows whose name has one of these in it (a regular expression). Each row is a process of
+its own, so that its peak of device memory is its own and that one that does not fit leaves the
+others alone. Programs are compiled before anything is timed. Calls are then queued without waiting
+for each other, as a training loop does; only `link` and `encode ... from text` wait for results, as
+their users do.
+
+ms: of a step or batch. TFLOP/s: the model's (elq_jax/training/flops.py); MFU: these, of the peak of
+the devices in bfloat16. GB/s: bytes of the catalogue, which a search reads once, per second. Peak
+GiB: of the fullest device's memory; without an accelerator, of the process's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from benchmarks.sizes import BERTS
+from elq_jax import cli
+from elq_jax.data.catalogue import Catalogue, build_catalogue
+from elq_jax.data.tokenization import Tokenizer
+from elq_jax.errors import ElqError
+from elq_jax.evaluation.speed import describe_machine, measure_speed, peak_memory
+from elq_jax.linking.linker import EntityLinker, LinkingSettings
+from elq_jax.model.bert import BertConfig
+from elq_jax.model.elq import ElqConfig, EntityEncoder
+from elq_jax.retrieval import exact
+from elq_jax.training import devices as devices_lib
+from elq_jax.training import flops
+from elq_jax.training.encoding import CatalogueEncoder
+from elq_jax.training.pretrained import initial_params
+from elq_jax.training.state import create_optimizer, create_train_state
+from elq_jax.training.step import LossConfig, Table, joint_train_step
+
+_SMALL = flags.DEFINE_bool("small", False, "Sizes for a CPU: to see that everything works.")
+_ONLY = flags.DEFINE_string("only", "", "Measure the rows whose name has this regular expression.")
+_ROW = flags.DEFINE_string("row", None, "Measure this row here and print it as JSON.")
+
+K = 10  # Candidates of a mention.
+NEGATIVES = 10
+MENTIONS = 2  # Of a question.
+DTYPE = "bfloat16"
+_PIECE = 65536  # Rows of a random table drawn at a time.
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+      berts: keys of `BERTS`.
+      entities: E, for training and linking.
+      batch_size: questions of a training step.
+      tokens: T of questions.
+      encode_batch_size: entities encoded at a time.
+      entity_tokens: T of entities.
+      questions: linked.
+      link_batch_size: questions encoded at a time when linking.
+      search_entities: E, for search.
+      search_width: D, for search.
+      search_batch_sizes: queries searched at a time.
+      seconds: about how long each row is timed.
+    """
+
+    berts: tuple[str, ...] = ("base", "large")
+    entities: int = 1_000_000
+    batch_size: int = 128
+    tokens: int = 32
+    encode_batch_size: int = 1024
+    entity_tokens: int = 128
+    questions: int = 8192
+    link_batch_size: int = 256
+    search_entities: tuple[int, ...] = (1_000_000, 5_903_527)
+    search_width: int = 1024
+    search_batch_sizes: tuple[int, ...] = (1, 64)
+    seconds: float = 5.0
+
+
+SMALL = Sizes(
+    berts=("small",),
+    entities=5000,
+    batch_size=8,
+    tokens=16,
+    encode_batch_size=16,
+    entity_tokens=32,
+    questions=128,
+    link_batch_size=32,
+    search_entities=(5000, 20_000),
+    search_width=128,
+    seconds=0.5,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A row of the table.
+
+    Attributes:
+      seconds: of a call.
+      rate: examples, entities, questions or queries per second.
+      unit: which.
+      tokens: per second, with padding.
+      flops: of the model, per second.
+      bytes: of the catalogue, read per second.
+    """
+
+    seconds: float
+    rate: float
+    unit: str
+    tokens: float | None = None
+    flops: float | None = None
+    bytes: float | None = None
+
+
+def rows(sizes: Sizes) -> dict[str, Callable[[], Measured]]:
+    """Name of each row -> what measures it."""
+    found: dict[str, Callable[[], Measured]] = {}
+    for name in sizes.berts:
+        bert = BERTS[name]
+        for loss in ("full_catalogue", "hard_negatives"):
+            found[f"train {name}, {loss}"] = functools.partial(train, sizes, bert, loss)
+        found[f"encode {name}"] = functools.partial(encode, sizes, bert)
+        found[f"encode {name}, from text"] = functools.partial(encode_from_text, sizes, bert)
+        found[f"link {name}"] = functools.partial(link, sizes, bert)
+    for entities in sizes.search_entities:
+        for batch_size in sizes.search_batch_sizes:
+            name = f"search {entities:,}, {batch_size} at a time"
+            found[name] = functools.partial(search, sizes, entities, batch_size)
+    return found
+
+
+def train(sizes: Sizes, bert: BertConfig, linking_loss: str) -> Measured:
+    """The joint training step, state donated, dropout on, batches already on the devices."""
+    devices = jax.local_devices()
+    config = ElqConfig(bert, bert)
+    loss = LossConfig(linking_loss, num_negatives=NEGATIVES)
+    body = joint_train_step(config, loss, DTYPE)
+    step = devices_lib.parallel(body, devices, donate=0, static=(4, 5))
+    tx = create_optimizer(1e-5)
+    state = _on_devices(lambda: create_train_state(initial_params(config)["question"], tx), devices)
+    table = random_table(sizes.entities, bert.hidden_size, devices)
+    table = Table(table, None, sizes.entities)
+    size = -(-sizes.batch_size // len(devices))
+    rng = np.random.default_rng(0)
+    starts = rng.integers(1, sizes.tokens - 2, (len(devices), size, MENTIONS))
+    shape = (len(devices), size, sizes.tokens)
+    batch = {
+        "input_ids": rng.integers(0, bert.vocab_size, shape).astype(np.int32),
+        "mask": np.ones(shape, bool),
+        "gold_bounds": np.stack([starts, starts + 1], axis=-1).astype(np.int32),
+        "gold_mask": np.ones(starts.shape, bool),
+        "gold_rows": rng.integers(0, sizes.entities, starts.shape).astype(np.int32),
+        "example_mask": np.ones(shape[:2], bool),
+    }
+    batch = {name: devices_lib.place(array, devices) for name, array in batch.items()}
+    seed = devices_lib.place(np.zeros(len(devices), np.int32), devices)
+
+    def call() -> Any:
+        nonlocal state
+        state, metrics = step(state, batch, table, seed, size * MENTIONS, False)
+        return metrics
+
+    seconds = _timed(call, sizes.seconds)
+    examples = len(devices) * size
+    work = flops.train_step_flops(
+        *(config, examples, sizes.tokens, examples * MENTIONS, sizes.entities),
+        linking_loss=linking_loss,
+        num_negatives=NEGATIVES,
+    )
+    return Measured(
+        seconds, examples / seconds, "examples", examples * sizes.tokens / seconds, work / seconds
+    )
+
+
+def encode(sizes: Sizes, bert: BertConfig) -> Measured:
+    """The entity encoder on tokens that are on the devices."""
+    devices = jax.local_devices()
+    config = ElqConfig(bert, bert, max_entity_tokens=sizes.entity_tokens)
+    apply = devices_lib.parallel(EntityEncoder(config, jnp.dtype(DTYPE)).apply, devices)
+    params = _on_devices(lambda: {"params": initial_params(config)["entity"]}, devices)
+    size = -(-sizes.encode_batch_size // len(devices))
+    shape = (len(devices), size, sizes.entity_tokens)
+    ids = np.random.default_rng(0).integers(0, bert.vocab_size, shape).astype(np.int32)
+    ids, mask = (devices_lib.place(x, devices) for x in (ids, np.ones(shape, bool)))
+    seconds = _timed(lambda: apply(params, ids, mask), sizes.seconds)
+    entities = len(devices) * size
+    work = flops.entity_flops(config, entities, sizes.entity_tokens)
+    tokens = entities * sizes.entity_tokens
+    return Measured(seconds, entities / seconds, "entities", tokens / seconds, work / seconds)
+
+
+def encode_from_text(sizes: Sizes, bert: BertConfig) -> Measured:
+    """What `encode_entities` does: text to vectors in the memory of the host."""
+    config = ElqConfig(bert, bert, max_entity_tokens=sizes.entity_tokens)
+    words = _Words(bert)
+    encoder = CatalogueEncoder(
+        config,
+        initial_params(config)["entity"],
+        words.tokenizer,
+        batch_size=sizes.encode_batch_size,
+        dtype=DTYPE,
+    )
+    size = sizes.encode_batch_size
+    titles, texts = words.texts(size, 2), words.texts(size, sizes.entity_tokens)
+    seconds = _timed(lambda: encoder.encode(titles, texts), sizes.seconds)
+    work = flops.entity_flops(config, size, sizes.entity_tokens)
+    tokens = size * sizes.entity_tokens
+    return Measured(seconds, size / seconds, "entities", tokens / seconds, work / seconds)
+
+
+def link(sizes: Sizes, bert: BertConfig) -> Measured:
+    """`EntityLinker` over an exact index, two mentions searched for in each question."""
+    config = ElqConfig(bert, bert, max_question_tokens=sizes.tokens)
+    words = _Words(bert)
+    table = random_table(sizes.entities, bert.hidden_size, jax.local_devices()[:1])
+    table = np.asarray(table)[0, : sizes.entities]
+    with tempfile.TemporaryDirectory() as folder:
+        linker = EntityLinker(
+            config,
+            initial_params(config)["question"],
+            words.tokenizer,
+            _catalogue(pathlib.Path(folder), sizes.entities),
+            exact.ExactIndex(table),
+            LinkingSettings(threshold=-np.inf, max_mentions=MENTIONS, num_candidates=K),
+            dtype=DTYPE,
+        )
+        texts = words.texts(sizes.questions, sizes.tokens // 3)
+        speed = measure_speed(linker, texts, batch_size=sizes.link_batch_size)
+    rate = speed["questions_per_second"]
+    return Measured(sizes.link_batch_size / rate, rate, "questions")
+
+
+def search(sizes: Sizes, entities: int, batch_size: int) -> Measured:
+    """Exact search over a table that is spread over the devices."""
+    devices = jax.local_devices()
+    table = random_table(entities, sizes.search_width, devices)
+    find = searcher(entities, devices)
+    size = -(-batch_size // len(devices))
+    shape = (len(devices), size, sizes.search_width)
+    queries = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    queries = devices_lib.place(queries, devices)
+    seconds = _timed(lambda: find(queries, table), sizes.seconds)
+    read = entities * sizes.search_width * jnp.dtype(DTYPE).itemsize
+    return Measured(seconds, len(devices) * size / seconds, "queries", bytes=read / seconds)
+
+
+def searcher(entities: int, devices: Sequence[jax.Device]) -> Callable[..., Any]:
+    """Compiled function: queries [P, Q, D], table [P, E_local, D] -> scores, rows [P, Q, K]."""
+
+    def find(queries: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return exact.sharded_top_k(queries, values, K, entities, devices_lib.AXIS)
+
+    return devices_lib.parallel(find, devices)
+
+
+def random_table(
+    entities: int, width: int, devices: Sequence[jax.Device], piece: int = _PIECE
+) -> jax.Array:
+    """Random vectors of length about 0.6, drawn where they will stay.
+
+    Args:
+      entities: E.
+      width: D.
+      devices: P.
+      piece: rows drawn at a time, which bounds what is needed beside the result.
+
+    Returns:
+      [P, E_local, D] bfloat16, P * E_local >= E; further rows are padding.
+    """
+    local = -(-entities // len(devices))
+    pieces = -(-local // piece)
+    shape = (-(-local // pieces), width)
+    bound = width**-0.5
+
+    def draw() -> jax.Array:
+        key = jax.random.fold_in(
+            jax.random.key(0, impl="rbg"), jax.lax.axis_index(devices_lib.AXIS)
+        )
+
+        def draw_piece(number: jax.Array) -> jax.Array:
+            key_here = jax.random.fold_in(key, number)
+            return jax.random.uniform(key_here, shape, DTYPE, -bound, bound)
+
+        return jax.lax.map(draw_piece, jnp.arange(pieces)).reshape(-1, width)
+
+    return _on_devices(draw, devices)
+
+
+def _on_devices(make: Callable[[], Any], devices: Sequence[jax.Device]) -> Any:
+    """What `make` returns, [P, ...]: made on every device, nothing of it in the host's memory."""
+    numbers = devices_lib.place(np.arange(len(devices)), devices)
+    return devices_lib.parallel(lambda _: make(), devices)(numbers)
+
+
+def _timed(call: Callable[[], Any], seconds: float) -> float:
+    """Seconds of a call, of as many as fill the time given; at least three."""
+    started = time.perf_counter()
+    jax.block_until_ready(call())
+    print(f"first call: {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
+    started = time.perf_counter()
+    jax.block_until_ready(call())
+    count = max(3, int(seconds / (time.perf_counter() - started)))
+    started = time.perf_counter()
+    for _ in range(count):
+        result = call()
+    jax.block_until_ready(result)
+    return (time.perf_counter() - started) / count
+
+
+class _Words:
+    """A vocabulary of made-up words, one token each, as large as that of a BERT."""
+
+    def __init__(self, bert: BertConfig):
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused2]"]
+        self._words = [f"w{i}" for i in range(bert.vocab_size - len(special))]
+        with tempfile.TemporaryDirectory() as folder:
+            vocabulary = "\n".join([*special, *self._words]) + "\n"
+            (pathlib.Path(folder) / "vocab.txt").write_text(vocabulary)
+            self.tokenizer = Tokenizer.from_pretrained(folder)
+
+    def texts(self, count: int, words: int) -> list[str]:
+        """`count` random texts of so many words."""
+        chosen = np.random.default_rng(0).integers(0, len(self._words), (count, words))
+        return [" ".join(self._words[i] for i in row) for row in chosen]
+
+
+def _catalogue(folder: pathlib.Path, entities: int) -> Catalogue:
+    with open(folder / "entities.jsonl", "w", encoding="utf-8") as file:
+        for row in range(entities):
+            file.write(f'{{"title": "Entity {row}", "text": "Number {row}."}}\n')
+    build_catalogue(folder / "entities.jsonl", folder / "catalogue.arrow", progress=False)
+    return Catalogue.open(folder / "catalogue.arrow")
+
+
+def measure(row: Callable[[], Measured]) -> dict[str, Any]:
+    """A row as JSON values: its numbers or {"error": ...}, with the devices and their peak memory.
+
+    Only a lack of memory is an error to report; any other is raised.
+    """
+    devices = jax.local_devices()
+    try:
+        found = dataclasses.asdict(row())
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and not _is_out_of_memory(error):
+            raise
+        print(error, file=sys.stderr)
+        found = {"error": "out of memory"}
+    # A CPU keeps no count of its own: there it is what the process held.
+    counts = [device.memory_stats() for device in devices]
+    peak = flops.peak_flops(devices[0].device_kind, DTYPE)
+    return found | {
+        "memory": max(count["peak_bytes_in_use"] for count in counts)
+        if all(counts)
+        else peak_memory(),
+        "peak_flops": peak and peak * len(devices),
+        "machine": describe_machine() | {"jax": jax.__version__},
+    }
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+
+
+HEADER = ("", "ms", "a second", "tokens/s", "TFLOP/s", "MFU", "GB/s", "peak GiB")
+
+
+def show(name: str, found: dict[str, Any]) -> str:
+    """A line of the table (Markdown)."""
+
+    def number(value: float | None, form: str, unit: float = 1) -> str:
+        return "" if value is None else format(value / unit, form)
+
+    if "error" in found:
+        cells = [name, found["error"], *[""] * 6]
+    else:
+        used = found["flops"] and found["peak_flops"] and found["flops"] / found["peak_flops"]
+        cells = [
+            name,
+            number(found["seconds"], ",.2f", 1e-3),
+            f"{found['rate']:,.0f} {found['unit']}",
+            number(found["tokens"], ",.0f"),
+            number(found["flops"], ",.3g", 1e12),
+            number(used, ".1%"),
+            number(found["bytes"], ",.1f", 1e9),
+            number(found["memory"], ".2f", 2**30),
+        ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main(arguments: list[str]) -> int:
+    """Measures row after row in processes of their own; prints each when it is there."""
+    del arguments
+    sizes = SMALL if _SMALL.value else Sizes()
+    if _ROW.value is not None:
+        cli.use_compilation_cache()
+        print(json.dumps(measure(rows(sizes)[_ROW.value])))
+        return 0
+    names = [name for name in rows(sizes) if re.search(_ONLY.value, name)]
+    if not names:
+        raise ElqError(f"--only={_ONLY.value}: fits no row; there are {', '.join(rows(sizes))}")
+    print(f"| {' | '.join(HEADER)} |\n| --- |{' ---: |' * (len(HEADER) - 1)}", flush=True)
+    machine, failed = None, 0
+    for name in names:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        found = _in_own_process(name)
+        print(show(name, found), flush=True)
+        machine = found.get("machine", machine)
+        failed += "machine" not in found
+    if machine:
+        print(
+            f"\n{machine['num_devices']} x {machine['device']}, {machine['cpu']}, "
+            f"{machine['cores']} cores, jax {machine['jax']}. {DTYPE}; training: {sizes.entities:,}"
+            f" entities, batch {sizes.batch_size}, {sizes.tokens} tokens; encoding: batch "
+            f"{sizes.encode_batch_size}, {sizes.entity_tokens} tokens; linking: {sizes.entities:,} "
+            f"entities, batch {sizes.link_batch_size}; search: width {sizes.search_width}, k = {K}."
+        )
+    return int(failed > 0)
+
+
+def _in_own_process(name: str) -> dict[str, Any]:
+    # This process must not open the devices, or the other would find their memory taken.
+    command = [sys.executable, "-m", "benchmarks.gpu", f"--row={name}", f"--small={_SMALL.value}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        return {"error": f"failed, exit status {done.returncode}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,13 @@
+"""Encoders by size, with random weights: speed does not depend on what was learned."""
+
+from elq_jax.model.bert import BertConfig
+
+BERTS = {
+    # A small vocabulary: the other terms are to be seen beside the optimiser's.
+    "small": BertConfig(
+        vocab_size=1000, hidden_size=128, num_layers=4, num_heads=4, intermediate_size=512
+    ),
+    "minilm": BertConfig(hidden_size=384, num_layers=6, intermediate_size=1536),
+    "base": BertConfig(),
+    "large": BertConfig(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096),
+}
