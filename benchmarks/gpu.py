@@ -48,7 +48,7 @@ from elq_jax.evaluation.speed import describe_machine, measure_speed, peak_memor
 from elq_jax.linking.linker import EntityLinker, LinkingSettings
 from elq_jax.model.bert import BertConfig
 from elq_jax.model.elq import ElqConfig, EntityEncoder
-from elq_jax.retrieval import exact
+from elq_jax.retrieval import exact, exact_index
 from elq_jax.training import devices as devices_lib
 from elq_jax.training import flops
 from elq_jax.training.encoding import CatalogueEncoder
@@ -223,6 +223,7 @@ def encode_from_text(sizes: Sizes, bert: BertConfig) -> Measured:
         words.tokenizer,
         batch_size=sizes.encode_batch_size,
         dtype=DTYPE,
+        devices=jax.local_devices(),
     )
     size = sizes.encode_batch_size
     titles, texts = words.texts(size, 2), words.texts(size, sizes.entity_tokens)
@@ -234,9 +235,10 @@ def encode_from_text(sizes: Sizes, bert: BertConfig) -> Measured:
 
 def link(sizes: Sizes, bert: BertConfig) -> Measured:
     """`EntityLinker` over an exact index, two mentions searched for in each question."""
+    devices = jax.local_devices()
     config = ElqConfig(bert, bert, max_question_tokens=sizes.tokens)
     words = _Words(bert)
-    table = random_table(sizes.entities, bert.hidden_size, jax.local_devices()[:1])
+    table = random_table(sizes.entities, bert.hidden_size, devices[:1])
     table = np.asarray(table)[0, : sizes.entities]
     with tempfile.TemporaryDirectory() as folder:
         linker = EntityLinker(
@@ -244,9 +246,10 @@ def link(sizes: Sizes, bert: BertConfig) -> Measured:
             initial_params(config)["question"],
             words.tokenizer,
             _catalogue(pathlib.Path(folder), sizes.entities),
-            exact.ExactIndex(table),
+            exact_index(table, devices),
             LinkingSettings(threshold=-np.inf, max_mentions=MENTIONS, num_candidates=K),
             dtype=DTYPE,
+            devices=devices,
         )
         texts = words.texts(sizes.questions, sizes.tokens // 3)
         speed = measure_speed(linker, texts, batch_size=sizes.link_batch_size)

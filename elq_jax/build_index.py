@@ -229,7 +229,7 @@ def _build_scann(embeddings: Embeddings, output: pathlib.Path) -> tuple[Any, dic
         "settings": {"kind": settings["kind"]} if settings["kind"] == "brute_force" else settings,
         "build_seconds": build_seconds,
         "open_seconds": open_seconds,
-        "bytes": sum(path.stat().st_size for path in output.iterdir()),
+        "bytes": sum(path.stat().st_size for path in output.rglob("*") if path.is_file()),
     }
 
 

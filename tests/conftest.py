@@ -37,3 +37,12 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs() -> Iterator[None]:
+    """Lets go of them after each file: all together take gigabytes."""
+    yield
+    import jax
+
+    jax.clear_caches()

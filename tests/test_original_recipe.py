@@ -167,7 +167,7 @@ def test_a_run_follows_the_originals(name, start, tmp_path, monkeypatch, compila
         else:
             assert wanted is None
 
-    sizes = {"valid": 8, "train": config[stage].batch_size}
+    sizes = {"valid": 8, "train": config[stage].batch_size}  # each as it was loaded
     evaluate = f1_of_frozen if part else in_batch_accuracy
     epoch = len(rows) // expected["settings"]["num_train_epochs"]
     evaluated = [("valid", tiny_params()[part] if part else tiny_params())]

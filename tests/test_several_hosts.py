@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from reference import write_tiny_bert
+from safetensors.numpy import load_file, save_file
 
 from configs import default
 from elq_jax.data.catalogue import Catalogue
@@ -40,7 +41,6 @@ class Hosts:
                 "JAX_NUM_PROCESSES": "2",
                 "JAX_PROCESS_ID": str(i),
                 "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-                "OMP_NUM_THREADS": "1",
             }
             with log.open("wb") as file:
                 process = subprocess.Popen(
@@ -64,11 +64,25 @@ class Hosts:
             time.sleep(0.05)
 
 
+def cut_vocabulary(folder, size):
+    """Leaves the first words of a checkpoint; their gradients are most of what hosts exchange."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": size}))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {word: i for word, i in words.items() if i < size}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    tensors = load_file(folder / "model.safetensors")
+    name = "embeddings.word_embeddings.weight"
+    save_file(tensors | {name: tensors[name][:size].copy()}, folder / "model.safetensors")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hosts")
     (folder / "bert").mkdir()
     write_tiny_bert(folder / "bert", layers=1)
+    cut_vocabulary(folder / "bert", 3000)
     for name, count in (("catalogue", 90), ("train", 60), ("dev", 10)):
         lines = (ROOT / "demo" / f"{name}.jsonl").read_text().splitlines(keepends=True)
         (folder / f"{name}.jsonl").write_text("".join(lines[:count]))
@@ -149,7 +163,7 @@ def test_training(alone, together):
         assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
         for one, two in zip(*rows, strict=True):
             for name in (name for name in one if "per_" not in name):
-                np.testing.assert_allclose(two[name], one[name], rtol=2e-3, atol=1e-6, err_msg=name)
+                np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
     params = [
         traverse_util.flatten_dict(directory.load_params(run / "linker"), sep="/")
         for run in (alone, together)

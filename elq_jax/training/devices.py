@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.flatten_util
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -144,18 +143,6 @@ def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """Starts copying row p of every array [P, ...] to this process's p-th device."""
     mesh = jax.sharding.Mesh(np.array(local(devices)), (AXIS,))
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.P(AXIS)))
-
-
-def add_up(tree: Any) -> Any:
-    """The sum of arrays over all devices, inside a parallel function.
-
-    XLA joins the collectives of a program on TPU and GPU. On CPU it does not, and between processes
-    each waits for all, so there they are joined here.
-    """
-    if jax.default_backend() != "cpu" or jax.lax.axis_size(AXIS) == 1:
-        return jax.lax.psum(tree, AXIS)
-    joined, separate = jax.flatten_util.ravel_pytree(tree)
-    return separate(jax.lax.psum(joined, AXIS))
 
 
 def unreplicate(tree: Any) -> Any:

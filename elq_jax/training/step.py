@@ -18,7 +18,7 @@ from elq_jax.model import losses
 from elq_jax.model.elq import ElqConfig, EntityEncoder, QuestionEncoder
 from elq_jax.retrieval import exact
 from elq_jax.retrieval.exact import Table
-from elq_jax.training.devices import AXIS, add_up
+from elq_jax.training.devices import AXIS
 from elq_jax.training.state import TrainState
 
 LINKING_LOSSES = ("in_batch", "hard_negatives_bce", "hard_negatives", "full_catalogue")
@@ -151,7 +151,7 @@ def _train_step(losses_of: Callable[..., Any], span_loss_weight: float) -> Calla
             return span_loss_weight * span_part + linking_part, (span_part, linking_part)
 
         (total, parts), grads = jax.value_and_grad(loss_part, has_aux=True)(state.params)
-        grads, total, parts = add_up((grads, total, parts))
+        grads, total, parts = jax.lax.psum((grads, total, parts), AXIS)
         state = state.apply_gradients(grads)
         # An optimiser that clips something else than these gradients says what.
         norm = optax.tree.get(state.opt_state, "grad_norm", _global_norm(grads))
