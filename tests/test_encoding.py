@@ -16,7 +16,11 @@ from elq_jax.data.catalogue import Catalogue, build_catalogue
 from elq_jax.data.tokenization import Tokenizer
 from elq_jax.errors import ElqError
 from elq_jax.linking.directory import entity_encoder_fingerprint
-from elq_jax.training.encoding import CatalogueEncoder, encode_catalogue
+from elq_jax.training.encoding import (
+    CatalogueEncoder,
+    encode_catalogue,
+    open_or_build_catalogue,
+)
 
 ENTITIES = 64
 
@@ -172,3 +176,17 @@ def test_program_killed_and_given_again(fixtures, tmp_path):
     status, errors = run(*arguments, "--output", whole, "--normalize")
     assert status == 2
     assert "holds embeddings with encoder_fingerprint" in errors
+
+
+def test_a_catalogue_is_built_again_from_another_file(tmp_path):
+    """Also from one that is older than what was built before."""
+    for name in ("older", "newer"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"title": name, "text": ""}) + "\n")
+    os.utime(tmp_path / "older.jsonl", (1, 1))
+    output = tmp_path / "out" / "catalogue.arrow"
+    for name in ("newer", "older", "newer"):
+        catalogue = open_or_build_catalogue(tmp_path / f"{name}.jsonl", output)
+        assert catalogue.titles([0]) == [name]
+    built = output.stat().st_mtime_ns
+    open_or_build_catalogue(tmp_path / "newer.jsonl", output)
+    assert output.stat().st_mtime_ns == built

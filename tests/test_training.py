@@ -15,8 +15,8 @@ from configs import default
 from elq_jax.errors import ElqError
 from elq_jax.linking import directory
 from elq_jax.retrieval.sharded import place_table
+from elq_jax.training import checkpoints, loop, preemption
 from elq_jax.training import devices as devices_lib
-from elq_jax.training import loop, preemption
 from elq_jax.training.metrics import MetricsWriter
 from elq_jax.training.state import create_optimizer, create_train_state
 from elq_jax.training.step import (
@@ -301,3 +301,19 @@ def test_settings_that_cannot_be_used(config, tmp_path, change, message):
     config.update_from_flattened_dict(change)
     with pytest.raises(ElqError, match=message):
         loop.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    params = {"kernel": np.zeros((2, 2), np.float32)}
+    state = create_train_state(params, create_optimizer(1e-3))
+    kept = checkpoints.Checkpoints(tmp_path)
+
+    def full(*arguments, **settings):
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept._manager, "save", full)
+        with pytest.raises(ElqError, match="disk is full; free some space"):
+            kept.save(state, {})
+    kept.save(state, {"seed": 0})
+    kept.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -38,12 +40,13 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         arrays = jax.device_get({"params": state.params, "opt_state": state.opt_state})
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record)
-            ),
-        )
+        with self._naming_a_full_disk():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record)
+                ),
+            )
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint, or None if there is none.
@@ -79,5 +82,19 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with self._naming_a_full_disk():
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _naming_a_full_disk(self) -> Iterator[None]:
+        """What was saved before stays; Orbax says it in a traceback of its own threads."""
+        try:
+            yield
+        except Exception as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) and "No space left" not in str(error):
+                raise
+            raise ElqError(
+                f"{self._folder}: the checkpoint was not written, the disk is full; free some "
+                "space and give the same command, which goes on from the one before"
+            ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 
 from elq_jax.data.batches import bucket
 from elq_jax.data.catalogue import Catalogue, build_catalogue
+from elq_jax.data.files import atomic_write
 from elq_jax.data.tokenization import Tokenizer
 from elq_jax.errors import ElqError
 from elq_jax.linking.directory import entity_encoder_fingerprint
@@ -82,11 +84,11 @@ class CatalogueEncoder:
 def open_or_build_catalogue(
     source: str | os.PathLike[str], path: str | os.PathLike[str], on_error: str = "stop"
 ) -> Catalogue:
-    """Opens `path`, after building it from `source` where it is missing or older.
+    """Opens `path`, after building it from `source` unless it was built from just that file before.
 
     Args:
       source: .jsonl, .jsonl.gz, or a catalogue.arrow (which is copied).
-      path: the catalogue.arrow of the output.
+      path: the catalogue.arrow of the output; what it was built from is noted beside it.
       on_error: as for `build_catalogue`; what was found is reported on stderr.
     """
     source, path = pathlib.Path(source), pathlib.Path(path)
@@ -97,9 +99,14 @@ def open_or_build_catalogue(
         return Catalogue.open(path)
     if not source.is_file():
         raise ElqError(f"{source}: no such file; expected a catalogue")
-    if path.exists() and path.stat().st_mtime > source.stat().st_mtime:
+    status = source.stat()
+    built_from = {"size": status.st_size, "modified_ns": status.st_mtime_ns, "on_error": on_error}
+    note = path.with_suffix(".source.json")
+    if path.exists() and note.exists() and json.loads(note.read_text("utf-8")) == built_from:
         return Catalogue.open(path)
     report = build_catalogue(source, path, on_error=on_error)
+    with atomic_write(note, "w") as file:
+        json.dump(built_from, file)
     for message in report.skipped:
         print(f"left out: {message}", file=sys.stderr)
     print(
