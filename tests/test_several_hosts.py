@@ -174,7 +174,7 @@ def test_training(alone, together):
 
 
 def test_encoding(alone, folder):
-    """Each host its shards, with the result of one; gone on with after one host's shard is lost."""
+    """Each host its shards, with the result of one; one host alone goes on where two left off."""
     command = [
         "elq_jax.encode_entities",
         f"--catalogue={folder / 'catalogue.jsonl'}",
@@ -184,6 +184,13 @@ def test_encoding(alone, folder):
     ]
     statuses, outputs = Hosts(folder, *command).wait()
     assert statuses == [0, 0], outputs
+    shards = sorted((folder / "encoded" / "embeddings").glob("shard-*"))
+    assert len(shards) == 6
+    kept = {path: path.stat().st_mtime_ns for path in shards if path != shards[3]}
+    shards[3].unlink()
+    subprocess.run([sys.executable, "-m", *command], check=True, cwd=ROOT)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
     expected = Embeddings.open(alone / "embeddings")
     catalogue = Catalogue.open(folder / "encoded" / "catalogue.arrow")
     found = Embeddings.open(folder / "encoded" / "embeddings", catalogue.fingerprint)
