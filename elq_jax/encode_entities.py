@@ -83,7 +83,6 @@ def main(arguments: list[str]) -> None:
             max_entity_tokens=_MAX_TOKENS.value,
         )
     output = Workdir(_OUTPUT.value)
-    output.fetch(directory.CATALOGUE)
     catalogue = output.made_by_one(
         encoding.open_or_build_catalogue,
         _CATALOGUE.value,

@@ -315,5 +315,6 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
         patch.setattr(kept._manager, "save", full)
         with pytest.raises(ElqError, match="disk is full; free some space"):
             kept.save(state, {})
-    kept.save(state, {"seed": 0})
+    kept.save(state, {"seed": 7})
     kept.close()
+    assert checkpoints.Checkpoints(tmp_path).restore(state)[1] == {"seed": 7}

@@ -396,8 +396,8 @@ class TrainingBatches:
       gold_mask [B, M] bool: True = a gold mention;
       example_mask [B] bool: False = no question (end of an epoch). Its mask is False throughout;
       negative_rows [B, M, N] int32, only if the examples have mined negatives (padding: -1);
-      mention_counts [n] int32: gold mentions of each question of the global batch, the same in all
-        processes (n <= batch_size at the end of an epoch).
+      mention_counts [batch_size] int32: gold mentions of each question of the global batch, the
+        same in all processes (padding: 0).
     M is one number for all batches. T is the length bucket of the longest question of the global
     batch, so all processes agree on it.
 
@@ -479,6 +479,7 @@ class TrainingBatches:
             process_index * batch_size // process_count,
             (process_index + 1) * batch_size // process_count,
         )
+        self._batch_size = batch_size
         self._length_buckets = length_buckets
         self._pad_id = pad_id
         dataset = dataset.batch(batch_size, drop_remainder=drop_last, batch_fn=self._collate)
@@ -516,6 +517,8 @@ class TrainingBatches:
         gold_bounds = np.tile(np.array([0, 1], np.int32), (size, self.max_mentions, 1))
         gold_rows = np.full((size, self.max_mentions), -1, np.int32)
         gold_mask = np.zeros((size, self.max_mentions), bool)
+        mention_counts = np.zeros(self._batch_size, np.int32)
+        mention_counts[: len(examples)] = [len(example.rows) for example in examples]
         batch = {}
         if examples[0].negatives is not None:
             shape = (size, self.max_mentions, examples[0].negatives.shape[1])
@@ -539,7 +542,7 @@ class TrainingBatches:
             "gold_rows": gold_rows,
             "gold_mask": gold_mask,
             "example_mask": np.arange(size) < len(mine),
-            "mention_counts": np.array([len(e.rows) for e in examples], np.int32),
+            "mention_counts": mention_counts,
         }
 
 

@@ -27,7 +27,7 @@ from elq_jax.errors import DataError, ElqError
 from elq_jax.linking import directory, original
 from elq_jax.linking.presets import get_preset
 from elq_jax.retrieval.embeddings import Embeddings, EmbeddingsWriter
-from elq_jax.training.encoding import CatalogueEncoder, open_or_build_catalogue
+from elq_jax.training.encoding import CatalogueEncoder, open_or_build_catalogue, source_note
 
 # What the original does besides its thresholds; for linkers that are to give its answers.
 ORIGINAL_LINKING = {"allow_special_tokens": True, "special_tokens_in_text": True}
@@ -349,7 +349,9 @@ def resumable_folder(
     except ElqError:
         shutil.rmtree(partial)
         raise
-    note.unlink()
+    # What was noted to go on by is not part of the result.
+    for file in (note, source_note(partial / directory.CATALOGUE)):
+        file.unlink(missing_ok=True)
     partial.replace(folder)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from elq_jax.errors import ElqError
 from elq_jax.retrieval.embeddings import Embeddings
-from elq_jax.retrieval.exact import ExactIndex
+from elq_jax.retrieval.exact import ExactIndex, Table
 from elq_jax.retrieval.scann import ScannIndex, is_saved
 from elq_jax.retrieval.sharded import ShardedIndex, place_table
 from elq_jax.training import devices as devices_lib
@@ -46,7 +46,7 @@ class Index(Protocol):
         ...
 
 
-def is_shared_search(devices: Sequence[jax.Device]) -> bool:
+def _is_shared(devices: Sequence[jax.Device]) -> bool:
     """Whether exact search divides the table over devices: on several accelerators or hosts.
 
     The virtual devices of one CPU search the memory-mapped table faster than copies of its parts.
@@ -56,10 +56,20 @@ def is_shared_search(devices: Sequence[jax.Device]) -> bool:
     )
 
 
-def exact_index(embeddings: Embeddings, devices: Sequence[jax.Device]) -> Index:
-    """Exact search by the devices of a linker, of this process and perhaps of others."""
-    if is_shared_search(devices):
-        return ShardedIndex(place_table(embeddings, devices), devices)
+def exact_index(
+    embeddings: Embeddings | np.ndarray,
+    devices: Sequence[jax.Device],
+    table: Table | None = None,
+) -> Index:
+    """Exact search by the devices of a linker, of this process and perhaps of others.
+
+    Args:
+      embeddings: [E, D].
+      devices: those that search.
+      table: of `place_table`, if the devices hold the embeddings already.
+    """
+    if _is_shared(devices):
+        return ShardedIndex(table or place_table(embeddings, devices), devices)
     return ExactIndex(embeddings)
 
 

@@ -101,7 +101,7 @@ def open_or_build_catalogue(
         raise ElqError(f"{source}: no such file; expected a catalogue")
     status = source.stat()
     built_from = {"size": status.st_size, "modified_ns": status.st_mtime_ns, "on_error": on_error}
-    note = path.with_suffix(".source.json")
+    note = source_note(path)
     if path.exists() and note.exists() and json.loads(note.read_text("utf-8")) == built_from:
         return Catalogue.open(path)
     report = build_catalogue(source, path, on_error=on_error)
@@ -115,6 +115,11 @@ def open_or_build_catalogue(
         file=sys.stderr,
     )
     return Catalogue.open(path)
+
+
+def source_note(path: pathlib.Path) -> pathlib.Path:
+    """Where it is noted what a catalogue.arrow was built from."""
+    return path.with_suffix(".source.json")
 
 
 def encode_catalogue(

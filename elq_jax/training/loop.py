@@ -45,10 +45,10 @@ from elq_jax.evaluation.report import Evaluation
 from elq_jax.linking import directory
 from elq_jax.linking.linker import EntityLinker, LinkingSettings
 from elq_jax.model.elq import ElqConfig
-from elq_jax.retrieval import exact_index, is_shared_search
+from elq_jax.retrieval import exact_index
 from elq_jax.retrieval.embeddings import Embeddings
-from elq_jax.retrieval.exact import ExactIndex, Table
-from elq_jax.retrieval.sharded import ShardedIndex, place_table
+from elq_jax.retrieval.exact import Table
+from elq_jax.retrieval.sharded import place_table
 from elq_jax.training import devices as devices_lib
 from elq_jax.training import encoding, flops, mining, original
 from elq_jax.training.checkpoints import Checkpoints
@@ -106,7 +106,8 @@ class _Run:
         _check_stages(config)
         workdir.fetch("config.json", again=True)
         workdir.made_by_one(_claim, self.folder, config)
-        workdir.publish("config.json")
+        if devices_lib.is_main():
+            workdir.publish("config.json")
         self.devices = devices_lib.all_devices(config.num_devices)
         self.model, self.params, self.tokenizer = _initial_model(config)
         self.given = _fetch_catalogue(config)
@@ -132,6 +133,8 @@ class _Run:
                 mine=self._mined_batches,
             )
             self._save_model("bi_encoder/model", state.params)
+            if not devices_lib.is_main():
+                self.workdir.fetch("bi_encoder/model", again=True)
         self.params = directory.load_params(model_folder)
 
     def joint(self) -> None:
@@ -139,18 +142,12 @@ class _Run:
         stage = self.config.joint
         embeddings = self.embeddings()
         table = place_table(embeddings, self.devices, stage.table_dtype)
-        # On CPU, the memory-mapped vectors are searched where they are.
-        index = (
-            ShardedIndex(table, self.devices)
-            if is_shared_search(self.devices)
-            else ExactIndex(embeddings)
-        )
         linker = EntityLinker(
             self.model,
             self.params["question"],
             self.tokenizer,
             self.catalogue,
-            index,
+            exact_index(embeddings, self.devices, table),
             LinkingSettings(**self.config.linking),
             devices=self.devices,
         )
@@ -166,7 +163,8 @@ class _Run:
             whole = {"question": params, "entity": self.params["entity"]}
             self._save_model("joint/best", whole, linking)
 
-        self.workdir.fetch("joint/best", again=True)
+        if devices_lib.is_main():
+            self.workdir.fetch("joint/best", again=True)
         self._train(
             "joint",
             stage,
@@ -238,8 +236,6 @@ class _Run:
             directory.save_model(self.folder / name, self.model, params, self.tokenizer, linking)
             self.workdir.publish(name)
         devices_lib.wait_for_all(f"{name} is saved")
-        if not devices_lib.is_main():
-            self.workdir.fetch(name, again=True)
 
     def _read_questions(self) -> dict[str, Sequence[Question]]:
         files = dict(zip(_train_splits(self.config), self.config.train_files, strict=True))
@@ -383,7 +379,8 @@ class _Run:
                     with clock.paused():
                         scores, threshold = self._score(evaluate(current), step)
                         writer.write(step, scores)
-                        plot_curves(folder / "metrics.jsonl", folder / "curves.png")
+                        if devices_lib.is_main():
+                            plot_curves(folder / "metrics.jsonl", folder / "curves.png")
                     if scores[f"dev_{self.config.eval.metric}_f1"] > record["best_f1"]:
                         record["best_f1"] = scores[f"dev_{self.config.eval.metric}_f1"]
                         record["best_step"] = step
@@ -545,9 +542,7 @@ def _num_queries(batch: Batch, num_devices: int) -> int:
     rows, mentions = batch["gold_mask"].shape
     examples = -(-rows // (num_devices // processes))  # of a device
     counts = np.zeros((processes, num_devices // processes * examples), np.int32)
-    every = np.zeros(processes * rows, np.int32)
-    every[: len(batch["mention_counts"])] = batch["mention_counts"]
-    counts[:, :rows] = every.reshape(processes, rows)
+    counts[:, :rows] = batch["mention_counts"].reshape(processes, rows)
     most = int(counts.reshape(num_devices, examples).sum(axis=1).max())
     room = examples * mentions
     sizes = [size for size in (examples * 3 // 2, examples * 2, examples * 3) if size < room]
