@@ -54,12 +54,15 @@ _ON_ERROR = flags.DEFINE_enum(
     "on_error", "stop", ("stop", "skip"), "What to do with a line that cannot be used."
 )
 _SPEED = flags.DEFINE_bool("speed", True, "Link once more, to measure questions per second.")
-_ORIGINAL_WINDOWS = flags.DEFINE_bool(
-    "original_windows",
-    False,
-    "Instead of all this, count the way the original's labelled evaluation does, for files of the "
-    "EL4QA form: their token ids, cut to windows around the gold mentions, label_id as it is, "
-    "mentions with [CLS] and [SEP] allowed, positions in tokens.",
+_ORIGINAL = flags.DEFINE_enum(
+    "original",
+    None,
+    ("labelled", "training"),
+    "Instead of all this, count the way the original does, for files of the EL4QA form: their "
+    "token ids, cut to windows around the gold mentions, label_id as it is, mentions with [CLS] "
+    "and [SEP] allowed, positions in tokens. labelled: as its evaluation of labelled questions; "
+    "training: as its evaluation while it trains with a frozen entity encoder (thresholds and "
+    "numbers of candidates of its own, overlapping links, mentions of one token never found).",
 )
 
 
@@ -88,8 +91,8 @@ def main(arguments: list[str]) -> None:
         "num_candidates": linker.settings.num_candidates,
         "dtype": _FLAGS.dtype.value,
     }
-    if _ORIGINAL_WINDOWS.value:
-        report |= _evaluate_windows(linker, console)
+    if _ORIGINAL.value:
+        report |= _evaluate_as_original(linker, console)
     else:
         report |= _evaluate(linker, console, output)
     if output:
@@ -160,22 +163,30 @@ def _evaluate(
     return report
 
 
-def _evaluate_windows(linker: EntityLinker, console: Console) -> dict[str, Any]:
+def _evaluate_as_original(linker: EntityLinker, console: Console) -> dict[str, Any]:
     from rich.table import Table
 
     from elq_jax.evaluation import original
 
     if _TUNE.value:
-        raise ElqError("--tune, --original_windows: cannot be combined; give --threshold")
-    questions, files = _read(linker, _QUESTIONS.value, trust_label_ids=True)
+        raise ElqError("--tune, --original: cannot be combined; give --threshold")
+    if _ORIGINAL.value == "training" and _FLAGS.threshold.value is not None:
+        raise ElqError("--threshold, --original=training: it has a threshold of its own, -2.5")
+    questions, files = _read(linker, _QUESTIONS.value, trust_label_ids=True, allow_overlaps=True)
+    report: dict[str, Any] = {"questions": files}
+    size = _FLAGS.batch_size.value
     with cli.progress("linking", len(questions), "questions") as advance:
-        linked = original.link_windows(
-            linker, questions, batch_size=_FLAGS.batch_size.value, progress=advance
-        )
-    counts = original.count_windows(linked)
+        if _ORIGINAL.value == "training":
+            counts = original.count_as_in_training(linker, questions, size, progress=advance)
+            parts = {"training": counts}
+            report |= original.IN_TRAINING | {"threshold": original.THRESHOLD_IN_TRAINING}
+        else:
+            linked = original.link_windows(linker, questions, batch_size=size, progress=advance)
+            counts = original.count_windows(linked)
+            parts = {"window": counts.window, "text": counts.text}
+            report["threshold"] = linker.settings.threshold
     table = Table("", "match", "correct", "predicted", "gold", "P", "R", "F1")
-    report: dict[str, Any] = {"questions": files, "threshold": linker.settings.threshold}
-    for name, part in (("window", counts.window), ("text", counts.text)):
+    for name, part in parts.items():
         report[name] = {"predicted": part.predicted, "gold": part.gold}
         for metric in ("weak", "strong"):
             report[name][metric] = scores = part.scores(metric)

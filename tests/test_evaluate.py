@@ -253,7 +253,7 @@ def test_program_counting_as_the_original(folder, tmp_path):
     done = run(
         f"--linker={folder}",
         f"--questions={FIXTURES / 'labelled.jsonl'}",
-        "--original_windows",
+        "--original=labelled",
         "--preset=interactive",
         f"--output={tmp_path}",
     )
@@ -277,6 +277,7 @@ def test_program_counting_as_the_original(folder, tmp_path):
         (["--questions=a.jsonl", f"--output={__file__}"], "is a file; give a folder"),
         (["--questions=a.jsonl", "--max-mentions=0"], "--max_mentions=0: 0 is not a positive"),
         (["--questions=a.jsonl", "--treshold=-1"], "Did you mean: threshold"),
+        (["--questions=a.jsonl", "--original=training", "--threshold=-1"], "of its own, -2.5"),
         ([], "flag --questions=None"),
     ],
 )

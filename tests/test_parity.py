@@ -18,7 +18,7 @@ from conftest import FIXTURES
 from reference import arrays
 
 from elq_jax.data.files import read_jsonl
-from elq_jax.data.questions import Mention, Question, read_questions
+from elq_jax.data.questions import read_questions
 from elq_jax.data.torch_files import write_torch_file
 from elq_jax.errors import ElqError
 from elq_jax.evaluation import original
@@ -191,7 +191,7 @@ def test_evaluate_program(convert_release, tmp_path):
     for number, run in enumerate(LABELLED):
         settings, _ = settings_of(run)
         command = [
-            *(sys.executable, "-m", "elq_jax.evaluate", "--original_windows"),
+            *(sys.executable, "-m", "elq_jax.evaluate", "--original=labelled"),
             f"--linker={convert_release(settings.get('max_question_tokens', 32))}",
             f"--questions={FIXTURES / 'labelled.jsonl'}",
             f"--output={tmp_path / str(number)}",
@@ -213,29 +213,21 @@ def test_evaluate_program(convert_release, tmp_path):
         assert found == pytest.approx(expected, rel=1e-15)
 
 
-def test_evaluation_during_training(make_linker):
+def test_evaluation_during_training(convert_release, tmp_path):
     """Precision, recall and F1 of the frozen branch, to all printed digits."""
     expected = json.loads((FIXTURES / "eval_frozen.json").read_text())
-    # Its gold mentions overlap, which `read_questions` refuses.
-    rows = [row for _, row in read_jsonl(FIXTURES / "eval_frozen.jsonl")]
-    questions = [
-        Question(
-            str(row["id"]),
-            row["text"],
-            tuple(Mention(-1, -1, label) for label in row["label_id"]),
-            tuple(row["tokenized_text_ids"]),
-            tuple(map(tuple, row["tokenized_mention_idxs"])),
-        )
-        for row in rows
+    command = [
+        *(sys.executable, "-m", "elq_jax.evaluate", "--original=training"),
+        f"--linker={convert_release(32)}",
+        f"--questions={FIXTURES / 'eval_frozen.jsonl'}",
+        f"--output={tmp_path}",
     ]
-    counts = original.count_as_in_training(make_linker(), questions)
-    scores = {
-        "Precision": counts.weak_precision,
-        "Recall": counts.weak_recall,
-        "F1": counts.weak_f1,
-    }
-    assert [f"{name}: {score:.5f}" for name, score in scores.items()] == expected["log"]
-    assert counts.weak_f1 == pytest.approx(expected["result"]["normalized_f1"], rel=1e-15)
+    environment = os.environ | {"XLA_FLAGS": "", "ELQ_JAX_CACHE": ""}
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    found = json.loads((tmp_path / "report.json").read_text())["training"]["weak"]
+    names = {"Precision": "precision", "Recall": "recall", "F1": "f1"}
+    assert [f"{shown}: {found[name]:.5f}" for shown, name in names.items()] == expected["log"]
+    assert found["f1"] == pytest.approx(expected["result"]["normalized_f1"], rel=1e-15)
 
 
 def test_plain_questions_are_refused(make_linker, tmp_path):

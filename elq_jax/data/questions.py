@@ -125,6 +125,7 @@ def read_questions(
     *,
     require_mentions: bool = True,
     trust_label_ids: bool = False,
+    allow_overlaps: bool = False,
 ) -> tuple[list[Question], ResolutionReport]:
     """Reads a whole file of questions; see `iter_questions`.
 
@@ -140,6 +141,7 @@ def read_questions(
             on_error,
             require_mentions=require_mentions,
             trust_label_ids=trust_label_ids,
+            allow_overlaps=allow_overlaps,
             report=report,
         )
     )
@@ -153,6 +155,7 @@ def iter_questions(
     *,
     require_mentions: bool = True,
     trust_label_ids: bool = False,
+    allow_overlaps: bool = False,
     report: ResolutionReport | None = None,
 ) -> Iterator[Question]:
     """Yields the questions of a file in its order, in bounded memory.
@@ -168,6 +171,7 @@ def iter_questions(
       require_mentions: False: rows without `mentions` are questions without gold.
       trust_label_ids: take every label_id that is a row of the catalogue, whatever the title there
         (as the original does).
+      allow_overlaps: take mentions of a question that overlap (as the original does).
       report: filled as the questions come.
 
     Raises:
@@ -182,7 +186,7 @@ def iter_questions(
         for line_number, line in read_lines(source, path):
             try:
                 row = parse_object(line, path, line_number)
-                parsed.append(_parse(row, line_number, path, require_mentions))
+                parsed.append(_parse(row, line_number, path, require_mentions, allow_overlaps))
             except DataError as error:
                 if on_error == "stop":
                     raise
@@ -241,7 +245,11 @@ class _Parsed:
 
 
 def _parse(
-    row: dict[str, Any], line_number: int, path: str | os.PathLike[str], require_mentions: bool
+    row: dict[str, Any],
+    line_number: int,
+    path: str | os.PathLike[str],
+    require_mentions: bool,
+    allow_overlaps: bool,
 ) -> _Parsed:
     try:
         text = row.get("text")
@@ -251,8 +259,8 @@ def _parse(
             raise ElqError("half of a surrogate pair (\\ud800 to \\udfff) in 'text'; remove it")
         question = Question(_question_id(row, line_number), text)
         if "tokenized_text_ids" in row:
-            return _parse_tokenized(row, question, line_number, require_mentions)
-        return _parse_plain(row, question, line_number, require_mentions)
+            return _parse_tokenized(row, question, line_number, require_mentions, allow_overlaps)
+        return _parse_plain(row, question, line_number, require_mentions, allow_overlaps)
     except DataError:
         raise
     except ElqError as error:
@@ -260,17 +268,25 @@ def _parse(
 
 
 def _parse_plain(
-    row: dict[str, Any], question: Question, line_number: int, require_mentions: bool
+    row: dict[str, Any],
+    question: Question,
+    line_number: int,
+    require_mentions: bool,
+    allow_overlaps: bool,
 ) -> _Parsed:
     if row.get("mentions") is None and not require_mentions:
         return _Parsed(question, [], line_number)
-    spans = _spans(row, "mentions", len(question.text), "characters")
+    spans = _spans(row, "mentions", len(question.text), "characters", allow_overlaps)
     mentions, label_ids = _gold(row, spans, "mentions")
     return _Parsed(replace(question, mentions=mentions), label_ids, line_number)
 
 
 def _parse_tokenized(
-    row: dict[str, Any], question: Question, line_number: int, require_mentions: bool
+    row: dict[str, Any],
+    question: Question,
+    line_number: int,
+    require_mentions: bool,
+    allow_overlaps: bool,
 ) -> _Parsed:
     ids = row["tokenized_text_ids"]
     if not isinstance(ids, list) or not ids or not all(_is_natural(i) for i in ids):
@@ -278,13 +294,13 @@ def _parse_tokenized(
     question = replace(question, token_ids=tuple(ids), token_mentions=())
     if row.get("tokenized_mention_idxs") is None and not require_mentions:
         return _Parsed(question, [], line_number)
-    token_spans = _spans(row, "tokenized_mention_idxs", len(ids), "tokens")
+    token_spans = _spans(row, "tokenized_mention_idxs", len(ids), "tokens", allow_overlaps)
     # The token positions are what counts. Offsets that cannot be are "unknown", not an error.
     spans = [(UNKNOWN_OFFSET, UNKNOWN_OFFSET)] * len(token_spans)
     if row.get("mentions") is not None:
         _check_length(row, "mentions", len(token_spans), "tokenized_mention_idxs")
         with contextlib.suppress(ElqError):
-            spans = _spans(row, "mentions", len(question.text), "characters")
+            spans = _spans(row, "mentions", len(question.text), "characters", allow_overlaps)
     mentions, label_ids = _gold(row, spans, "tokenized_mention_idxs")
     question = replace(question, mentions=mentions, token_mentions=tuple(token_spans))
     return _Parsed(question, label_ids, line_number)
@@ -327,8 +343,10 @@ def _question_id(row: dict[str, Any], line_number: int) -> str:
     return str(found)
 
 
-def _spans(row: dict[str, Any], name: str, size: int, unit: str) -> list[tuple[int, int]]:
-    """Half-open, not empty, inside [0, size), not overlapping; in the order given."""
+def _spans(
+    row: dict[str, Any], name: str, size: int, unit: str, allow_overlaps: bool
+) -> list[tuple[int, int]]:
+    """Half-open, not empty, inside [0, size), perhaps not overlapping; in the order given."""
     value = row.get(name)
     if not isinstance(value, list):
         raise _unexpected(row, name, "a list of [start, end) pairs")
@@ -348,7 +366,7 @@ def _spans(row: dict[str, Any], name: str, size: int, unit: str) -> list[tuple[i
         spans.append((start, end))
     ordered = sorted(spans)
     for (first, first_end), (second, second_end) in itertools.pairwise(ordered):
-        if second < first_end:
+        if second < first_end and not allow_overlaps:
             raise ElqError(
                 f"{name}: [{first}, {first_end}) and [{second}, {second_end}) overlap; "
                 "mentions of a question must be apart"

@@ -110,18 +110,7 @@ def link_windows(
     Raises:
       ElqError: a question is not of the EL4QA form, or its token ids are of another vocabulary.
     """
-    linker = _as_the_original(linker)
-    linked: list[LinkedWindow] = []
-    step = BATCHES_AT_ONCE * batch_size
-    for start in range(0, len(questions), step):
-        part = questions[start : start + step]
-        windows = [_window(linker, question) for question in part]
-        scored = _score(linker, part, windows, threshold, batch_size)
-        links = linker.decode_tokens(scored, threshold)
-        linked += map(LinkedWindow, part, windows, links)
-        if progress:
-            progress(len(part))
-    return linked
+    return _link(linker, questions, batch_size, progress, threshold, threshold)
 
 
 def count_windows(linked: Sequence[LinkedWindow]) -> WindowCounts:
@@ -132,8 +121,17 @@ def count_windows(linked: Sequence[LinkedWindow]) -> WindowCounts:
     )
 
 
+# Settings of the original's evaluation during training, whatever the linker's are.
+IN_TRAINING = {"max_mentions": 50, "num_candidates": 10, "threshold_type": "joint"}
+MENTION_THRESHOLD_IN_TRAINING, THRESHOLD_IN_TRAINING = -3.5, -2.5
+
+
 def count_as_in_training(
-    linker: EntityLinker, questions: Sequence[Question], batch_size: int = 64
+    linker: EntityLinker,
+    questions: Sequence[Question],
+    batch_size: int = 64,
+    *,
+    progress: Callable[[int], None] | None = None,
 ) -> Counts:
     """Counts as the original's evaluation during training with a frozen entity encoder does.
 
@@ -143,23 +141,41 @@ def count_as_in_training(
 
     Args:
       linker: what is measured.
-      questions: with `token_ids` and `token_mentions`.
+      questions: with `token_ids` and `token_mentions`; these may overlap.
       batch_size: questions encoded at a time.
+      progress: called with the number of questions just done.
 
     Raises:
       ElqError: as `link_windows` does.
     """
-    linker = _as_the_original(linker, max_mentions=50, num_candidates=10, threshold_type="joint")
-    windows = [_window(linker, question) for question in questions]
-    scored = _score(linker, questions, windows, -3.5, batch_size)
-    links = linker.decode_tokens(scored, -2.5, allow_overlaps=True)
-    linked = map(LinkedWindow, questions, windows, links)
+    thresholds = MENTION_THRESHOLD_IN_TRAINING, THRESHOLD_IN_TRAINING
+    linker = linker.with_settings(**IN_TRAINING)
+    linked = _link(linker, questions, batch_size, progress, *thresholds, allow_overlaps=True)
     counts = (_counts(one.gold, one.predicted, inclusive_ends=True) for one in linked)
     return sum(counts, Counts())
 
 
-def _as_the_original(linker: EntityLinker, **settings) -> EntityLinker:
-    return linker.with_settings(allow_special_tokens=True, special_tokens_in_text=True, **settings)
+def _link(
+    linker: EntityLinker,
+    questions: Sequence[Question],
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+    mention_threshold: float | None,
+    threshold: float | None,
+    allow_overlaps: bool = False,
+) -> list[LinkedWindow]:
+    linker = linker.with_settings(allow_special_tokens=True, special_tokens_in_text=True)
+    linked: list[LinkedWindow] = []
+    step = BATCHES_AT_ONCE * batch_size
+    for start in range(0, len(questions), step):
+        part = questions[start : start + step]
+        windows = [_window(linker, question) for question in part]
+        scored = _score(linker, part, windows, mention_threshold, batch_size)
+        links = linker.decode_tokens(scored, threshold, allow_overlaps=allow_overlaps)
+        linked += map(LinkedWindow, part, windows, links)
+        if progress:
+            progress(len(part))
+    return linked
 
 
 def _window(linker: EntityLinker, question: Question) -> QuestionWindow:
