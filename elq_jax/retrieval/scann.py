@@ -26,6 +26,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -240,10 +241,11 @@ class ScannIndex:
             raise ElqError(f"{folder}/index.json: damaged ({error!r}); {again}") from error
         if fingerprint != _fingerprint(embeddings) or (rows, width) != tuple(embeddings.shape):
             raise ElqError(f"{folder}: built over other embeddings than these; {again}")
-        for name, digest in digests.items():  # ScaNN crashes on damaged files
-            path = folder / name
-            if not path.is_file() or _sha256(path) != digest:
-                raise ElqError(f"{path}: missing or damaged; {again}")
+        with ThreadPoolExecutor() as pool:  # ScaNN crashes on damaged files
+            found = pool.map(lambda name: _sha256(folder / name), digests)
+            for (name, digest), actual in zip(digests.items(), found, strict=True):
+                if actual != digest:
+                    raise ElqError(f"{folder / name}: missing or damaged; {again}")
         places = [folder] if num_parts == 1 else [_part_folder(folder, i) for i in range(num_parts)]
         try:
             with _quiet():
@@ -402,7 +404,10 @@ def _fingerprint(embeddings: Embeddings | np.ndarray) -> str:
     return hashlib.sha256(values).hexdigest()[:32]
 
 
-def _sha256(path: pathlib.Path) -> str:
+def _sha256(path: pathlib.Path) -> str | None:
+    """None if there is no such file."""
+    if not path.is_file():
+        return None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
