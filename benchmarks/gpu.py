@@ -355,7 +355,7 @@ def _catalogue(folder: pathlib.Path, entities: int) -> Catalogue:
     with open(folder / "entities.jsonl", "w", encoding="utf-8") as file:
         for row in range(entities):
             file.write(f'{{"title": "Entity {row}", "text": "Number {row}."}}\n')
-    build_catalogue(folder / "entities.jsonl", folder / "catalogue.arrow", progress=False)
+    build_catalogue(folder / "entities.jsonl", folder / "catalogue.arrow")
     return Catalogue.open(folder / "catalogue.arrow")
 
 

@@ -26,6 +26,7 @@ from absl import app, flags
 
 from elq_jax import cli
 from elq_jax.data.catalogue import Catalogue, build_catalogue
+from elq_jax.data.progress import progress
 from elq_jax.data.tokenization import Tokenizer
 from elq_jax.linking import directory
 from elq_jax.linking.linker import EntityLinker
@@ -146,7 +147,7 @@ def _make(folder: pathlib.Path) -> None:
         shard_rows,
         catalogue.fingerprint,
     )
-    with cli.progress("vectors", rows, "entities") as advance:
+    with progress("vectors", rows, "entities") as advance:
         for shard in writer.missing_shards():
             start, stop = writer.shard_range(shard)
             writer.write_shard(shard, np.roll(block, shard, axis=1)[: stop - start])

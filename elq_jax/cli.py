@@ -1,14 +1,12 @@
-"""What the programs share: errors, the flags of a linker, progress, the compilation cache."""
+"""What the programs share: errors, the flags of a linker, the compilation cache."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import pathlib
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
@@ -137,86 +135,6 @@ class LinkerFlags:
             devices=devices,
             **with_preset(self.preset.value, settings),
         )
-
-
-@contextlib.contextmanager
-def progress(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Shows work done, rate and time left on stderr: a bar on a terminal, else a line now and then.
-
-    Args:
-      description: what is being done.
-      total: how many there are.
-      unit: of what, plural.
-
-    Yields:
-      a function to call with the number just done.
-    """
-    if sys.stderr.isatty():
-        with _bar(description, total, unit) as advance:
-            yield advance
-    else:
-        yield _Lines(description, total, unit).advance
-
-
-@contextlib.contextmanager
-def _bar(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    from rich import progress as rich_progress
-    from rich.console import Console
-
-    columns = (
-        rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TextColumn("{task.fields[rate]}"),
-        rich_progress.TimeRemainingColumn(),
-    )
-    with rich_progress.Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(description, total=total, rate="")
-        started, done = None, 0
-
-        def advance(count: int) -> None:
-            nonlocal started, done
-            if started is None:
-                started = time.monotonic()
-            else:
-                done += count
-            rate = f"{done / max(time.monotonic() - started, 1e-9):,.0f} {unit}/s" if done else ""
-            bars.update(task, advance=count, rate=rate)
-
-        yield advance
-
-
-class _Lines:
-    """Progress for logs: a line at the end and at most one every ten seconds."""
-
-    def __init__(self, description: str, total: int, unit: str):
-        self._text, self._total, self._unit = description, total, unit
-        self._done = 0
-        self._first: tuple[float, int] | None = None
-        self._printed = time.monotonic()
-
-    def advance(self, count: int) -> None:
-        now = time.monotonic()
-        self._done += count
-        if self._first is None:
-            # What was found done, and the compilation of the first call, say nothing of the rate.
-            self._first = now, self._done
-        elif now - self._printed > 10 or self._done >= self._total:
-            started, before = self._first
-            rate = (self._done - before) / max(now - started, 1e-9)
-            left = (self._total - self._done) / max(rate, 1e-9)
-            print(
-                f"{self._text}: {self._done:,} of {self._total:,} {self._unit}, "
-                f"{rate:,.1f}/s, {_clock(left)} left",
-                file=sys.stderr,
-            )
-            self._printed = now
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def use_compilation_cache() -> None:

@@ -116,7 +116,6 @@ def _convert() -> None:
         preset=_PRESET.value,
         max_question_tokens=_MAX_QUESTION_TOKENS.value,
         index=_INDEX.value,
-        progress=cli.progress,
     )
     if _CATALOGUE.value and not _EMBEDDINGS.value:
         print(

@@ -21,6 +21,7 @@ import sys
 from absl import flags
 
 from elq_jax import cli
+from elq_jax.data.progress import progress
 from elq_jax.model.elq import ENTITY_POOLINGS
 
 _CATALOGUE = flags.DEFINE_string(
@@ -98,14 +99,14 @@ def main(arguments: list[str]) -> None:
         batch_size=_BATCH_SIZE.value,
         dtype=_COMPUTE_DTYPE.value,
     )
-    with cli.progress("encoding", len(catalogue), "entities") as advance:
+    with progress("encoding", len(catalogue), "entities") as advance:
         embeddings = encoding.encode_catalogue(
             encoder,
             catalogue,
             output.path / directory.EMBEDDINGS,
             dtype=_DTYPE.value,
             shard_rows=_SHARD_ROWS.value,
-            progress=advance,
+            progress=advance if devices.is_main() else None,
             exchange=lambda: output.exchange(directory.EMBEDDINGS),
         )
     rows, width = embeddings.shape

@@ -29,6 +29,7 @@ from absl import flags
 
 from elq_jax import cli
 from elq_jax.data.files import atomic_write
+from elq_jax.data.progress import progress
 from elq_jax.errors import ElqError
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def _evaluate_as_original(linker: EntityLinker, console: Console) -> dict[str, A
     questions, files = _read(linker, _QUESTIONS.value, trust_label_ids=True, allow_overlaps=True)
     report: dict[str, Any] = {"questions": files}
     size = _FLAGS.batch_size.value
-    with cli.progress("linking", len(questions), "questions") as advance:
+    with progress("linking", len(questions), "questions") as advance:
         if _ORIGINAL.value == "training":
             counts = original.count_as_in_training(linker, questions, size, progress=advance)
             parts = {"training": counts}
@@ -235,7 +236,7 @@ def _predict(
     if problems:
         mentions = sum(len(question.mentions) for question in questions)
         print(AlignmentReport(len(questions), mentions, problems).summary(), file=sys.stderr)
-    with cli.progress(description, len(questions), "questions") as advance:
+    with progress(description, len(questions), "questions") as advance:
         return predict(
             linker,
             questions,

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from elq_jax import cli
+from elq_jax.data.progress import progress
 from elq_jax.errors import ElqError
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _write(linker: EntityLinker, rows: Iterable[Row], total: int | None) -> None
     from elq_jax.linking import batch
 
     batch_size = _FLAGS.batch_size.value
-    showing = cli.progress("linking", total, "questions") if total else contextlib.nullcontext()
+    showing = progress("linking", total, "questions") if total else contextlib.nullcontext()
     with showing as advance:
         tally = _Tally(advance)
         if _OUTPUT.value is not None:

@@ -303,12 +303,3 @@ def test_save_and_pickle(tmp_path):
     assert copy.fingerprint == catalogue.fingerprint
     assert copy.titles([0, 1]) == ["a", "b"]
     assert pickle.loads(pickle.dumps(catalogue)).titles([1]) == ["b"]
-
-
-def test_progress_goes_to_stderr(tmp_path, capsys):
-    build(tmp_path, [entity("a")], progress=True)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "1 entities" in captured.err
-    build(tmp_path, [entity("a")])
-    assert capsys.readouterr().err == ""

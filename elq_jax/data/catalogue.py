@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import array
-import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import re
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal, NoReturn
 
@@ -20,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from elq_jax.data.files import atomic_write, open_source, parse_object, read_lines
+from elq_jax.data.progress import progress
 from elq_jax.errors import DataError, ElqError
 
 _FORMAT = b"elq_jax catalogue 1"
@@ -191,9 +190,8 @@ def build_catalogue(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
     on_error: Literal["stop", "skip"] = "stop",
-    progress: bool | None = None,
 ) -> BuildReport:
-    """Converts a .jsonl or .jsonl.gz file to a catalogue, in bounded memory.
+    """Converts a .jsonl or .jsonl.gz file to a catalogue, in bounded memory; progress on stderr.
 
     Each line is an object with `title` and `text` (may be ""), and optionally `wikidata_id` (or
     `kb_idx`, taken if it looks like one) and `aliases` (a list); other fields are ignored, so the
@@ -203,7 +201,6 @@ def build_catalogue(
       source: the file to read.
       output: the file to write, usually `catalogue.arrow`; it appears when it is whole.
       on_error: what to do with a line that cannot be used: "stop", or "skip" and report it.
-      progress: show progress on stderr; None: if that is a terminal.
 
     Raises:
       DataError: a line cannot be used (`on_error="stop"`), the file has none that can, or is a
@@ -217,10 +214,11 @@ def build_catalogue(
     title_hashes = array.array("q")  # 8 bytes an entity
     empty_texts = 0
     columns: dict[str, list] = {name: [] for name in _SCHEMA.names}
+    read = 0
 
     with (
         open_source(source) as file,
-        _progress(file, source, progress) as show,
+        progress("catalogue", os.path.getsize(source), "bytes") as advance,
         atomic_write(output) as target,
         pa.ipc.new_file(target, _SCHEMA) as writer,
     ):
@@ -234,7 +232,9 @@ def build_catalogue(
             empty_texts += not entity["text"]
             if len(columns["title"]) == _ROWS_PER_BATCH:
                 writer.write_batch(_record_batch(columns))
-                show(len(title_hashes))
+                advance(file.tell() - read)
+                read = file.tell()
+        advance(file.tell() - read)
         rows = len(title_hashes)
         if not rows:
             found = f"{len(skipped)} lines that cannot be used" if skipped else "an empty file"
@@ -248,7 +248,6 @@ def build_catalogue(
         # metadata, stand at the front of the file.
         summary = {"fingerprint": digest.hexdigest()}
         writer.write_batch(_record_batch(columns), custom_metadata=summary)
-        show(rows)
     return BuildReport(
         rows=rows,
         fingerprint=digest.hexdigest(),
@@ -317,26 +316,3 @@ def _parse_entity(line: bytes, source: str | os.PathLike[str], line_number: int)
         message = "half of a surrogate pair (\\ud800 to \\udfff) in a string; remove it"
         raise DataError(message, source, line_number)
     return {"title": title, "text": text, "wikidata_id": wikidata_id, "aliases": aliases}
-
-
-@contextlib.contextmanager
-def _progress(
-    file: BinaryIO, source: str | os.PathLike[str], enabled: bool | None
-) -> Iterator[Callable[[int], None]]:
-    """Yields a function that shows how many rows are written and how much of `file` is read."""
-    if enabled is None:
-        enabled = sys.stderr.isatty()
-    if not enabled:
-        yield lambda rows: None
-        return
-    import rich.console
-    import rich.progress
-
-    columns = (
-        *rich.progress.Progress.get_default_columns(),
-        rich.progress.TextColumn("{task.fields[rows]:,} entities"),
-    )
-    with rich.progress.Progress(*columns, console=rich.console.Console(stderr=True)) as bar:
-        size = os.path.getsize(source)
-        task = bar.add_task("catalogue", total=size, rows=0)
-        yield lambda rows: bar.update(task, completed=file.tell(), rows=rows)

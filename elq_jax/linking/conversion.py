@@ -20,6 +20,7 @@ import numpy as np
 
 from elq_jax.data.catalogue import Catalogue
 from elq_jax.data.files import atomic_write
+from elq_jax.data.progress import progress
 from elq_jax.data.tokenization import Tokenizer
 from elq_jax.data.torch_files import StoredTensor, open_torch_file
 from elq_jax.data.wikidata import fill_wikidata_ids
@@ -33,10 +34,6 @@ from elq_jax.training.encoding import CatalogueEncoder, open_or_build_catalogue,
 ORIGINAL_LINKING = {"allow_special_tokens": True, "special_tokens_in_text": True}
 
 _SHARD_BYTES = 1 << 27  # of float32; converting takes about five times as much memory
-
-Progress = Callable[
-    [str, int, str], contextlib.AbstractContextManager[Callable[[int], None] | None]
-]
 
 
 def convert(
@@ -55,12 +52,11 @@ def convert(
     preset: str = "interactive",
     max_question_tokens: int | None = None,
     index: bool = False,
-    progress: Progress | None = None,
 ) -> None:
     """Writes a linker directory that gives the original's answers.
 
-    What was found goes to stderr. Interrupted, the same call goes on; after an error nothing is
-    left behind.
+    What was found, and progress, go to stderr. Interrupted, the same call goes on; after an error
+    nothing is left behind.
 
     Args:
       output: the directory; must not exist, or be empty.
@@ -76,8 +72,6 @@ def convert(
       preset: published settings to link with by default.
       max_question_tokens: instead of the preset's or the model's.
       index: build a ScaNN index too; memory as `ScannIndex.build` says.
-      progress: called with a description, a total and its unit, gives a context whose value is to
-        be called with numbers done, such as `cli.progress`.
 
     Raises:
       ElqError: a file is missing, foreign or cut short, or does not fit the others.
@@ -139,8 +133,7 @@ def convert(
         if vectors is None:
             return
         fingerprint = _encoder_fingerprint(model, vectors, entities, wordpieces)
-        show = progress or (lambda *_: contextlib.nullcontext())
-        with show("embeddings", len(entities), "entities") as advance:
+        with progress("embeddings", len(entities), "entities") as advance:
             converted = convert_embeddings(
                 vectors, folder / directory.EMBEDDINGS, entities, dtype, fingerprint, advance
             )

@@ -56,17 +56,32 @@ class CatalogueEncoder:
         self._params = devices_lib.replicate({"params": params}, devices)
         self._apply = devices_lib.parallel(EntityEncoder(config, jnp.dtype(dtype)).apply, devices)
 
-    def encode(self, titles: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+    def encode(
+        self,
+        titles: Sequence[str],
+        texts: Sequence[str],
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
         """Vectors of entities: [N, D] float32.
 
         Entities of similar length go together, so that short ones are not padded to the longest.
+
+        Args:
+          titles: N titles.
+          texts: N descriptions.
+          progress: called after each batch with its number of entities.
         """
         tokens = self.tokenizer.encode_entities(titles, texts, self.config.max_entity_tokens)
         order = np.argsort([len(ids) for ids in tokens], kind="stable")
+        starts = np.arange(0, len(order), self._batch_size)
+        # Short and long ones in turn, so that the rate so far says how long the rest takes.
+        starts = np.random.default_rng(0).permutation(starts)
         vectors = np.empty((len(tokens), self.config.vector_width), np.float32)
-        for start in range(0, len(order), self._batch_size):
+        for start in starts.tolist():
             rows = order[start : start + self._batch_size]
             vectors[rows] = self._encode_batch([tokens[row] for row in rows])
+            if progress:
+                progress(len(rows))
         return vectors
 
     def _encode_batch(self, tokens: list[np.ndarray]) -> np.ndarray:
@@ -144,8 +159,8 @@ def encode_catalogue(
       folder: where the shards go.
       dtype: on disk, "float32", "bfloat16" or "int8" (with a scale per row).
       shard_rows: entities per shard.
-      progress: called with the number of entities done, first with those found on disk; the other
-        processes are taken to keep pace.
+      progress: called with the number of entities done since, first with those found on disk. Of
+        what other processes do it hears when this one has written its shard.
       exchange: called by every process before and after its work, to bring the shards that others
         wrote into its folder.
 
@@ -174,12 +189,14 @@ def encode_catalogue(
     index, count = jax.process_index(), jax.process_count()
     for first in range(0, len(missing), count):
         together = missing[first : first + count]  # A shard for every process.
+        others = sum(rows[shard] for shard in together)
         if index < len(together):
             span = range(*writer.shard_range(together[index]))
-            vectors = encoder.encode(catalogue.titles(span), catalogue.texts(span))
+            vectors = encoder.encode(catalogue.titles(span), catalogue.texts(span), progress)
             writer.write_shard(together[index], vectors)
-        if progress:
-            progress(sum(rows[shard] for shard in together))
+            others -= len(span)
+        if progress and others:
+            progress(others)
     exchange()
     devices_lib.wait_for_all(f"{folder}: all shards")
     return writer.finish()

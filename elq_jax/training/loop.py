@@ -37,6 +37,7 @@ import numpy as np
 from elq_jax.data.batches import TrainingBatches, TrainingExample, bucket, make_examples
 from elq_jax.data.catalogue import Catalogue
 from elq_jax.data.files import atomic_write
+from elq_jax.data.progress import progress
 from elq_jax.data.questions import Question, prepare
 from elq_jax.data.tokenization import Tokenizer
 from elq_jax.errors import ElqError
@@ -222,14 +223,15 @@ class _Run:
 
     def _encode(self, encoder: encoding.CatalogueEncoder, name: str) -> Embeddings:
         """Encodes the catalogue into a folder of the workdir; all processes together."""
-        return encoding.encode_catalogue(
-            encoder,
-            self.catalogue,
-            self.folder / name,
-            dtype=self.config.encode.table_dtype,
-            progress=_report_encoding(len(self.catalogue)),
-            exchange=lambda: self.workdir.exchange(name),
-        )
+        with progress("encoding the catalogue", len(self.catalogue), "entities") as advance:
+            return encoding.encode_catalogue(
+                encoder,
+                self.catalogue,
+                self.folder / name,
+                dtype=self.config.encode.table_dtype,
+                progress=advance if devices_lib.is_main() else None,
+                exchange=lambda: self.workdir.exchange(name),
+            )
 
     def _save_model(self, name: str, params: Any, linking: Mapping[str, Any] | None = None) -> None:
         if devices_lib.is_main():
@@ -557,18 +559,6 @@ def _check_finite(values: Mapping[str, float], folder: pathlib.Path, checkpoints
             f"{folder}: {', '.join(f'{k} is {v}' for k, v in bad.items())}; the newest checkpoint "
             "is from before. Lower learning_rate or max_grad_norm and start in another workdir"
         )
-
-
-def _report_encoding(total: int) -> Callable[[int], None]:
-    started, done = time.monotonic(), 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        rate = done / max(time.monotonic() - started, 1e-9)
-        _say(f"encoding the catalogue: {done:,} of {total:,} entities, {rate:,.0f}/s")
-
-    return advance
 
 
 def _say(text: str) -> None:

@@ -1,0 +1,94 @@
+"""Work done, rate and time left, on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Shows work done, rate and time left on stderr: a bar on a terminal, else a line now and then.
+
+    Args:
+      description: what is being done.
+      total: how many there are.
+      unit: of what, plural.
+
+    Yields:
+      a function to call with the number just done. The rate counts from its first call on, which is
+      for what was found done, or was slow because programs were compiled.
+    """
+    if sys.stderr.isatty():
+        with _bar(description, total, unit) as advance:
+            yield advance
+    else:
+        yield _Lines(description, total, unit).advance
+
+
+@contextlib.contextmanager
+def _bar(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TextColumn("{task.fields[rate]}"),
+        rich_progress.TimeRemainingColumn(),
+    )
+    with rich_progress.Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(description, total=total, rate="")
+        started, done = None, 0
+
+        def advance(count: int) -> None:
+            nonlocal started, done
+            if started is None:
+                started = time.monotonic()
+            else:
+                done += count
+            rate = f"{done / max(time.monotonic() - started, 1e-9):,.0f} {unit}/s" if done else ""
+            bars.update(task, advance=count, rate=rate)
+
+        yield advance
+
+
+class _Lines:
+    """Progress for logs: a line after ten seconds, then ever more seldom, and one at the end.
+
+    Nothing where all is done in ten seconds.
+    """
+
+    def __init__(self, description: str, total: int, unit: str):
+        self._text, self._total, self._unit = description, total, unit
+        self._done = 0
+        self._first: tuple[float, int] | None = None
+        self._printed: float | None = None
+
+    def advance(self, count: int) -> None:
+        now = time.monotonic()
+        self._done += count
+        if self._first is None:
+            self._first = now, self._done
+            return
+        started, before = self._first
+        last = started if self._printed is None else self._printed
+        finished = self._done >= self._total and self._printed is not None
+        if finished or now - last > max(10, (now - started) / 20):
+            rate = (self._done - before) / max(now - started, 1e-9)
+            left = (self._total - self._done) / max(rate, 1e-9)
+            print(
+                f"{self._text}: {self._done:,} of {self._total:,} {self._unit}, "
+                f"{rate:,.1f}/s, {_duration(left)} left",
+                file=sys.stderr,
+            )
+            self._printed = now
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
