@@ -4,8 +4,10 @@ import ast
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = pathlib.Path(__file__).parent.parent / "elq_jax"
 ALLOWED = {
@@ -74,3 +76,17 @@ def test_opening_a_linker_loads_only_what_it_needs():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_what_is_pinned_is_what_the_package_asks_for():
+    """requirements.txt has every package of pyproject.toml, in a version that it allows."""
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]
+    asked = {r.name: r for r in map(Requirement, project["dependencies"])}
+    lines = (ROOT.parent / "requirements.txt").read_text().splitlines()
+    pinned = {r.name: r for r in map(Requirement, lines)}
+    assert asked.keys() == pinned.keys()
+    for name, requirement in pinned.items():
+        [pin] = requirement.specifier
+        assert pin.operator == "=="
+        assert asked[name].specifier.contains(pin.version), name
+        assert str(asked[name].marker) == str(requirement.marker), name
