@@ -12,6 +12,10 @@ class ElqError(ValueError):
     """
 
 
+class DiskFullError(ElqError):
+    """There was no room for a file; what was written before it is good to go on with."""
+
+
 class DataError(ElqError):
     """A problem at one place of an input file.
 

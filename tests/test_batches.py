@@ -1,5 +1,6 @@
 """Alignment and windows against the original, batches against plain lists."""
 
+import dataclasses
 import json
 from collections import Counter
 
@@ -205,6 +206,24 @@ def test_examples_of_plain_questions(tokenizer):
     assert report.left_out == ["q"]
     assert "2 misaligned" in report.summary()
     assert "1 questions left out" in report.summary()
+
+
+def test_mentions_that_are_too_wide_are_named_and_stay(tokenizer):
+    """In the plain form and in the one with token ids; four tokens are not too many."""
+    question = ask("who is a b c d e f", "a b c d", "e f", rows=[1, 2])
+    [encoded] = tokenizer.encode_questions([question.text], 64)
+    ids = tuple(encoded.ids[1:-1].tolist())
+    tokenized = dataclasses.replace(question, token_ids=ids, token_mentions=((2, 6), (6, 8)))
+    for one in (question, tokenized):
+        [example], report = make_examples([one], tokenizer, 64, 3)
+        assert example.rows.tolist() == [1, 2]
+        [problem] = report.problems
+        assert (problem.kind, problem.mention, problem.is_left_out) == ("too_wide", 0, False)
+        assert "its 4 tokens are more than max_mention_width = 3" in problem.message
+        assert not make_examples([one], tokenizer, 64, 4)[1].problems
+    aligned = align_mentions(question, encoded, 3)
+    assert aligned.rows.tolist() == [1, 2]
+    assert [problem.kind for problem in aligned.problems] == ["too_wide"]
 
 
 def test_foreign_token_ids_are_refused(tokenizer):

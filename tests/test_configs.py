@@ -12,7 +12,7 @@ from reference import write_tiny_bert
 
 from elq_jax.linking import directory
 from elq_jax.linking.linker import EntityLinker
-from elq_jax.training import loop
+from elq_jax.training import configuration, loop
 
 # Of ml_collections, on Python 3.11.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -33,7 +33,7 @@ def load(path, variant=""):
 def flat(name, variant=""):
     get_config = importlib.import_module(f"configs.{name}").get_config
     config = get_config(variant) if variant else get_config()
-    return loop._flatten(config.to_dict())
+    return configuration.flatten(config.to_dict())
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -191,3 +191,22 @@ def test_a_catalogue_is_built_again_from_another_file(tmp_path):
     built = output.stat().st_mtime_ns
     open_or_build_catalogue(tmp_path / "newer.jsonl", output)
     assert output.stat().st_mtime_ns == built
+
+
+def test_a_catalogue_that_has_embeddings_is_not_replaced(fixtures, encoder, tmp_path):
+    """By another one: the folder stays as it was, and still opens. The same one may come again."""
+    output = tmp_path / "out"
+    lines = (fixtures / "entity.jsonl").read_text().splitlines(keepends=True)
+    for name, count in (("first", 20), ("other", 30)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines[:count]))
+    catalogue = open_or_build_catalogue(tmp_path / "first.jsonl", output / "catalogue.arrow")
+    encode_catalogue(encoder, catalogue, output / "embeddings", shard_rows=20)
+    build_catalogue(tmp_path / "other.jsonl", tmp_path / "other.arrow")
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    for source in ("other.jsonl", "other.arrow"):
+        with pytest.raises(ElqError, match=f"embeddings of another catalogue than .*{source}"):
+            open_or_build_catalogue(tmp_path / source, output / "catalogue.arrow")
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    (tmp_path / "again.jsonl").write_text((tmp_path / "first.jsonl").read_text())
+    again = open_or_build_catalogue(tmp_path / "again.jsonl", output / "catalogue.arrow")
+    assert again.fingerprint == catalogue.fingerprint

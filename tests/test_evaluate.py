@@ -12,7 +12,7 @@ import pytest
 from conftest import FIXTURES
 from reference import arrays, tiny_linker_directory
 
-from elq_jax.data.files import read_jsonl
+from elq_jax.data.files import read_jsonl, write_json
 from elq_jax.data.questions import Mention, Question
 from elq_jax.evaluation import speed
 from elq_jax.evaluation.matching import Counts, count_matches
@@ -142,6 +142,16 @@ def test_gold_that_no_tokens_express(linker):
     assert list(result.gold_candidates[2]) == list(alone.gold_candidates[0])
 
 
+def test_gold_that_is_too_wide_to_be_found(linker):
+    """It is named, and still has candidates."""
+    text = "who is " + "obama " * linker.config.max_mention_width + "x"
+    mentions = (Mention(0, 3, 1), Mention(7, len(text), 2))
+    [aligned] = align_gold(linker, [Question("q", text, mentions)])
+    assert [(problem.kind, problem.mention) for problem in aligned.problems] == [("too_wide", 1)]
+    [result] = predict(linker, [Question("q", text, mentions)], FLOOR, at_gold_spans=True).results
+    assert [len(rows) for rows in result.gold_candidates] == [10, 10]
+
+
 def test_speed(linker):
     found = speed.measure_speed(linker, TEXTS, batch_size=4)
     assert found["questions"] == len(TEXTS)
@@ -244,6 +254,42 @@ def test_program_lists_gold_that_cannot_be_found(folder, tmp_path):
     assert (report["in_catalogue"]["questions"], report["in_catalogue"]["gold"]) == (2, 2)
 
 
+def no_constant(name):
+    raise AssertionError(f"{name} is not JSON")
+
+
+@pytest.mark.parametrize(
+    ("flags", "written"),
+    [
+        (["--tune={other}", "--floor=-inf"], {"floor": "-inf", "threshold_from": "--tune"}),
+        (["--threshold=inf"], {"threshold": "inf", "floor": -8.0}),
+    ],
+)
+def test_program_at_infinite_thresholds_and_tuned_on_its_questions(
+    folder, questions, tmp_path, flags, written
+):
+    path, other = write(tmp_path / "questions.jsonl", questions[:3]), tmp_path / "other.jsonl"
+    other.symlink_to(path)
+    flags = [flag.format(other=other) for flag in flags]
+    done = run(
+        f"--linker={folder}", f"--questions={path}", "--nospeed", f"--output={tmp_path}", *flags
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text(), parse_constant=no_constant)
+    assert {name: report[name] for name in written} == written
+    warning = f"warning: --tune {other} is one of --questions: their score is at a threshold that"
+    assert (warning in done.stderr) == ("tune" in report)
+
+
+def test_json_of_any_numbers(tmp_path):
+    values = {"a": [1.5, float("-inf"), {"é": float("nan")}], "b": float("inf")}
+    write_json(tmp_path / "values.json", values)
+    text = (tmp_path / "values.json").read_text()
+    found = json.loads(text, parse_constant=no_constant)
+    assert found == {"a": [1.5, "-inf", {"é": "nan"}], "b": "inf"}
+    assert "é" in text
+
+
 def test_program_counting_as_the_original(folder, tmp_path):
     [expected] = [
         run["counts"]
@@ -270,7 +316,7 @@ def test_program_counting_as_the_original(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--questions=a.jsonl", "b.jsonl"], "b.jsonl: unexpected; give every file with"),
+        (["--questions=a.jsonl", "b.jsonl"], "b.jsonl: unexpected; everything is given with"),
         (["--questions=a.jsonl", "--tune=b.jsonl", "--threshold=-1"], "give one"),
         (["--questions=no/such.jsonl"], "no/such.jsonl: no such file"),
         (["--questions=a.jsonl", "--linker=no/linker"], "no/linker: no config.json here"),

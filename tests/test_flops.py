@@ -83,7 +83,7 @@ BATCH = {
     "gold_rows": jnp.zeros((B, M), jnp.int32),
     "entity_ids": jnp.zeros((B, M, 1 + N, T), jnp.int32),
     "entity_mask": jnp.ones((B, M, 1 + N, T), bool),
-    "negative_mask": jnp.ones((B, M, N), bool),
+    "negative_rows": jnp.zeros((B, M, N), jnp.int32),
 }
 CONFIG = ElqConfig(BERT, BERT)
 # The weights of the means over mentions have no gradient. The logits of the gold entities, forward

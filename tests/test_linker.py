@@ -3,8 +3,11 @@
 import dataclasses
 import errno
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 import unicodedata
 
 import jax
@@ -257,16 +260,57 @@ def test_settings_of_the_directory_and_of_the_caller(folder):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"treshold": -1}, r"unknown \['treshold'\]"),
-        ({"max_mentions": 0}, "max_mentions: 0; expected at least 1"),
-        ({"num_candidates": 0}, "num_candidates: 0; expected at least 1"),
-        ({"threshold": float("nan")}, "threshold: NaN"),
+        ({"treshold": -1}, "setting 'treshold': unknown; expected one of threshold, max_mentions"),
+        ({"max_mentions": 0}, "max_mentions: 0; expected an integer, at least 1"),
+        ({"max_mentions": 2.5}, "max_mentions: 2.5; expected an integer"),
+        ({"num_candidates": "3"}, "num_candidates: '3'; expected an integer"),
+        ({"threshold": float("nan")}, "threshold: nan; expected a number"),
+        ({"threshold": None}, "threshold: None; expected a number"),
+        ({"threshold": "high"}, "threshold: 'high'; expected a number"),
         ({"threshold_type": "best"}, "threshold_type: 'best'"),
+        ({"max_question_tokens": 2}, "max_question_tokens: 2; expected an integer, at least 3"),
     ],
 )
-def test_settings_that_cannot_be(folder, settings, message):
+def test_settings_that_cannot_be(folder, linker, copy, settings, message):
+    """Given when a linker is opened, later, and in the directory."""
     with pytest.raises(ElqError, match=message):
         EntityLinker.from_pretrained(folder, **settings)
+    with pytest.raises(ElqError, match=message):
+        linker.with_settings(**settings)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"linking": settings}))
+    with pytest.raises(ElqError, match=rf'config\.json: "linking": {message}'):
+        EntityLinker.from_pretrained(copy)
+
+
+def test_arguments_that_cannot_be(folder, linker):
+    for texts, message in (
+        ("one string", "texts: found one string"),
+        (None, "texts: found NoneType"),
+        ([None], r"texts\[0\]: found NoneType, expected a string"),
+    ):
+        with pytest.raises(ElqError, match=message):
+            linker.link_batch(texts)
+    for size in (0, None, "8", 2.5, True):
+        with pytest.raises(ElqError, match=f"batch_size is {size!r}, expected an integer"):
+            linker.link_batch(SHORT, batch_size=size)
+    with pytest.raises(ElqError, match="threshold: 'high'; expected a number"):
+        linker(SHORT[0], "high")
+    with pytest.raises(ElqError, match="dtype: 'fp16'; expected one of"):
+        EntityLinker.from_pretrained(folder, dtype="fp16")
+    with pytest.raises(
+        ElqError, match=r"bounds\[0\]: \[1, 200\]; expected first and last token of"
+    ):
+        linker.candidates_at(["who is obama"], [np.array([[1, 200]])])
+    with pytest.raises(ElqError, match="bounds: found 0, expected one for each"):
+        linker.candidates_at(["who is obama"], [])
+
+
+def test_texts_of_any_iterable(linker):
+    expected = linker.link_batch(SHORT, -np.inf)
+    assert_same(linker.link_batch(iter(SHORT), -np.inf), expected)
+    assert_same(linker.link_batch(dict.fromkeys(SHORT).keys(), -np.inf), expected)
+    assert_same(linker.link_batch(np.array(SHORT), -np.inf), expected)
 
 
 def test_questions_cut_shorter_than_the_directory_says(folder, linker):
@@ -274,6 +318,8 @@ def test_questions_cut_shorter_than_the_directory_says(folder, linker):
     shorter = EntityLinker.from_pretrained(folder, max_question_tokens=5, devices=one_device())
     [cut], [whole] = shorter.encode([words]), linker.encode([words])
     assert cut.ids.tolist() == [*whole.ids[:4], whole.ids[-1]]
+    [back] = shorter.with_settings(max_question_tokens=None).encode([words])
+    assert back.ids.tolist() == whole.ids.tolist()
     with pytest.raises(ElqError, match="max_question_tokens: 1000; expected 3 to 512"):
         EntityLinker.from_pretrained(folder, max_question_tokens=1000)
 
@@ -288,13 +334,31 @@ def test_save_pretrained_and_open_again(linker, tmp_path):
     again.with_settings(threshold=-3.0).save_pretrained(target)
     assert EntityLinker.from_pretrained(target).settings.threshold == -3.0
     assert linker.settings.threshold == -4.5
+    again.with_settings(threshold=-np.inf, max_question_tokens=9).save_pretrained(target)
+    json.loads((target / "config.json").read_text(), parse_constant=pytest.fail)
+    everything = EntityLinker.from_pretrained(target)
+    assert everything.settings.threshold == -np.inf
+    assert everything.max_question_tokens == 9
 
 
 def test_save_pretrained_spares_other_folders(linker, tmp_path):
     (tmp_path / "thesis.txt").write_text("important")
     with pytest.raises(ElqError, match="not a linker directory; give another name"):
         linker.save_pretrained(tmp_path)
+    with pytest.raises(ElqError, match="not a linker directory; give another name"):
+        linker.save_pretrained(tmp_path / "thesis.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_save_pretrained_from_and_to_relative_paths(copy, tmp_path, monkeypatch):
+    monkeypatch.chdir(copy.parent)
+    linker = EntityLinker.from_pretrained(copy.name, devices=one_device())
+    with pytest.raises(ElqError, match="lies in the directory to be copied"):
+        linker.save_pretrained(copy / "sub")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    linker.save_pretrained(".")
+    assert directory.is_linker_directory(tmp_path / "empty")
 
 
 def test_a_copy_that_does_not_fit_on_the_disk(linker, tmp_path, monkeypatch):
@@ -327,6 +391,77 @@ def test_folders_that_are_no_linker(tmp_path, copy):
     (copy / "config.json").write_text("{")
     with pytest.raises(ElqError, match=r"config\.json: not the configuration of a linker"):
         EntityLinker.from_pretrained(copy)
+
+
+def test_parameters_of_another_model(copy):
+    """config.json and model.safetensors say different things; or there are NaNs."""
+    config = json.loads((copy / "config.json").read_text())
+    for layers, message in (
+        (3, r"question/bert/layers_2/.*: found nothing, config\.json says \(64,\)"),
+        (1, r"question/bert/layers_1/.*: found \(64,\), config\.json says nothing"),
+    ):
+        config["model"]["question_bert"]["num_layers"] = layers
+        (copy / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ElqError, match=message):
+            EntityLinker.from_pretrained(copy)
+    config["model"]["question_bert"]["num_layers"] = 2
+    config["model"]["max_mention_width"] = 0
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ElqError, match="max_mention_width: 0; expected at least 1"):
+        EntityLinker.from_pretrained(copy)
+
+
+def test_parameters_that_are_no_numbers(tmp_path):
+    params = jax.tree.map(np.array, tiny_params())
+    params["question"]["bert"]["layers_1"]["output"]["bias"][3] = np.nan
+    directory.save_model(tmp_path, tiny_config(), params, Tokenizer.from_pretrained("minilm"))
+    directory.load_params(tmp_path, ("entity",))
+    with pytest.raises(ElqError, match="question/bert/layers_1/output/bias: holds NaN"):
+        directory.load_params(tmp_path)
+
+
+def test_a_tokenizer_of_more_tokens_than_the_encoder_knows(linker):
+    bert = dataclasses.replace(linker.config.question_bert, vocab_size=1000)
+    with pytest.raises(ElqError, match="tokenizer has 30,522 tokens, the question encoder 1,000"):
+        EntityLinker(
+            dataclasses.replace(linker.config, question_bert=bert),
+            tiny_params()["question"],
+            linker.tokenizer,
+            linker.catalogue,
+            linker.index,
+        )
+
+
+COMPILES = """
+import sys, jax
+from jax._src import monitoring
+from elq_jax import EntityLinker
+jax.jit(lambda x: x + 1)(1.0)  # The caller has compiled something before.
+hits = []
+monitoring.register_event_listener(lambda name, **_: hits.append(name))
+EntityLinker.from_pretrained(sys.argv[1], threshold=-100.0, devices=jax.devices()[:1])("who")
+print(sum(name.endswith("/cache_hits") for name in hits))
+"""
+
+
+def test_compiled_programs_are_kept_on_disk(folder, tmp_path):
+    """The second process finds what the first one compiled."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    environment |= {"ELQ_JAX_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
+    hits = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", COMPILES, folder],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for _ in range(2)
+    ]
+    assert hits[0] == 0 < hits[1]
+    assert list((tmp_path / "cache").iterdir())
 
 
 @pytest.mark.parametrize(

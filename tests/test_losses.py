@@ -86,7 +86,8 @@ def test_full_catalogue_loss_holds_no_matrix_of_all_entities():
     assert compiled.memory_analysis().temp_size_in_bytes < Q * rows * 4 / 4
 
 
-def slow_in_batch(queries, entities, rows, mask, negatives=None, negative_mask=None):
+def slow_in_batch(queries, entities, rows, mask, negatives=None, negative_rows=None):
+    """With a set of entities for each mention; negatives are theirs by row."""
     total = 0.0
     for i in np.flatnonzero(mask):
         logits = [queries[i] @ entities[i]]
@@ -94,7 +95,10 @@ def slow_in_batch(queries, entities, rows, mask, negatives=None, negative_mask=N
             if j != i and rows[j] != rows[i]:
                 logits.append(queries[i] @ entities[j])
         if negatives is not None:
-            logits += [queries[i] @ n for n, m in zip(negatives[i], negative_mask[i]) if m]  # noqa: B905
+            known = {-1, *rows[mask]}
+            for vector, row in zip(negatives[i], negative_rows[i], strict=True):
+                if row not in known:
+                    logits.append(queries[i] @ vector)
         total += np.log(np.sum(np.exp(np.array(logits, np.float64)))) - logits[0]
     return total
 
@@ -106,8 +110,9 @@ def test_in_batch_and_hard_negatives_against_a_slow_loop(num_devices):
     rows = np.array([3, 4, 3, 9, 1, 4, 0, 7], np.int32)
     mask = np.array([1, 1, 1, 0, 1, 1, 1, 1], bool)
     entities = TABLE[rows]
-    negatives = RNG.normal(size=(total, 3, D)).astype(np.float32)
-    negative_mask = RNG.random((total, 3)) < 0.7
+    # Its own gold entity, one of another mention, of padding (9), one in no batch, none.
+    negative_rows = np.array([[3, 4, 9], [20, -1, 21], [0, 30, 3], [9, 3, 40]] * 2, np.int32)
+    negatives = TABLE[negative_rows]
 
     def split(x):
         return x.reshape(num_devices, -1, *x.shape[1:])
@@ -117,7 +122,7 @@ def test_in_batch_and_hard_negatives_against_a_slow_loop(num_devices):
     np.testing.assert_allclose(sums.sum(), slow_in_batch(queries, entities, rows, mask), rtol=1e-5)
     assert counts.sum() == mask.sum()
     hard = jax.pmap(lambda *a: losses.hard_negatives_loss(*a, "devices"), axis_name="devices")
-    arrays = (queries, entities, rows, mask, negatives, negative_mask)
+    arrays = (queries, entities, rows, mask, negatives, negative_rows)
     sums, _ = hard(*map(split, arrays))
     np.testing.assert_allclose(sums.sum(), slow_in_batch(*arrays), rtol=1e-5)
 

@@ -1,5 +1,6 @@
 """The encoders and the span grid against the original's numbers and against slow loops."""
 
+import dataclasses
 import json
 
 import jax
@@ -17,8 +18,10 @@ from elq_jax.model.elq import (
     EntityEncoder,
     QuestionEncoder,
     original_names,
+    parameter_shapes,
     params_from_original,
 )
+from elq_jax.training.pretrained import initial_params
 
 # As the fixtures' README states them.
 HIDDEN = {"rtol": 0, "atol": 2e-5}
@@ -239,3 +242,29 @@ def test_minilm():
     ids = expected["cand_ids"]
     entity = EntityEncoder(config).apply({"params": {"bert": params["bert"]}}, ids, ids != 0)
     np.testing.assert_allclose(entity, expected["cand_encodings"], **HIDDEN)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mention_head": "mlp", "score_scale": 20.0},
+        {"mention_aggregation": "fl_linear"},
+        {"mention_aggregation": "all_avg_linear"},
+        {
+            "mention_aggregation": "all_avg_linear",
+            "entity_pooling": "pooler_linear",
+            "entity_width": 24,
+        },
+    ],
+)
+def test_parameter_shapes_are_those_of_the_modules(changes):
+    """Encoders of different sizes, so that no width passes for another."""
+    question = BertConfig(100, 64, 2, 4, 256)
+    entity = BertConfig(100, 64 if not changes else 48, 1, 4, 96)
+    if not changes.get("mention_aggregation", "").endswith("_linear"):
+        entity = dataclasses.replace(entity, hidden_size=64)
+    config = ElqConfig(question, entity, **changes)
+    tree = jax.eval_shape(lambda: initial_params(config))
+    expected = {name: x.shape for name, x in traverse_util.flatten_dict(tree).items()}
+    assert parameter_shapes(config) == expected

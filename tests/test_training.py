@@ -25,6 +25,7 @@ from elq_jax.training.step import (
     bi_encoder_train_step,
     joint_train_step,
 )
+from elq_jax.training.workdir import Workdir
 
 DEMO = pathlib.Path(__file__).parent.parent / "demo"
 
@@ -62,7 +63,7 @@ def run_steps(step, params, batch, shards, num_devices, num_steps):
 
 @pytest.mark.parametrize(
     ("linking_loss", "num_devices"),
-    [(name, (1, 3)) for name in LINKING_LOSSES] + [("full_catalogue", (1, 2, 8))],
+    [(name, (1, 8)) for name in LINKING_LOSSES] + [("full_catalogue", (1, 3))],
 )
 def test_any_number_of_devices_takes_the_same_joint_steps(linking_loss, num_devices):
     """500 entities divide by neither 3 nor 8 devices; the fixtures' model has no dropout."""
@@ -91,9 +92,9 @@ def test_any_number_of_devices_takes_the_same_bi_encoder_steps(num_negatives):
     mined[:] = rng.integers(1000, 20000, mined.shape)
     batch["entity_mask"] = np.ones(shape, bool)
     if num_negatives:
-        batch["negative_mask"] = rng.random((*shape[:-2], num_negatives)) < 0.8
+        batch["negative_rows"] = rng.integers(-1, 9, (*shape[:-2], num_negatives), np.int32)
     step = bi_encoder_train_step(tiny_config(), LossConfig())
-    runs = [run_steps(step, tiny_params(), batch, None, n, num_steps=2) for n in (1, 3)]
+    runs = [run_steps(step, tiny_params(), batch, None, n, num_steps=2) for n in (1, 8)]
     for one, expected in zip(runs[1][0], runs[0][0], strict=True):
         for name, value in one.items():
             np.testing.assert_allclose(value, expected[name], rtol=2e-4, err_msg=name)
@@ -295,11 +296,41 @@ def test_a_workdir_of_another_configuration_is_refused(config, tmp_path):
         ({"joint.schedule": "steps"}, "schedule: 'steps'; expected one of"),
         ({"num_devices": 100}, "num_devices: 100; this host has"),
         ({"model.mention_head": "svm"}, "mention_head: 'svm'; expected one of"),
+        ({"joint.eval_every": 0}, "joint.eval_every: 0; expected an integer, at least 1"),
+        ({"joint.log_every": 0}, "joint.log_every: 0; expected an integer"),
+        ({"joint.checkpoint_every": 0}, "joint.checkpoint_every: 0; expected an integer"),
+        ({"joint.accumulate_steps": 0}, "joint.accumulate_steps: 0; expected an integer"),
+        ({"joint.num_steps": 0, "joint.num_epochs": 0.0}, "both are 0; give one of them"),
+        ({"joint.dtype": "fp16"}, "joint.dtype: 'fp16'; expected one of float32, bfloat16"),
+        ({"joint.table_dtype": "int4"}, "joint.table_dtype: 'int4'; expected one of"),
+        ({"encode.batch_size": 0}, "encode.batch_size: 0; expected an integer"),
+        ({"eval.metric": "best"}, "eval.metric: 'best'; expected one of weak, strong"),
+        ({"linking.max_mentions": 0}, "max_mentions: 0; expected an integer"),
+        ({"train_repeats": (1.0, 2.0)}, "train_repeats: 2 numbers; expected none, or one for each"),
     ],
 )
 def test_settings_that_cannot_be_used(config, tmp_path, change, message):
     config.update_from_flattened_dict(change)
     with pytest.raises(ElqError, match=message):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_start_that_failed_does_not_claim_the_workdir(config, tmp_path):
+    config.joint.num_steps = 1
+    right, config.catalogue = config.catalogue, "typo.jsonl"
+    with pytest.raises(ElqError, match=r"typo\.jsonl: no such file"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    config.catalogue = right
+    assert loop.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_two_runs_in_one_workdir(config, tmp_path):
+    with (
+        Workdir(tmp_path / "run").lock(),
+        pytest.raises(ElqError, match="another process is working in it"),
+    ):
         loop.train_and_evaluate(config, tmp_path / "run")
 
 

@@ -10,6 +10,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -98,8 +99,8 @@ def length_sorted_batches(
     Raises:
       ElqError: a question is longer than the largest bucket, or `batch_size` is below 1.
     """
-    if batch_size < 1:
-        raise ElqError(f"batch_size is {batch_size}, expected 1 or more")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ElqError(f"batch_size is {batch_size!r}, expected an integer, 1 or more")
     sizes = [*(size for size in batch_buckets if size < batch_size), batch_size]
     members = defaultdict(list)
     for index in np.argsort(np.asarray(lengths, np.int64), kind="stable").tolist():
@@ -118,17 +119,23 @@ class MentionProblem:
 
     Attributes:
       kind: "misaligned" (a bound lies inside a token), "empty" (no token in it), "cut" (beyond
-        the part of the question that is kept), "shortened" (only its beginning is kept; the one
-        kind that stays in the gold) or "no_offsets" (character offsets unknown).
+        the part of the question that is kept), "no_offsets" (character offsets unknown); or of one
+        that stays in the gold: "shortened" (only its beginning is kept), "too_wide" (of more tokens
+        than a mention that can be found).
       question_id: of the question.
       mention: number of the mention in the question.
       message: all of it for a person.
     """
 
-    kind: Literal["misaligned", "empty", "cut", "shortened", "no_offsets"]
+    kind: Literal["misaligned", "empty", "cut", "no_offsets", "shortened", "too_wide"]
     question_id: str
     mention: int
     message: str
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether the mention is missing from the gold."""
+        return self.kind not in ("shortened", "too_wide")
 
 
 class AlignedMentions(NamedTuple):
@@ -137,7 +144,7 @@ class AlignedMentions(NamedTuple):
     Attributes:
       bounds: [M, 2] int32, first and last token, both inclusive, [CLS] = 0.
       rows: [M] int32, rows of the catalogue, -1 = not in there.
-      problems: one for each mention that is missing from `bounds`.
+      problems: one for each mention that is missing from `bounds`, or too wide.
     """
 
     bounds: np.ndarray
@@ -145,36 +152,52 @@ class AlignedMentions(NamedTuple):
     problems: list[MentionProblem]
 
 
-def align_mentions(question: Question, encoded: EncodedQuestion) -> AlignedMentions:
+def align_mentions(
+    question: Question, encoded: EncodedQuestion, max_width: int | None = None
+) -> AlignedMentions:
     """Finds the tokens of each mention from its character offsets, in the order of the question.
 
     A mention is aligned if every token that touches it lies inside it, so blanks at its ends do no
     harm. Nothing is snapped to the next token: a mention that is not aligned becomes a problem.
+
+    Args:
+      question: with character offsets of its mentions.
+      encoded: its tokens.
+      max_width: report mentions of more tokens; None: do not.
     """
     starts, ends = encoded.offsets[:, 0], encoded.offsets[:, 1]
     cut_at = math.inf if encoded.truncated_at is None else encoded.truncated_at
     bounds, rows, problems = [], [], []
-    for number, mention in enumerate(question.mentions):
+
+    def report(number: int, kind: str, reason: str) -> None:
+        mention = question.mentions[number]
         quoted = question.text[mention.start : mention.end] if mention.start >= 0 else ""
-        touching = np.flatnonzero((starts < mention.end) & (ends > mention.start) & (ends > starts))
-        if mention.start < 0:
-            kind, reason = "no_offsets", "its character offsets are unknown"
-        elif mention.end > cut_at:
-            kind, reason = "cut", f"the question is cut at character {cut_at}"
-        elif not touching.size:
-            kind, reason = "empty", "it has no token"
-        elif starts[touching[0]] < mention.start or ends[touching[-1]] > mention.end:
-            kind, reason = "misaligned", "it begins or ends inside of a token"
-        else:
-            bounds.append((touching[0], touching[-1]))
-            rows.append(mention.row)
-            continue
         place = f"mention {number} [{mention.start}, {mention.end}) {quoted[:60]!r}"
         message = f"question {question.id}, {place}: {reason}"
         problems.append(MentionProblem(kind, question.id, number, message))
+
+    for number, mention in enumerate(question.mentions):
+        touching = np.flatnonzero((starts < mention.end) & (ends > mention.start) & (ends > starts))
+        if mention.start < 0:
+            report(number, "no_offsets", "its character offsets are unknown")
+        elif mention.end > cut_at:
+            report(number, "cut", f"the question is cut at character {cut_at}")
+        elif not touching.size:
+            report(number, "empty", "it has no token")
+        elif starts[touching[0]] < mention.start or ends[touching[-1]] > mention.end:
+            report(number, "misaligned", "it begins or ends inside of a token")
+        else:
+            bounds.append((touching[0], touching[-1]))
+            rows.append(mention.row)
+            if max_width is not None and len(touching) > max_width:
+                report(number, "too_wide", _too_wide(len(touching), max_width))
     return AlignedMentions(
         np.array(bounds, np.int32).reshape(-1, 2), np.array(rows, np.int32), problems
     )
+
+
+def _too_wide(width: int, max_width: int) -> str:
+    return f"its {width} tokens are more than max_mention_width = {max_width}: never found"
 
 
 class QuestionWindow(NamedTuple):
@@ -270,7 +293,7 @@ class AlignmentReport:
     Attributes:
       examples: number of examples made.
       mentions: number of gold mentions in them.
-      problems: one for each mention that is missing from them, or shortened.
+      problems: one for each mention that is missing from them, shortened or too wide.
       left_out: ids of questions that have mentions, of which none could be used.
     """
 
@@ -299,7 +322,10 @@ class AlignmentReport:
 
 
 def make_examples(
-    questions: Sequence[Question], tokenizer: Tokenizer, max_length: int
+    questions: Sequence[Question],
+    tokenizer: Tokenizer,
+    max_length: int,
+    max_mention_width: int | None = None,
 ) -> tuple[list[TrainingExample], AlignmentReport]:
     """Tokenizes labelled questions and cuts them to windows around their mentions.
 
@@ -310,6 +336,8 @@ def make_examples(
       questions: see `read_questions`.
       tokenizer: of the question encoder.
       max_length: largest T, see `question_window`.
+      max_mention_width: report mentions of more tokens, from which only linking is learned; None:
+        do not.
 
     Raises:
       ElqError: token ids that are not of this vocabulary; `max_length` below 3.
@@ -342,7 +370,9 @@ def make_examples(
             token_ids, spans, max_length, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id
         )
         kept = [numbers[place] for place in window.order]
-        report.problems += _window_problems(question, numbers, spans, window, max_length)
+        report.problems += _window_problems(
+            question, numbers, spans, window, max_length, max_mention_width
+        )
         if question.mentions and not kept:
             report.left_out.append(question.id)
             continue
@@ -359,6 +389,7 @@ def _window_problems(
     spans: np.ndarray,
     window: QuestionWindow,
     max_length: int,
+    max_width: int | None,
 ) -> list[MentionProblem]:
     kept = dict(zip(window.order.tolist(), window.bounds.tolist(), strict=True))
     problems = []
@@ -368,6 +399,8 @@ def _window_problems(
             kind, reason = "cut", f"it does not fit {max_length} tokens with the ones before it"
         elif kept[place][1] - kept[place][0] + 1 < end - start:
             kind, reason = "shortened", f"its {end - start} tokens do not fit {max_length}"
+        elif max_width is not None and end - start > max_width:
+            kind, reason = "too_wide", _too_wide(end - start, max_width)
         else:
             continue
         message = f"question {question.id}, mention {number}: {reason}"

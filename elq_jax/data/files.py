@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any, BinaryIO
 
-from elq_jax.errors import DataError, ElqError
+from elq_jax.errors import DataError, DiskFullError, ElqError
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -30,7 +30,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
       mode: "wb" or "w" (UTF-8).
 
     Raises:
-      ElqError: the disk is full.
+      DiskFullError: the disk is full.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,8 +48,20 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
             os.unlink(temporary)
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             message = f"{path}: not written, the disk is full; free some space and run again"
-            raise ElqError(message) from error
+            raise DiskFullError(message) from error
         raise
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes a JSON file as `atomic_write` does.
+
+    JSON has no infinity and no NaN: they become strings, such as "-inf".
+    """
+    text = json.dumps(value)
+    value = json.loads(text, parse_constant=lambda name: str(float(name)))
+    with atomic_write(path, "w") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
 
 
 def _umask() -> int:
@@ -117,6 +129,11 @@ def parse_object(
     except json.JSONDecodeError as error:
         shown = text.strip()[:60]
         message = f"invalid JSON ({error.msg} at column {error.colno}): {shown!r}"
+        raise DataError(message, path, line_number) from error
+    except (RecursionError, ValueError) as error:
+        deep = isinstance(error, RecursionError)
+        reason = "it is nested too deeply" if deep else "a number has thousands of digits"
+        message = f"JSON that cannot be read ({reason}): {text.strip()[:60]!r}"
         raise DataError(message, path, line_number) from error
     if not isinstance(value, dict):
         message = f"expected a JSON object {{...}}, found {type(value).__name__}"

@@ -64,9 +64,10 @@ def predict(
 
 
 def align_gold(linker: EntityLinker, questions: Sequence[Question]) -> list[AlignedMentions]:
-    """The tokens of every gold mention, and those mentions that no tokens express."""
+    """The tokens of every gold mention, and the mentions that cannot be found as they are."""
     encoded = linker.encode([question.text for question in questions])
-    return [align_mentions(q, e) for q, e in zip(questions, encoded, strict=True)]
+    width = linker.config.max_mention_width
+    return [align_mentions(q, e, width) for q, e in zip(questions, encoded, strict=True)]
 
 
 def _at_gold_spans(
@@ -78,7 +79,7 @@ def _at_gold_spans(
     found = linker.candidates_at(texts, [one.bounds for one in aligned], batch_size)
     lists = []
     for question, one, rows in zip(questions, aligned, found, strict=True):
-        refused = {problem.mention for problem in one.problems}
+        refused = {problem.mention for problem in one.problems if problem.is_left_out}
         remaining = iter(rows)
         empty = np.zeros(0, np.int32)
         lists.append(

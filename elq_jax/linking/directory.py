@@ -31,10 +31,11 @@ from elq_jax.data.files import atomic_write
 from elq_jax.data.safetensors_files import write_safetensors
 from elq_jax.data.tokenization import Tokenizer
 from elq_jax.errors import DataError, ElqError
-from elq_jax.model.elq import ElqConfig
+from elq_jax.model.elq import ElqConfig, parameter_shapes
 from elq_jax.retrieval.embeddings import Embeddings
 
 FORMAT = "elq_jax linker, version 1"
+CONFIG, PARAMETERS = "config.json", "model.safetensors"
 CATALOGUE, EMBEDDINGS, INDEX = "catalogue.arrow", "embeddings", "index"
 
 
@@ -60,7 +61,7 @@ def save_model(
     tokenizer.save(folder)
     flat = traverse_util.flatten_dict(dict(params), sep="/")
     shapes = {name: np.shape(array) for name, array in flat.items()}
-    write_safetensors(folder / "model.safetensors", shapes, lambda name: jax.device_get(flat[name]))
+    write_safetensors(folder / PARAMETERS, shapes, lambda name: jax.device_get(flat[name]))
     fingerprint = ""
     if "entity" in params:
         fingerprint = entity_encoder_fingerprint(config, params["entity"], tokenizer)
@@ -76,7 +77,7 @@ def _write_config(
         "entity_encoder": entity_encoder,
         "linking": dict(linking),
     }
-    with atomic_write(folder / "config.json", "w") as file:
+    with atomic_write(folder / CONFIG, "w") as file:
         json.dump(settings, file, indent=2)
         file.write("\n")
 
@@ -110,20 +111,23 @@ def copy_linker(
     """Copies a linker directory (hard links where possible) with other linking defaults."""
     source = pathlib.Path(source)
     config, _, entity_encoder = _read_config(source)
+    if source.resolve() in pathlib.Path(folder).resolve().parents:
+        raise ElqError(f"{folder}: lies in the directory to be copied; give another place")
     if pathlib.Path(folder).exists() and source.samefile(folder):
         _write_config(source, config, linking, entity_encoder)
         return
     with _replacing(folder) as temporary:
         _link_or_copy_tree(source, temporary)
-        (temporary / "config.json").unlink()
+        (temporary / CONFIG).unlink()
         _write_config(temporary, config, linking, entity_encoder)
 
 
 @contextlib.contextmanager
 def _replacing(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """A temporary folder that takes the place of `folder` when the block succeeds."""
-    folder = pathlib.Path(folder)
-    if folder.exists() and not is_linker_directory(folder) and any(folder.iterdir()):
+    folder = pathlib.Path(folder).absolute()
+    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_free and not is_linker_directory(folder):
         raise ElqError(f"{folder}: exists and is not a linker directory; give another name")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -154,7 +158,7 @@ def _link_or_copy_tree(source: pathlib.Path, target: pathlib.Path) -> None:
 
 def is_linker_directory(folder: str | os.PathLike[str]) -> bool:
     """Whether `folder` has a config.json of ours."""
-    path = pathlib.Path(folder) / "config.json"
+    path = pathlib.Path(folder) / CONFIG
     return path.is_file() and b'"elq_jax linker' in path.read_bytes()
 
 
@@ -173,7 +177,7 @@ def load_config(folder: str | os.PathLike[str]) -> tuple[ElqConfig, dict[str, An
 
 def _read_config(folder: str | os.PathLike[str]) -> tuple[ElqConfig, dict[str, Any], str]:
     """As `load_config`, and the fingerprint of the entity encoder ("" where it was not kept)."""
-    path = pathlib.Path(folder) / "config.json"
+    path = pathlib.Path(folder) / CONFIG
     if not path.is_file():
         raise ElqError(f"{folder}: no config.json here; expected a linker directory")
     try:
@@ -185,7 +189,7 @@ def _read_config(folder: str | os.PathLike[str]) -> tuple[ElqConfig, dict[str, A
                 path,
             )
         config = ElqConfig.from_dict(settings["model"])
-        return config, settings["linking"], settings.get("entity_encoder", "")
+        return config, dict(settings["linking"]), settings.get("entity_encoder", "")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ElqError):
             raise
@@ -223,24 +227,48 @@ def load_params(
       {part: tree of float32 arrays}.
 
     Raises:
-      ElqError: the file is missing, broken, or lacks a part.
+      ElqError: the file is missing or broken, lacks a part, is not of the model in config.json, or
+        holds NaN or infinity.
     """
-    path = pathlib.Path(folder) / "model.safetensors"
+    path = pathlib.Path(folder) / PARAMETERS
     if not path.is_file():
         raise ElqError(f"{path}: no such file; expected a linker directory with its parameters")
-    flat = {}
+    config, _ = load_config(folder)
+    flat: dict[tuple[str, ...], np.ndarray] = {}
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
                 if name.split("/")[0] in parts:
-                    flat[name] = file.get_tensor(name)
+                    flat[tuple(name.split("/"))] = file.get_tensor(name)
     except safetensors.SafetensorError as error:
         raise DataError(f"not a whole safetensors file ({error})", path) from error
-    params = traverse_util.unflatten_dict(flat, sep="/")
     for part in parts:
-        if part not in params:
+        if not any(name[0] == part for name in flat):
             raise DataError(f"holds no parameters of the {part} encoder", path)
-    return params
+    _check_params(flat, config, parts, path)
+    return traverse_util.unflatten_dict(flat)
+
+
+def _check_params(
+    flat: Mapping[tuple[str, ...], np.ndarray],
+    config: ElqConfig,
+    parts: Sequence[str],
+    path: pathlib.Path,
+) -> None:
+    """Raises a DataError unless these are the parameters that config.json describes, all finite."""
+    shapes = parameter_shapes(config)
+    expected = {name: shape for name, shape in shapes.items() if name[0] in parts}
+    for name in sorted({*expected, *flat}):
+        found = flat[name].shape if name in flat else "nothing"
+        if found != expected.get(name):
+            raise DataError(
+                f"{'/'.join(name)}: found {found}, config.json says {expected.get(name, 'nothing')}"
+                "; the two files are of different models",
+                path,
+            )
+        with np.errstate(all="ignore"):  # a sum keeps NaN and infinity
+            if not np.isfinite(flat[name].sum()) and not np.isfinite(flat[name]).all():
+                raise DataError(f"{'/'.join(name)}: holds NaN or infinity; train again", path)
 
 
 def entity_encoder_fingerprint(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
+import numbers
 import os
 import pathlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +19,7 @@ import numpy as np
 from elq_jax.data.batches import BATCH_BUCKETS, LENGTH_BUCKETS, length_sorted_batches, pad_tokens
 from elq_jax.data.catalogue import Catalogue
 from elq_jax.data.tokenization import EncodedQuestion, Tokenizer
-from elq_jax.errors import ElqError
+from elq_jax.errors import DataError, ElqError
 from elq_jax.linking import directory
 from elq_jax.linking.decoding import THRESHOLD_TYPES, Decoded, character_span, decode_batch
 from elq_jax.model import spans
@@ -25,6 +27,7 @@ from elq_jax.model.elq import ElqConfig, QuestionEncoder
 from elq_jax.retrieval import Index, open_index
 from elq_jax.training import devices as devices_lib
 
+DTYPES = ("float32", "bfloat16")  # of the encoder's matrix products
 _NO_ROW = -1  # where an index finds fewer candidates than it was asked for
 _BATCHES_IN_FLIGHT = 16  # bounds memory, however many questions are given at once
 
@@ -83,6 +86,7 @@ class LinkingSettings:
       num_candidates: C, entities retrieved for a mention; the linking softmax runs over them.
       threshold_type: "joint", or one of the original's two others (see `decode_batch`).
       mention_threshold: of the other two types.
+      max_question_tokens: T at most, [CLS] and [SEP] included; None: the model's own.
       allow_special_tokens: let mentions contain [CLS] or [SEP], as the original does.
       special_tokens_in_text: read a literal "[SEP]" in a question as the token, as the original
         does, and not as text.
@@ -93,27 +97,50 @@ class LinkingSettings:
     num_candidates: int = 10
     threshold_type: str = "joint"
     mention_threshold: float | None = None
+    max_question_tokens: int | None = None
     allow_special_tokens: bool = False
     special_tokens_in_text: bool = False
 
     def __post_init__(self):
-        for name in ("max_mentions", "num_candidates"):
-            if getattr(self, name) < 1:
-                raise ElqError(f"{name}: {getattr(self, name)}; expected at least 1")
+        _check_number("threshold", self.threshold)
+        _check_count("max_mentions", self.max_mentions)
+        _check_count("num_candidates", self.num_candidates)
         if self.threshold_type not in THRESHOLD_TYPES:
             raise ElqError(
                 f"threshold_type: {self.threshold_type!r}; expected one of {THRESHOLD_TYPES}"
             )
-        if self.threshold != self.threshold:
-            raise ElqError("threshold: NaN; expected a number (a log-probability)")
+        if self.mention_threshold is not None:
+            _check_number("mention_threshold", self.mention_threshold)
+        if self.max_question_tokens is not None:
+            _check_count("max_question_tokens", self.max_question_tokens, least=3)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LinkingSettings:
-        """Reads the "linking" part of config.json."""
-        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
-        if unknown:
-            raise ElqError(f"linking settings: unknown {sorted(unknown)}")
-        return cls(**values)
+        """Reads the "linking" part of config.json, or settings given by name.
+
+        Raises:
+          ElqError: a setting is unknown or out of range.
+        """
+        return cls().replace(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values, which have no infinity: -inf becomes "-inf"."""
+        values = dataclasses.asdict(self)
+        for name in ("threshold", "mention_threshold"):
+            if values[name] is not None and not math.isfinite(values[name]):
+                values[name] = str(float(values[name]))
+        return values
+
+    def replace(self, **changes: Any) -> LinkingSettings:
+        """The same with other values; raises an ElqError as `from_dict` does."""
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in known:
+                raise ElqError(f"setting {name!r}: unknown; expected one of {', '.join(known)}")
+        for name in ("threshold", "mention_threshold"):
+            if changes.get(name) in ("inf", "-inf"):  # as `to_dict` writes them
+                changes[name] = float(changes[name])
+        return dataclasses.replace(self, **changes)
 
     @property
     def prune_threshold(self) -> float:
@@ -124,6 +151,39 @@ class LinkingSettings:
         if self.threshold_type == "top_entity_by_mention":
             return self.threshold if self.mention_threshold is None else self.mention_threshold
         return self.threshold
+
+
+def _check_number(name: str, value: Any) -> None:
+    """A real number, infinite or not."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != value:
+        raise ElqError(f"{name}: {value!r}; expected a number")
+
+
+def _check_count(name: str, value: Any, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ElqError(f"{name}: {value!r}; expected an integer, at least {least}")
+
+
+def _check_bounds(encoded: Sequence[EncodedQuestion], bounds: Sequence[np.ndarray]) -> None:
+    if len(encoded) != len(bounds):
+        raise ElqError(
+            f"bounds: found {len(bounds)}, expected one for each of {len(encoded)} texts"
+        )
+    for number, (one, spans_) in enumerate(zip(encoded, bounds, strict=True)):
+        for start, end in np.asarray(spans_).reshape(-1, 2).tolist():
+            if not 0 <= start <= end < len(one.ids):
+                raise ElqError(
+                    f"bounds[{number}]: [{start}, {end}]; expected first and last token of "
+                    f"{len(one.ids)}, counted from 0"
+                )
+
+
+def _as_list(texts: Iterable[str]) -> list[str]:
+    """The texts of anything that can be iterated over; what they are is checked later."""
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        kind = "one string" if isinstance(texts, str) else type(texts).__name__
+        raise ElqError(f"texts: found {kind}; give a list of strings")
+    return list(texts)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -207,9 +267,17 @@ class EntityLinker:
                 f"the index has vectors of width {width}, the model of {config.vector_width}; "
                 "encode the catalogue with this model's entity encoder"
             )
+        if tokenizer.vocab_size > config.question_bert.vocab_size:
+            raise ElqError(
+                f"the tokenizer has {tokenizer.vocab_size:,} tokens, the question encoder "
+                f"{config.question_bert.vocab_size:,}; give the tokenizer it was trained with"
+            )
+        if dtype not in DTYPES:
+            raise ElqError(f"dtype: {dtype!r}; expected one of {DTYPES}")
         self.config, self.tokenizer = config, tokenizer
         self.catalogue, self.index = catalogue, index
         self.settings = settings or LinkingSettings()
+        _ = self.max_question_tokens  # for its check
         self._folder = folder
         self._devices = list(devices or devices_lib.local(devices_lib.all_devices()))
         self._params = devices_lib.replicate({"params": params}, self._devices)
@@ -237,30 +305,29 @@ class EntityLinker:
         index: str = "auto",
         dtype: str = "float32",
         devices: Sequence[jax.Device] | None = None,
-        max_question_tokens: int | None = None,
         **settings: Any,
     ) -> EntityLinker:
         """Opens a linker directory.
+
+        Compiled programs are kept on disk, see `devices.use_compilation_cache`.
 
         Args:
           path: written by `python -m elq_jax.train` or `save_pretrained`.
           index: "exact", "scann", or "auto": ScaNN if such an index was built, else exact.
           dtype: of the encoder's matrix products, "float32" or "bfloat16".
           devices: all local ones by default.
-          max_question_tokens: tokens that longer questions are cut to, instead of the directory's;
-            `save_pretrained` does not save it.
           **settings: changes to the directory's `LinkingSettings`, such as threshold=-2.0.
 
         Raises:
           ElqError: a part is missing or broken, or the parts are not of one another.
         """
-        path = pathlib.Path(path)
+        devices_lib.use_compilation_cache()
+        path = pathlib.Path(path).absolute()
         config, linking = directory.load_config(path)
-        if max_question_tokens is not None:
-            try:
-                config = dataclasses.replace(config, max_question_tokens=max_question_tokens)
-            except ValueError as error:
-                raise ElqError(str(error)) from error
+        try:
+            saved = LinkingSettings.from_dict(linking)
+        except ElqError as error:
+            raise DataError(f'"linking": {error}', path / directory.CONFIG) from error
         params = directory.load_params(path, ("question",))["question"]
         catalogue = Catalogue.open(path / directory.CATALOGUE)
         embeddings = directory.open_embeddings(path, catalogue)
@@ -270,7 +337,7 @@ class EntityLinker:
             Tokenizer.from_pretrained(path),
             catalogue,
             open_index(path / directory.INDEX, embeddings, index, devices),
-            LinkingSettings.from_dict(linking | settings),
+            saved.replace(**settings),
             dtype=dtype,
             devices=devices,
             folder=path,
@@ -287,7 +354,7 @@ class EntityLinker:
                 "this linker was put together in memory; write its parts with "
                 "elq_jax.linking.directory.write_linker"
             )
-        directory.copy_linker(self._folder, path, dataclasses.asdict(self.settings))
+        directory.copy_linker(self._folder, path, self.settings.to_dict())
 
     def with_params(self, params: Mapping[str, Any]) -> EntityLinker:
         """The same linker with other question-encoder parameters; nothing is compiled again."""
@@ -299,20 +366,36 @@ class EntityLinker:
     def with_settings(self, **changes: Any) -> EntityLinker:
         """The same linker with other `LinkingSettings`, such as threshold=-2.0."""
         other = copy.copy(self)
-        other.settings = dataclasses.replace(self.settings, **changes)
+        other.settings = self.settings.replace(**changes)
         return other
+
+    @property
+    def max_question_tokens(self) -> int:
+        """T at most: the settings' own, or the model's.
+
+        Raises:
+          ElqError: the encoder has not so many positions.
+        """
+        size, positions = self.settings.max_question_tokens, self.config.question_bert.max_positions
+        if size is None:
+            return self.config.max_question_tokens
+        if size > positions:
+            raise ElqError(
+                f"max_question_tokens: {size}; expected 3 to {positions} (the encoder's positions)"
+            )
+        return size
 
     def __call__(self, text: str, threshold: float | None = None) -> list[Link]:
         """Links one question; see `link_batch`."""
         return self.link_batch([text], threshold)[0]
 
     def link_batch(
-        self, texts: Sequence[str], threshold: float | None = None, batch_size: int = 64
+        self, texts: Iterable[str], threshold: float | None = None, batch_size: int = 64
     ) -> list[list[Link]]:
         """Links questions.
 
         Args:
-          texts: any strings. A text of more than `config.max_question_tokens` tokens is cut, with a
+          texts: any strings. A text of more than `max_question_tokens` tokens is cut, with a
             warning that says where.
           threshold: instead of the settings' own.
           batch_size: questions encoded at a time.
@@ -325,14 +408,14 @@ class EntityLinker:
             if question.encoded.truncated_at is not None:
                 warnings.warn(
                     f"only the first {question.encoded.truncated_at} of {len(question.text)} "
-                    f"characters are linked (max_question_tokens = "
-                    f"{self.config.max_question_tokens}): {question.text[:40]!r}...",
+                    f"characters are linked (max_question_tokens = {self.max_question_tokens}): "
+                    f"{question.text[:40]!r}...",
                     stacklevel=2,
                 )
         return self.decode(scored, threshold)
 
     def score_batch(
-        self, texts: Sequence[str], threshold: float | None = None, batch_size: int = 64
+        self, texts: Iterable[str], threshold: float | None = None, batch_size: int = 64
     ) -> list[ScoredQuestion]:
         """Runs the model and the index; `decode` can then be called at any threshold from here up.
 
@@ -341,13 +424,14 @@ class EntityLinker:
           threshold: lowest threshold to be asked for later; the settings' own by default.
           batch_size: questions encoded at a time.
         """
+        texts = _as_list(texts)
         return self.score_encoded(texts, self.encode(texts), threshold, batch_size)
 
-    def encode(self, texts: Sequence[str]) -> list[EncodedQuestion]:
-        """Tokens of questions, cut to `config.max_question_tokens`."""
+    def encode(self, texts: Iterable[str]) -> list[EncodedQuestion]:
+        """Tokens of questions, cut to `max_question_tokens`."""
         return self.tokenizer.encode_questions(
-            texts,
-            self.config.max_question_tokens,
+            _as_list(texts),
+            self.max_question_tokens,
             special_tokens_in_text=self.settings.special_tokens_in_text,
         )
 
@@ -466,6 +550,9 @@ class EntityLinker:
 
         Returns:
           for each question the candidate rows [M, C] int32, best first.
+
+        Raises:
+          ElqError: not as many bounds as texts, or positions that a question does not have.
         """
         vectors = self.vectors_at(texts, bounds, batch_size)
         counts = [len(one) for one in vectors]
@@ -477,6 +564,7 @@ class EntityLinker:
     ) -> list[np.ndarray]:
         """Query vectors of given spans: for each question [M, D] float32; see `candidates_at`."""
         encoded = self.encode(texts)
+        _check_bounds(encoded, bounds)
         most = max((len(one) for one in bounds), default=1)
         most = 1 << max(most - 1, 0).bit_length()  # few widths, few compilations
         found = [self._no_vectors()] * len(encoded)
@@ -500,14 +588,14 @@ class EntityLinker:
     def _settings(self, threshold: float | None) -> LinkingSettings:
         if threshold is None:
             return self.settings
-        return dataclasses.replace(self.settings, threshold=float(threshold))
+        return self.settings.replace(threshold=threshold)
 
     def _num_candidates(self) -> int:
         return min(self.settings.num_candidates, len(self.catalogue))
 
     def _batches(self, encoded: Sequence[EncodedQuestion], batch_size: int):
         lengths = [len(one.ids) for one in encoded]
-        longest = self.config.max_question_tokens
+        longest = self.max_question_tokens
         buckets = [*(size for size in LENGTH_BUCKETS if size < longest), longest]
         return length_sorted_batches(lengths, batch_size, buckets, BATCH_BUCKETS)
 

@@ -224,6 +224,14 @@ def huggingface_names(
     return names
 
 
+def parameter_shapes(
+    config: BertConfig, with_pooler: bool = False
+) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Path of every parameter of `BertEncoder` -> its shape."""
+    paths = huggingface_names(config, with_pooler).values()
+    return {path: _shape(path, config) for path, _ in paths}
+
+
 def params_from_huggingface(
     tensors: Mapping[str, np.ndarray], config: BertConfig, with_pooler: bool = False
 ) -> dict[str, Any]:
@@ -242,14 +250,16 @@ def params_from_huggingface(
       ValueError: a tensor is missing or its shape does not fit `config`.
     """
     params: dict[str, Any] = {}
+    shapes = parameter_shapes(config, with_pooler)
     for name, (path, transposed) in huggingface_names(config, with_pooler).items():
         if name not in tensors:
             raise ValueError(f"checkpoint: tensor {name!r} is missing; expected a BERT encoder")
         value = np.asarray(tensors[name], np.float32)
-        expected = _shape(path, config)
         value = value.T if transposed else value
-        if value.shape != expected:
-            raise ValueError(f"checkpoint: {name!r} gives {value.shape}; config says {expected}")
+        if value.shape != shapes[path]:
+            raise ValueError(
+                f"checkpoint: {name!r} gives {value.shape}; config says {shapes[path]}"
+            )
         node = params
         for key in path[:-1]:
             node = node.setdefault(key, {})

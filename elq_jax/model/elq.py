@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elq_jax.model import bert as bert_lib
 from elq_jax.model import spans
 from elq_jax.model.bert import BertConfig, BertEncoder, huggingface_names
 
@@ -71,6 +72,8 @@ class ElqConfig:
                 f"mention_aggregation: {self.mention_aggregation!r} gives vectors of width "
                 f"{widths[0]}, entities have {widths[1]}; choose one that ends in _linear"
             )
+        if self.max_mention_width < 1:
+            raise ValueError(f"max_mention_width: {self.max_mention_width}; expected at least 1")
         for name, bert in (("question", self.question_bert), ("entity", self.entity_bert)):
             limit = getattr(self, f"max_{name}_tokens")
             if not 3 <= limit <= bert.max_positions:
@@ -231,6 +234,35 @@ def _averaging_init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.flo
         return nn.initializers.truncated_normal(0.02)(key, shape, dtype)
     copies = inputs // outputs
     return jnp.tile(jnp.eye(outputs, dtype=dtype), (copies, 1)) / copies
+
+
+def parameter_shapes(config: ElqConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Path of every parameter in {"question": tree, "entity": tree} -> its shape."""
+    width, entity_width = config.question_bert.hidden_size, config.entity_bert.hidden_size
+    with_pooler = config.entity_pooling == "pooler_linear"
+    berts = {
+        "question": bert_lib.parameter_shapes(config.question_bert),
+        "entity": bert_lib.parameter_shapes(config.entity_bert, with_pooler),
+    }
+    shapes = {
+        (part, "bert", *path): shape for part, bert in berts.items() for path, shape in bert.items()
+    }
+
+    def dense(part: str, name: str, inputs: int, outputs: int) -> None:
+        shapes[part, name, "kernel"] = (inputs, outputs)
+        shapes[part, name, "bias"] = (outputs,)
+
+    dense("question", "mention_head", width, 3)
+    if config.mention_head == "mlp":
+        dense("question", "mention_hidden", width, width)
+    if config.mention_aggregation.endswith("_linear"):
+        inputs = 2 * width if config.mention_aggregation == "fl_linear" else width
+        dense("question", "mention_linear", inputs, config.vector_width)
+    if config.score_scale is not None:
+        shapes["question", "log_scale"] = ()
+    if with_pooler:
+        dense("entity", "pooler_linear", entity_width, config.vector_width)
+    return shapes
 
 
 _ORIGINAL_HEADS = {

@@ -53,7 +53,7 @@ def in_batch_loss(
     Returns:
       sum over real mentions and their number.
     """
-    logits = _in_batch_logits(queries, entities, rows, mask, axis_name, mask_duplicates)
+    logits, _ = _in_batch_logits(queries, entities, rows, mask, axis_name, mask_duplicates)
     gold = jnp.einsum("qd,qd->q", queries, entities)
     losses = jax.nn.logsumexp(logits, axis=1) - gold
     return jnp.sum(losses, where=mask), jnp.sum(mask).astype(jnp.float32)
@@ -65,22 +65,26 @@ def hard_negatives_loss(
     rows: jax.Array,
     mask: jax.Array,
     negatives: jax.Array,
-    negative_mask: jax.Array,
+    negative_rows: jax.Array,
     axis_name: str | None = None,
 ) -> Sums:
     """Softmax cross-entropy against the batch's gold entities and each mention's mined negatives.
 
+    An entity counts once for a mention: one that was mined and is a gold entity of the batch, its
+    own or another mention's, counts as that.
+
     Args:
       queries, entities, rows, mask, axis_name: as for `in_batch_loss`.
       negatives: [Q, N, D] vectors of mined entities.
-      negative_mask: [Q, N] bool, False where a mined entity is the gold one.
+      negative_rows: [Q, N] int32, their rows, no row twice; -1 where there is none.
 
     Returns:
       sum over real mentions and their number.
     """
-    logits = _in_batch_logits(queries, entities, rows, mask, axis_name, mask_duplicates=True)
+    logits, pool_rows = _in_batch_logits(queries, entities, rows, mask, axis_name, True)
+    is_pooled = jnp.any(negative_rows[..., None] == pool_rows, axis=-1)
     mined = jnp.einsum("qd,qnd->qn", queries, negatives)
-    mined = jnp.where(negative_mask & mask[:, None], mined, -jnp.inf)
+    mined = jnp.where((negative_rows >= 0) & ~is_pooled & mask[:, None], mined, -jnp.inf)
     gold = jnp.einsum("qd,qd->q", queries, entities)
     losses = jax.nn.logsumexp(jnp.concatenate([logits, mined], axis=1), axis=1) - gold
     return jnp.sum(losses, where=mask), jnp.sum(mask).astype(jnp.float32)
@@ -154,8 +158,13 @@ def _sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array | bool) -> jax.
     return jax.nn.softplus(logits) - jnp.where(targets, logits, 0.0)
 
 
-def _in_batch_logits(queries, entities, rows, mask, axis_name, mask_duplicates) -> jax.Array:
-    """[Q, Q_global] logits of this device's mentions against all gold entities of the batch."""
+def _in_batch_logits(
+    queries, entities, rows, mask, axis_name, mask_duplicates
+) -> tuple[jax.Array, jax.Array]:
+    """Logits [Q, Q_global] of this device's mentions against all gold entities of the batch.
+
+    Also the rows of those entities, [Q_global], -1 at padding.
+    """
     own = jnp.arange(queries.shape[0])
     if axis_name is None:
         pool, pool_rows, pool_mask = entities, rows, mask
@@ -167,7 +176,8 @@ def _in_batch_logits(queries, entities, rows, mask, axis_name, mask_duplicates) 
     allowed = is_own | pool_mask
     if mask_duplicates:
         allowed &= is_own | (rows[:, None] != pool_rows)
-    return jnp.where(allowed, queries @ pool.T, -jnp.inf)
+    logits = jnp.where(allowed, queries @ pool.T, -jnp.inf)
+    return logits, jnp.where(pool_mask, pool_rows, -1)
 
 
 # log sum_e exp(q . e) over a table that may be spread over devices. The custom gradient

@@ -239,6 +239,16 @@ class EmbeddingsWriter:
         return Embeddings.open(self._layout.folder)
 
 
+def recorded_catalogue(folder: str | os.PathLike[str]) -> str | None:
+    """Fingerprint of the catalogue that a folder's embeddings, finished or not, are of.
+
+    None where there are none.
+    """
+    if not (pathlib.Path(folder) / "embeddings.json").exists():
+        return None
+    return _Layout.read(folder).settings.get("catalogue_fingerprint")
+
+
 class Embeddings:
     """The vectors of all entities, [E, D], memory-mapped. Made by `open`."""
 

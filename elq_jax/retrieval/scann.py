@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from elq_jax.data.files import atomic_write
+from elq_jax.data.progress import progress
 from elq_jax.errors import ElqError
 from elq_jax.retrieval.embeddings import DTYPES, Embeddings, Shard, checked_shards
 from elq_jax.retrieval.exact import check_queries
@@ -126,7 +127,7 @@ class ScannIndex:
         part_rows: int | None = None,
         **settings: Any,
     ) -> ScannIndex:
-        """Builds an index; minutes for hundreds of thousands of rows.
+        """Builds an index; a minute for hundreds of thousands of rows, progress on stderr.
 
         Memory is needed for the index itself, and for about four times the float32 vectors of one
         part.
@@ -150,10 +151,12 @@ class ScannIndex:
         resolved = ScannSettings(kind, **settings).resolve(rows // num_parts)
         shards = checked_shards(embeddings)
         bounds = _part_bounds(rows, num_parts)
-        parts = [
-            _build_part(scann, _float32_rows(shards, start, stop), resolved)
-            for start, stop in itertools.pairwise(bounds)
-        ]
+        parts = []
+        with progress("ScaNN", rows, "entities") as advance:
+            advance(0)
+            for start, stop in itertools.pairwise(bounds):
+                parts.append(_build_part(scann, _float32_rows(shards, start, stop), resolved))
+                advance(stop - start)
         return cls(_joined(parts, bounds), (rows, width), resolved, _fingerprint(embeddings))
 
     def save(self, folder: str | os.PathLike[str]) -> None:

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import collections
 import os
+import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.experimental.compilation_cache import compilation_cache
 
 from elq_jax.errors import ElqError
 
@@ -51,6 +53,19 @@ def initialize() -> None:
             f"this process did not find the others: {error}; set JAX_COORDINATOR_ADDRESS "
             "(host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID, or none of them"
         ) from error
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that the next start does not compile them again.
+
+    The folder is $ELQ_JAX_CACHE, or `~/.cache/elq_jax`; an empty $ELQ_JAX_CACHE switches it off.
+    A folder that JAX has been given already (`jax_compilation_cache_dir`) is left to it.
+    """
+    folder = os.environ.get("ELQ_JAX_CACHE", str(pathlib.Path.home() / ".cache" / "elq_jax"))
+    if folder and not jax.config.jax_compilation_cache_dir:
+        compilation_cache.reset_cache()  # JAX looks for a folder once, when it first compiles.
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def _number(name: str) -> int | None:

@@ -18,9 +18,9 @@ from elq_jax.data.catalogue import Catalogue, build_catalogue
 from elq_jax.data.files import atomic_write
 from elq_jax.data.tokenization import Tokenizer
 from elq_jax.errors import ElqError
-from elq_jax.linking.directory import entity_encoder_fingerprint
+from elq_jax.linking.directory import EMBEDDINGS, entity_encoder_fingerprint
 from elq_jax.model.elq import ElqConfig, EntityEncoder
-from elq_jax.retrieval.embeddings import Embeddings, EmbeddingsWriter
+from elq_jax.retrieval.embeddings import Embeddings, EmbeddingsWriter, recorded_catalogue
 from elq_jax.training import devices as devices_lib
 
 TOKEN_BUCKETS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 192, 256, 384, 512)
@@ -105,11 +105,16 @@ def open_or_build_catalogue(
       source: .jsonl, .jsonl.gz, or a catalogue.arrow (which is copied).
       path: the catalogue.arrow of the output; what it was built from is noted beside it.
       on_error: as for `build_catalogue`; what was found is reported on stderr.
+
+    Raises:
+      ElqError: there is no such file, it is no catalogue, or there are embeddings beside `path`
+        whose catalogue it would replace by another one. Nothing is changed then.
     """
     source, path = pathlib.Path(source), pathlib.Path(path)
     if source.suffix == ".arrow":
         catalogue = Catalogue.open(source)
         if not (path.exists() and path.samefile(source)):
+            _check_embeddings_beside(path, catalogue.fingerprint, source)
             catalogue.save(path)
         return Catalogue.open(path)
     if not source.is_file():
@@ -119,7 +124,13 @@ def open_or_build_catalogue(
     note = source_note(path)
     if path.exists() and note.exists() and json.loads(note.read_text("utf-8")) == built_from:
         return Catalogue.open(path)
-    report = build_catalogue(source, path, on_error=on_error)
+    built = path.with_name(f".{path.name}.built")
+    try:
+        report = build_catalogue(source, built, on_error=on_error)
+        _check_embeddings_beside(path, report.fingerprint, source)
+        built.replace(path)
+    finally:
+        built.unlink(missing_ok=True)
     with atomic_write(note, "w") as file:
         json.dump(built_from, file)
     for message in report.skipped:
@@ -130,6 +141,15 @@ def open_or_build_catalogue(
         file=sys.stderr,
     )
     return Catalogue.open(path)
+
+
+def _check_embeddings_beside(path: pathlib.Path, fingerprint: str, source: pathlib.Path) -> None:
+    folder = path.with_name(EMBEDDINGS)
+    if recorded_catalogue(folder) not in (None, fingerprint):
+        raise ElqError(
+            f"{folder}: embeddings of another catalogue than {source}; give another folder, or "
+            f"remove {folder} first"
+        )
 
 
 def source_note(path: pathlib.Path) -> pathlib.Path:

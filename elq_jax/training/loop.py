@@ -19,9 +19,7 @@ batch, encodes its shards of the catalogue and holds its rows of the table; the 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
-import json
 import math
 import os
 import pathlib
@@ -36,7 +34,6 @@ import numpy as np
 
 from elq_jax.data.batches import TrainingBatches, TrainingExample, bucket, make_examples
 from elq_jax.data.catalogue import Catalogue
-from elq_jax.data.files import atomic_write
 from elq_jax.data.progress import progress
 from elq_jax.data.questions import Question, prepare
 from elq_jax.data.tokenization import Tokenizer
@@ -50,8 +47,8 @@ from elq_jax.retrieval import exact_index
 from elq_jax.retrieval.embeddings import Embeddings
 from elq_jax.retrieval.exact import Table
 from elq_jax.retrieval.sharded import place_table
+from elq_jax.training import configuration, encoding, flops, mining, original
 from elq_jax.training import devices as devices_lib
-from elq_jax.training import encoding, flops, mining, original
 from elq_jax.training.checkpoints import Checkpoints
 from elq_jax.training.metrics import MetricsWriter, plot_curves
 from elq_jax.training.preemption import Preemption
@@ -63,10 +60,9 @@ from elq_jax.training.state import (
     create_optimizer,
     create_train_state,
 )
-from elq_jax.training.step import LossConfig, bi_encoder_train_step, joint_train_step
+from elq_jax.training.step import bi_encoder_train_step, joint_train_step, loss_config
 from elq_jax.training.workdir import Workdir
 
-STAGES = ("bi_encoder", "joint")
 Batch = Mapping[str, np.ndarray]
 
 
@@ -89,13 +85,16 @@ def train_and_evaluate(
 
     Raises:
       ElqError: something in the configuration or the data cannot be used, the workdir is of another
-        run, or the loss is not finite.
+        run or in use, or the loss is not finite.
     """
-    run = _Run(config, Workdir(workdir), profile_steps)
-    for stage in STAGES:
-        if stage in config.stages:
-            getattr(run, stage)()
-    return run.finish()
+    configuration.check(config)
+    folder = Workdir(workdir)
+    with folder.lock() if devices_lib.is_main() else contextlib.nullcontext():
+        run = _Run(config, folder, profile_steps)
+        for stage in configuration.STAGES:
+            if stage in config.stages:
+                getattr(run, stage)()
+        return run.finish()
 
 
 class _Run:
@@ -104,11 +103,8 @@ class _Run:
     def __init__(self, config: ml_collections.ConfigDict, workdir: Workdir, profile_steps: int):
         self.config, self.workdir, self.profile_steps = config, workdir, profile_steps
         self.folder = workdir.path
-        _check_stages(config)
         workdir.fetch("config.json", again=True)
-        workdir.made_by_one(_claim, self.folder, config)
-        if devices_lib.is_main():
-            workdir.publish("config.json")
+        configuration.check_recorded(config, self.folder)
         self.devices = devices_lib.all_devices(config.num_devices)
         self.model, self.params, self.tokenizer = _initial_model(config)
         self.given = _fetch_catalogue(config)
@@ -119,6 +115,10 @@ class _Run:
         self.examples = [
             self._make_examples(name, self.questions[name]) for name in _train_splits(config)
         ]
+        # Everything could be read: from here on the workdir is this run's.
+        if devices_lib.is_main():
+            configuration.record(config, self.folder)
+            workdir.publish("config.json")
 
     def bi_encoder(self) -> None:
         """Trains both encoders together: in-batch negatives, then also mined ones."""
@@ -130,7 +130,7 @@ class _Run:
                 "bi_encoder",
                 stage,
                 self.params,
-                bi_encoder_train_step(self.model, _loss(stage), stage.dtype, stage.remat),
+                bi_encoder_train_step(self.model, loss_config(stage), stage.dtype, stage.remat),
                 mine=self._mined_batches,
             )
             self._save_model("bi_encoder/model", state.params)
@@ -149,7 +149,7 @@ class _Run:
             self.tokenizer,
             self.catalogue,
             exact_index(embeddings, self.devices, table),
-            LinkingSettings(**self.config.linking),
+            LinkingSettings.from_dict(self.config.linking),
             devices=self.devices,
         )
         dev = list(self.questions["dev"])[: self.config.eval.max_questions]
@@ -158,9 +158,7 @@ class _Run:
             return predict(linker.with_params(params), dev, self.config.eval.threshold_floor)
 
         def keep_best(params: Any, threshold: float) -> None:
-            linking = dataclasses.asdict(
-                dataclasses.replace(linker.settings, threshold=float(threshold))
-            )
+            linking = linker.settings.replace(threshold=float(threshold)).to_dict()
             whole = {"question": params, "entity": self.params["entity"]}
             self._save_model("joint/best", whole, linking)
 
@@ -170,7 +168,7 @@ class _Run:
             "joint",
             stage,
             self.params["question"],
-            joint_train_step(self.model, _loss(stage), stage.dtype, stage.remat),
+            joint_train_step(self.model, loss_config(stage), stage.dtype, stage.remat),
             table=table,
             evaluate=evaluate,
             keep_best=keep_best,
@@ -186,7 +184,7 @@ class _Run:
                 params = directory.load_params(best)
             else:
                 model, params = self.model, self.params
-                linking = dataclasses.asdict(LinkingSettings(**self.config.linking))
+                linking = LinkingSettings.from_dict(self.config.linking).to_dict()
             directory.write_linker(
                 self.folder / "linker",
                 model,
@@ -254,8 +252,8 @@ class _Run:
         return {split: builder.open_split(split) for split in files}
 
     def _make_examples(self, name: str, questions: Sequence[Question]) -> list[TrainingExample]:
-        limit = self.model.max_question_tokens
-        examples, report = make_examples(questions, self.tokenizer, limit)
+        limits = self.model.max_question_tokens, self.model.max_mention_width
+        examples, report = make_examples(questions, self.tokenizer, *limits)
         _say(f"{name}: {report.summary()}")
         return examples
 
@@ -486,53 +484,6 @@ def _open_catalogue(given: pathlib.Path, folder: pathlib.Path, on_error: str) ->
 
 def _train_splits(config: ml_collections.ConfigDict) -> list[str]:
     return [f"train_{i}" for i in range(len(config.train_files))]
-
-
-def _check_stages(config: ml_collections.ConfigDict) -> None:
-    unknown = set(config.stages) - set(STAGES)
-    if unknown or not config.stages:
-        raise ElqError(f"stages: {tuple(config.stages)}; expected some of {STAGES}, in this order")
-    for name in ("catalogue", "dev_file", "train_files"):
-        if not config[name]:
-            raise ElqError(f"--config.{name} is not set; see configs/default.py")
-
-
-def _claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Records the configuration in a new workdir, or checks that it is the one there."""
-    path = workdir / "config.json"
-    wanted = json.loads(config.to_json_best_effort())
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        flat = [_flatten(tree) for tree in (found, wanted)]
-        changed = sorted(k for k in {**flat[0], **flat[1]} if flat[0].get(k) != flat[1].get(k))
-        if changed:
-            shown = ", ".join(f"{k} ({flat[0].get(k)!r}, now {flat[1].get(k)!r})" for k in changed)
-            raise ElqError(
-                f"{workdir}: holds a run with another configuration: {shown}; "
-                "use its configuration to go on, or another workdir"
-            )
-        return
-    with atomic_write(path, "w") as file:
-        json.dump(wanted, file, indent=2)
-        file.write("\n")
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def _loss(stage: ml_collections.ConfigDict) -> LossConfig:
-    names = {field.name for field in dataclasses.fields(LossConfig)}
-    try:
-        return LossConfig(**{name: stage[name] for name in names if name in stage})
-    except ValueError as error:
-        raise ElqError(str(error)) from error
 
 
 def _num_queries(batch: Batch, num_devices: int) -> int:

@@ -34,15 +34,13 @@ def with_entity_tokens(
       config: says how many tokens are kept.
 
     Returns:
-      the batch with entity_ids [B, M, 1 + N, T_e] int32, entity_mask likewise bool, and with
-      negatives also negative_mask [B, M, N] bool, False where there is none.
+      the batch with entity_ids [B, M, 1 + N, T_e] int32 and entity_mask likewise bool; what stands
+      for rows of -1 (padding, or no negative) means nothing.
     """
     batch = dict(batch)
     rows = batch["gold_rows"][..., None]
-    negatives = batch.pop("negative_rows", None)
-    if negatives is not None:
-        batch["negative_mask"] = negatives >= 0
-        rows = np.concatenate([rows, negatives], axis=-1)
+    if "negative_rows" in batch:
+        rows = np.concatenate([rows, batch["negative_rows"]], axis=-1)
     used, place = np.unique(np.maximum(rows, 0), return_inverse=True)
     tokens = tokenizer.encode_entities(
         catalogue.titles(used), catalogue.texts(used), config.max_entity_tokens

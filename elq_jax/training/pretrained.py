@@ -55,6 +55,12 @@ def load_pretrained(
             berts[part] = params_from_huggingface(tensors, configs[part], with_pooler)
         except (ValueError, KeyError) as error:
             raise DataError(str(error), folder) from error
+    for part, bert in configs.items():
+        if tokenizers[part].vocab_size > bert.vocab_size:
+            raise ElqError(
+                f"{folders[part]}: the tokenizer has {tokenizers[part].vocab_size:,} tokens, the "
+                f"encoder {bert.vocab_size:,}; they are not of one model"
+            )
     try:
         config = ElqConfig(configs["question"], configs["entity"], **settings)
     except ValueError as error:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from elq_jax.errors import ElqError
 from elq_jax.model import losses
 from elq_jax.model.elq import ElqConfig, EntityEncoder, QuestionEncoder
 from elq_jax.retrieval import exact
@@ -49,6 +50,19 @@ class LossConfig:
             raise ValueError(
                 f"linking_loss: {self.linking_loss!r}; expected one of {', '.join(LINKING_LOSSES)}"
             )
+
+
+def loss_config(stage: Mapping[str, Any]) -> LossConfig:
+    """What a stage of a configuration minimises.
+
+    Raises:
+      ElqError: the name of the linking loss is none.
+    """
+    names = [field.name for field in dataclasses.fields(LossConfig)]
+    try:
+        return LossConfig(**{name: stage[name] for name in names if name in stage})
+    except ValueError as error:
+        raise ElqError(str(error)) from error
 
 
 def joint_train_step(
@@ -89,7 +103,7 @@ def bi_encoder_train_step(
     Returns:
       as `joint_train_step`, with `state.params` {"question": ..., "entity": ...}. Besides the
       questions the batch has `entity_ids` and `entity_mask` [B, M, 1 + N, T_e], the gold entity of
-      each mention and N mined ones, and `negative_mask` [B, M, N]. `table` is None.
+      each mention and N mined ones, and `negative_rows` [B, M, N]. `table` is None.
     """
     question = QuestionEncoder(config, jnp.dtype(dtype), remat)
     entity = EntityEncoder(config, jnp.dtype(dtype), remat)
@@ -127,7 +141,7 @@ def bi_encoder_train_step(
             rows,
             mask,
             encoded[:, 1:],
-            chosen.of(batch["negative_mask"]),
+            chosen.of(batch["negative_rows"]),
             AXIS,
         )
         return span, linking
@@ -192,9 +206,9 @@ def _linking_loss(
     if loss.linking_loss == "in_batch":
         return losses.in_batch_loss(queries, entities, rows, mask, AXIS, loss.mask_duplicates)
     if loss.linking_loss == "hard_negatives":
-        negatives, negative_mask = _mine(loss, queries, rows, table)
+        negatives, negative_rows = _mine(loss, queries, table)
         return losses.hard_negatives_loss(
-            queries, entities, rows, mask, negatives, negative_mask, AXIS
+            queries, entities, rows, mask, negatives, negative_rows, AXIS
         )
     return losses.full_catalogue_loss(
         queries,
@@ -214,18 +228,18 @@ def _original_hard_negatives(loss, vectors, batch, table) -> losses.Sums:
     rows = jnp.where(mask, batch["gold_rows"], 0).reshape(-1)
     queries = vectors.reshape(-1, vectors.shape[-1])
     entities = exact.gather_rows(table.values, rows, AXIS, scale=table.scale)
-    negatives, negative_mask = _mine(loss, queries, rows, table)
+    negatives, negative_rows = _mine(loss, queries, table)
     return losses.hard_negatives_bce_loss(
         vectors,
         entities.reshape(vectors.shape),
         mask,
         negatives.reshape(*shape, *negatives.shape[1:]),
-        negative_mask.reshape(*shape, -1),
+        (negative_rows != rows[:, None]).reshape(*shape, -1),
     )
 
 
-def _mine(loss, queries, rows, table) -> tuple[jax.Array, jax.Array]:
-    """The N entities nearest to each query [Q, D], with the gold one masked: [Q, N, D], [Q, N]."""
+def _mine(loss, queries, table) -> tuple[jax.Array, jax.Array]:
+    """The N entities nearest to each query [Q, D]: their vectors [Q, N, D] and rows [Q, N]."""
     _, found = exact.sharded_top_k(
         jax.lax.stop_gradient(queries),
         table.values,
@@ -235,7 +249,7 @@ def _mine(loss, queries, rows, table) -> tuple[jax.Array, jax.Array]:
         scale=table.scale,
     )
     negatives = exact.gather_rows(table.values, found.reshape(-1), AXIS, scale=table.scale)
-    return negatives.reshape(*found.shape, -1), found != rows[:, None]
+    return negatives.reshape(*found.shape, -1), found
 
 
 def _global_norm(tree: Any) -> jax.Array:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import pathlib
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from elq_jax.errors import ElqError
@@ -69,6 +73,25 @@ class Workdir:
         self.publish(name, again=False)
         devices_lib.wait_for_all(f"{self.address}/{name}: published by all")
         self.fetch(name)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder for this process, as long as it lives.
+
+        Raises:
+          ElqError: another process holds it.
+        """
+        with open(self.path / ".lock", "wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ElqError(
+                    f"{self.path}: another process is working in it; wait for its end, or give "
+                    "another workdir"
+                ) from error
+            except OSError as error:  # some network disks cannot
+                print(f"{self.path}: cannot be locked ({error})", file=sys.stderr)
+            yield
 
     def made_by_one(self, make: Any, *arguments: Any, **settings: Any) -> Any:
         """Calls `make`, which writes files here or opens those that are there, in every process.
