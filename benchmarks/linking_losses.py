@@ -12,13 +12,12 @@ import pathlib
 import statistics
 
 from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from elq_jax import cli
+from elq_jax import cli, config_flag
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/webqsp.py", "Configuration file.")
+_CONFIG = config_flag.define_config("configs/webqsp.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
 _STEPS = flags.DEFINE_integer("steps", 100, "Steps of each run.", lower_bound=20)
 
@@ -64,4 +63,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, goes_on=lambda: True)

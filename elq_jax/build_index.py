@@ -17,7 +17,6 @@ with noise added stand in for them.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import sys
 import time
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from elq_jax import cli
-from elq_jax.data.files import atomic_write
+from elq_jax.data.files import write_json
 from elq_jax.errors import ElqError
 
 if TYPE_CHECKING:
@@ -102,8 +101,7 @@ _SETTINGS = {
 
 def main(arguments: list[str]) -> None:
     """Builds, saves, opens again, measures, prints and writes the report."""
-    if len(arguments) > 1:
-        raise ElqError(f"unexpected argument {arguments[1]!r}; see --help")
+    del arguments
     cli.use_compilation_cache()
     from elq_jax.evaluation.speed import describe_machine
     from elq_jax.retrieval.embeddings import Embeddings
@@ -127,9 +125,7 @@ def main(arguments: list[str]) -> None:
         indexes["scann"], report["scann"] = _build_scann(embeddings, output)
     _measure(indexes, queries, report)
     if _KIND.value == "scann":
-        with atomic_write(output / "report.json", "w") as file:
-            json.dump(report, file, indent=2)
-            file.write("\n")
+        write_json(output / "report.json", report)
     _print_table(report, [name for name in indexes if name in report])
 
 
@@ -147,6 +143,8 @@ def _places() -> tuple[pathlib.Path, pathlib.Path]:
     else:
         source, output = pathlib.Path(_EMBEDDINGS.value), None
     if _OUTPUT.value is not None:
+        if _KIND.value == "exact":
+            raise ElqError("--output, --kind=exact: exact search needs no index; give one of them")
         output = pathlib.Path(_OUTPUT.value)
     elif output is None and _KIND.value == "scann":
         raise ElqError("--embeddings needs --output DIR, the folder of the index")
@@ -159,6 +157,8 @@ def _queries(embeddings: Embeddings) -> tuple[np.ndarray, str]:
 
     from elq_jax.retrieval import measure
 
+    if _QUESTIONS.value is not None and _QUERIES.value is not None:
+        raise ElqError("--questions, --queries: either of them is measured with; give one")
     if _QUESTIONS.value is not None:
         queries = _mention_vectors()
         origin = f"mentions of {_QUESTIONS.value}"
@@ -188,6 +188,11 @@ def _mention_vectors() -> np.ndarray:
     linker = EntityLinker.from_pretrained(_LINKER.value, index="exact")
     questions, _ = read_questions(_QUESTIONS.value, linker.catalogue)
     aligned = align_gold(linker, questions)
+    if not any(len(one.bounds) for one in aligned):
+        raise ElqError(
+            f"--questions {_QUESTIONS.value}: no mention to measure with; expected labelled "
+            "questions with mentions of whole words"
+        )
     texts = [question.text for question in questions]
     return np.concatenate(linker.vectors_at(texts, [one.bounds for one in aligned]))
 
@@ -245,21 +250,26 @@ def _measure(indexes: dict[str, Any], queries: np.ndarray, report: dict[str, Any
 
     rows = indexes["exact"].shape[0]
     batch_size = min(64, len(queries))
-    print("measuring ...", file=sys.stderr)
+    print(f"searching for the nearest entities of {len(queries):,} queries ...", file=sys.stderr)
     _, nearest = indexes["exact"].search(queries, min(100, rows))
     for name, index in indexes.items():
+        print(f"measuring the recall of {name} ...", file=sys.stderr)
         # k as it is used: an index may look harder for more neighbours.
         report[name]["recall"] = {
             str(k): measure.recall(index.search(queries, k)[1], nearest, k)
             for k in (1, 10, 100)
             if k <= rows
         }
-        report[name]["queries_per_second"] = {
-            str(size): measure.queries_per_second(
+        report[name]["queries_per_second"] = speeds = {}
+        for size in sorted({1, batch_size}):
+            print(f"measuring the speed of {name}, {_how_many(size)} ...", file=sys.stderr)
+            speeds[str(size)] = measure.queries_per_second(
                 index, queries, size, min(10, rows), _SECONDS.value
             )
-            for size in sorted({1, batch_size})
-        }
+
+
+def _how_many(size: int) -> str:
+    return "one at a time" if size == 1 else f"{size} at a time"
 
 
 def _print_table(report: dict[str, Any], names: list[str]) -> None:
@@ -279,9 +289,8 @@ def _print_table(report: dict[str, Any], names: list[str]) -> None:
     for k in report["exact"]["recall"]:
         table.add_row(f"recall@{k}", *(f"{column['recall'][k]:.4f}" for column in columns))
     for size in reversed(report["exact"]["queries_per_second"]):
-        how = "one at a time" if size == "1" else f"{size} at a time"
         values = (column["queries_per_second"][size] for column in columns)
-        table.add_row(f"queries/s, {how}", *(f"{value:,.0f}" for value in values))
+        table.add_row(f"queries/s, {_how_many(int(size))}", *(f"{value:,.0f}" for value in values))
     table.add_row("seconds to open", *(f"{column['open_seconds']:.2f}" for column in columns))
     table.add_row(
         "seconds to build",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -23,14 +21,30 @@ if TYPE_CHECKING:
 flags.disclaim_key_flags()
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
-    """Runs a program: flags parsed, user errors printed as one line (exit 2), Ctrl-C exits 130."""
+def run(
+    main: Callable[[list[str]], int | None],
+    *,
+    takes_arguments: bool = False,
+    goes_on: Callable[[], bool] = lambda: False,
+) -> None:
+    """Runs a program: flags parsed, user errors printed as one line (exit 2), Ctrl-C exits 130.
+
+    Args:
+      main: gets what `sys.argv` would hold without the flags.
+      takes_arguments: whether that may be more than the program's name.
+      goes_on: says, with the flags parsed, whether a second run goes on where one was interrupted.
+    """
 
     # Whether each kind of accelerator is there is not news; JAX says it at this level.
     logging.set_verbosity(logging.WARNING)
 
     def guarded(arguments: list[str]) -> int | None:
         try:
+            if len(arguments) > 1 and not takes_arguments:
+                raise ElqError(
+                    f"{arguments[1]}: unexpected; everything is given with flags, which begin "
+                    "with -- (--help shows all)"
+                )
             return main(arguments)
         except ElqError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -39,12 +53,14 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+            hint = "; the same command goes on where it stopped" if goes_on() else ""
+            print(f"interrupted{hint}", file=sys.stderr)
             return 130
 
     sys.stdout.reconfigure(errors="backslashreplace")
-    arguments = [_with_underscores(argument) for argument in sys.argv]
-    app.run(guarded, argv=arguments, flags_parser=_parse_flags)
+    # In place: ml_collections looks for --config.NAME there.
+    sys.argv = [_with_underscores(argument) for argument in sys.argv]
+    app.run(guarded, flags_parser=_parse_flags)
 
 
 def _parse_flags(arguments: list[str]) -> list[str]:
@@ -138,13 +154,7 @@ class LinkerFlags:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs on disk, so that the next start does not compile them again.
+    """As `devices.use_compilation_cache`; here, so that flags are parsed before JAX is imported."""
+    from elq_jax.training import devices
 
-    The folder is $ELQ_JAX_CACHE, or `~/.cache/elq_jax`; an empty $ELQ_JAX_CACHE switches it off.
-    """
-    import jax
-
-    folder = os.environ.get("ELQ_JAX_CACHE", str(pathlib.Path.home() / ".cache" / "elq_jax"))
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    devices.use_compilation_cache()

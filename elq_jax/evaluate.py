@@ -20,7 +20,7 @@ elq_jax/train.py) share the work, and the first reports.
 
 from __future__ import annotations
 
-import json
+import os
 import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from elq_jax import cli
-from elq_jax.data.files import atomic_write
+from elq_jax.data.files import write_json
 from elq_jax.data.progress import progress
 from elq_jax.errors import ElqError
 
@@ -54,7 +54,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Folder for report.json, curve.png
 _ON_ERROR = flags.DEFINE_enum(
     "on_error", "stop", ("stop", "skip"), "What to do with a line that cannot be used."
 )
-_SPEED = flags.DEFINE_bool("speed", True, "Link once more, to measure questions per second.")
+_SPEED = flags.DEFINE_bool("speed", True, "Link twice more, to measure questions per second.")
 _ORIGINAL = flags.DEFINE_enum(
     "original",
     None,
@@ -69,8 +69,7 @@ _ORIGINAL = flags.DEFINE_enum(
 
 def main(arguments: list[str]) -> None:
     """Links, counts, prints and writes."""
-    if len(arguments) > 1:
-        raise ElqError(f"{arguments[1]}: unexpected; give every file with --questions or --tune")
+    del arguments
     if _TUNE.value and _FLAGS.threshold.value is not None:
         raise ElqError("--tune, --threshold: either of them decides the threshold; give one")
     if _OUTPUT.value and pathlib.Path(_OUTPUT.value).is_file():
@@ -97,9 +96,7 @@ def main(arguments: list[str]) -> None:
     else:
         report |= _evaluate(linker, console, output)
     if output:
-        with atomic_write(output / "report.json", "w") as file:
-            json.dump(report, file, indent=2, ensure_ascii=False)
-            file.write("\n")
+        write_json(output / "report.json", report)
         print(f"written: {output}", file=sys.stderr)
 
 
@@ -116,6 +113,13 @@ def _evaluate(
         )
     tune, tune_files = _read(linker, _TUNE.value)
     questions, files = _read(linker, _QUESTIONS.value)
+    for path in _TUNE.value:
+        if any(os.path.samefile(path, other) for other in _QUESTIONS.value):
+            print(
+                f"warning: --tune {path} is one of --questions: their score is at a threshold that "
+                "was chosen on them",
+                file=sys.stderr,
+            )
     threshold = linker.settings.threshold
     floor = min(_FLOOR.value, threshold)
     given = [flag for flag in (_FLAGS.threshold, _FLAGS.preset) if flag.value is not None]

@@ -81,17 +81,20 @@ def main(arguments: list[str]) -> None:
         raise ElqError("--format=text and --output: files are lines of JSON; give one of them")
     if typed and _INPUT.value is not None:
         raise ElqError("questions on the command line and --input: give one of them")
-    interactive = not typed and _INPUT.value is None and sys.stdin.isatty()
+    if _RESTART.value and _OUTPUT.value is None:
+        raise ElqError("--restart without --output: only a run that writes a file can be restarted")
+    from_stdin = not typed and _INPUT.value is None
+    if from_stdin and sys.stdin is None:
+        raise ElqError("stdin is closed; give questions on the command line, or with --input")
+    interactive = from_stdin and sys.stdin.isatty()
     if interactive and not as_text:
         raise ElqError("no questions; give some on the command line, with --input, or on stdin")
     with _open_rows(typed) as (rows, total):
         linker = _FLAGS.open()
         if interactive:
             _ask(linker)
-        elif as_text:
-            _show(linker, rows)
         else:
-            _write(linker, rows, total)
+            _link(linker, rows, total, as_text)
 
 
 @contextlib.contextmanager
@@ -103,14 +106,17 @@ def _open_rows(typed: Sequence[str]) -> Iterator[tuple[Iterable[Row], int | None
         yield batch.rows_of_arguments(typed), len(typed)
     elif _INPUT.value is None:
         form = "txt" if _INPUT_FORMAT.value == "auto" else _INPUT_FORMAT.value
+        batch.check_output(_OUTPUT.value, sys.stdin.fileno())
         yield batch.read_rows(sys.stdin.buffer, "stdin", form, _ON_ERROR.value), None
     else:
         path = pathlib.Path(_INPUT.value)
         form = batch.form_of(path) if _INPUT_FORMAT.value == "auto" else _INPUT_FORMAT.value
-        if not path.is_file():
+        if not path.exists() or path.is_dir():
             raise ElqError(f"{path}: no such file; expected questions")
-        total = batch.count_rows(path, form)
-        if not total:
+        batch.check_output(_OUTPUT.value, path)
+        # A pipe can be read only once.
+        total = batch.count_rows(path, form) if path.is_file() else None
+        if total == 0:
             print(f"{path}: no questions in it", file=sys.stderr)
         with open(path, "rb") as source:
             yield batch.read_rows(source, path, form, _ON_ERROR.value), total
@@ -126,28 +132,12 @@ def _ask(linker: EntityLinker) -> None:
     Session(linker, Console(highlight=False)).run()
 
 
-def _show(linker: EntityLinker, rows: Iterable[Row]) -> None:
-    from rich.console import Console
-
-    from elq_jax.linking import batch, terminal
-
-    console = Console(highlight=False)
-    tally = _Tally()
-    for chunk in batch.chunks(rows, _FLAGS.batch_size.value):
-        linked = batch.link_rows(linker, chunk, _FLAGS.batch_size.value)
-        tally.add(chunk, linked)
-        for one in linked:
-            if one.row.error is None:
-                terminal.print_links(
-                    console, linker.catalogue, one.row.text, one.links, 0, one.truncated_at
-                )
-
-
-def _write(linker: EntityLinker, rows: Iterable[Row], total: int | None) -> None:
+def _link(linker: EntityLinker, rows: Iterable[Row], total: int | None, as_text: bool) -> None:
     from elq_jax.linking import batch
 
     batch_size = _FLAGS.batch_size.value
-    showing = progress("linking", total, "questions") if total else contextlib.nullcontext()
+    with_bar = total and not as_text
+    showing = progress("linking", total, "questions") if with_bar else contextlib.nullcontext()
     with showing as advance:
         tally = _Tally(advance)
         if _OUTPUT.value is not None:
@@ -164,14 +154,31 @@ def _write(linker: EntityLinker, rows: Iterable[Row], total: int | None) -> None
             for chunk in batch.chunks(rows, batch_size):
                 linked = batch.link_rows(linker, chunk, batch_size)
                 tally.add(chunk, linked)
+                shown = _text(linker, linked) if as_text else map(batch.to_line, linked)
                 try:
-                    sys.stdout.buffer.writelines(map(batch.to_line, linked))
+                    sys.stdout.buffer.writelines(shown)
                     sys.stdout.buffer.flush()
                 except BrokenPipeError:
                     # The reader has enough (`| head`); nothing is left to be written at exit.
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                     break
     print(tally.summary(), file=sys.stderr)
+
+
+def _text(linker: EntityLinker, linked: Iterable[Linked]) -> Iterator[bytes]:
+    """What a terminal shows of each question."""
+    from rich.console import Console
+
+    from elq_jax.linking import terminal
+
+    console = Console(highlight=False)
+    for one in linked:
+        if one.row.error is None:
+            with console.capture() as shown:
+                terminal.print_links(
+                    console, linker.catalogue, one.row.text, one.links, 0, one.truncated_at
+                )
+            yield shown.get().encode(sys.stdout.encoding, sys.stdout.errors)
 
 
 def _everything_that_matters(linker: EntityLinker) -> dict[str, Any]:
@@ -233,4 +240,4 @@ class _Tally:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, takes_arguments=True, goes_on=lambda: _OUTPUT.value is not None)

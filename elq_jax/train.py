@@ -20,11 +20,10 @@ from __future__ import annotations
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
-from elq_jax import cli
+from elq_jax import cli, config_flag
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.")
+_CONFIG = config_flag.define_config()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of this run; may be on gs://.", required=True
 )
@@ -53,4 +52,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, goes_on=lambda: True)

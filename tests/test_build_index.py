@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from reference import tiny_linker_directory
 
 from elq_jax.retrieval import measure, open_index
 from elq_jax.retrieval.embeddings import EmbeddingsWriter
@@ -76,6 +77,7 @@ def test_exact_writes_nothing(linker, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "recall@10" in done.stdout
     assert "scann" not in done.stdout
+    assert "measuring the speed of exact, 64 at a time ...\n" in done.stderr
 
 
 def test_help():
@@ -96,6 +98,8 @@ def test_refusals(linker, tmp_path):
         (("--embeddings", tmp_path, *output), "no entity embeddings here"),
         ((*embeddings, *output, "--queries", tmp_path / "wide.npy"), "expected (Q, 8)"),
         ((*embeddings, *output, "--queries", tmp_path / "text.npy"), "not a .npy file of numbers"),
+        ((*embeddings, *output, "--queries", "q.npy", "--questions", "q.jsonl"), "give one"),
+        ((*embeddings, *output, "--kind", "exact"), "--output, --kind=exact: exact search needs"),
     ):
         done = run(*arguments)
         assert done.returncode == 2
@@ -103,6 +107,19 @@ def test_refusals(linker, tmp_path):
         assert message in done.stderr
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "index").exists()
+
+
+def test_questions_without_mentions_build_nothing(tmp_path):
+    folder = tiny_linker_directory(tmp_path)
+    (tmp_path / "questions.jsonl").write_text(
+        '{"text": "who", "mentions": []}\n'
+        '{"text": "who is obamaville", "mentions": [[8, 10]], "label_id": [3]}\n'
+    )
+    done = run("--linker", folder, "--questions", tmp_path / "questions.jsonl")
+    assert done.returncode == 2
+    assert "questions.jsonl: no mention to measure with; expected labelled" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "index").exists()
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.7])

@@ -102,6 +102,8 @@ BAD_LINES = [
     ('{"id": 1.5, "text": "x"}', 3, "field 'id': found 1.5, expected a string or a number"),
     ('{"id": "c", "text": "\\ud83d"}', "c", "half of a surrogate pair"),
     (b'{"id": "c", "text": "\xff"}', 3, "not UTF-8"),
+    ("[" * 100_000, 3, "JSON that cannot be read (it is nested too deeply)"),
+    ('{"text": ' + "9" * 5000 + "}", 3, "JSON that cannot be read (a number has thousands of"),
 ]
 
 
@@ -344,8 +346,10 @@ ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "ELQ_JAX_CACHE": "", "TERM": "xter
 ENVIRONMENT.pop("NO_COLOR", None)
 
 
-def start(*arguments, **options):
+def start(*arguments, closed="", **options):
     command = [sys.executable, "-m", "elq_jax.link", *map(str, arguments)]
+    if closed:
+        command = ["sh", "-c", f'exec "$@" {closed}', "sh", *command]
     return subprocess.Popen(command, stdout=-1, stderr=subprocess.PIPE, env=ENVIRONMENT, **options)
 
 
@@ -447,6 +451,78 @@ def test_program_says_what_is_wrong(folder, tmp_path, write):
     status, _, errors = run("--linker", folder, "--max-mentions=none", "who wrote dune?")
     assert status == 2
     assert errors.startswith("error: flag --max_mentions=none: invalid literal")
+    status, _, errors = run("--linker", folder, "--restart", "who wrote dune?")
+    assert status == 2
+    assert errors.startswith("error: --restart without --output: ")
+    process = start("--linker", folder, closed="<&-")
+    assert process.communicate(timeout=120)[1].startswith(b"error: stdin is closed; give questions")
+    assert process.returncode == 2
+
+
+@pytest.mark.parametrize("name", ["questions.jsonl", "link", "hard", "folder/../questions.jsonl"])
+def test_program_spares_its_input(folder, tmp_path, write, name):
+    """The output may not be the input by any name, nor may what is beside it until it is whole."""
+    content = b'{"text": "who is obama"}\n'
+    path = write(content)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(path)
+    (tmp_path / "hard").hardlink_to(path)
+    there = sorted(tmp_path.iterdir())
+    with pytest.raises(ElqError, match=r"writing it would overwrite the input, which is .*; give"):
+        batch.check_output(tmp_path / name, path)
+    assert sorted(tmp_path.iterdir()) == there
+    if name == "link":  # The program, reading the file, and reading it as stdin.
+        flags = ("--linker", folder, "--output", tmp_path / name)
+        assert "would overwrite the input" in run(*flags, "--input", path)[2]
+        with open(path, "rb") as source:
+            process = start(*flags, stdin=source)
+            assert b"would overwrite the input" in process.communicate(timeout=120)[1]
+        assert path.read_bytes() == content
+    part = write(content, "out.jsonl.part")
+    with pytest.raises(ElqError, match=r"out\.jsonl: writing it would .* which is .*\.part; give"):
+        batch.check_output(tmp_path / "out.jsonl", part)
+    batch.check_output(tmp_path / "other.jsonl", path)
+    batch.check_output(None, path)
+
+
+def test_program_reads_a_pipe(folder, tmp_path):
+    """Its rows cannot be counted beforehand, since it can be read only once."""
+    output = tmp_path / "out.jsonl"
+    pipe, other_end = os.pipe()  # as <(...) of a shell
+    os.write(other_end, b'{"text": "who is obama"}\n{"text": "dune"}\n')
+    os.close(other_end)
+    flags = ("--input", f"/dev/fd/{pipe}", "--input_format=jsonl", "--output", output)
+    process = start("--linker", folder, *flags, pass_fds=[pipe])
+    os.close(pipe)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+    assert [json.loads(line)["text"] for line in output.read_text().splitlines()] == [
+        "who is obama",
+        "dune",
+    ]
+    assert b"2 questions in" in errors
+
+
+def test_program_shows_text_and_what_it_did(folder, linker):
+    questions = "who is obama café\n\xff\ndune\n".encode("latin-1").replace(b"\xe9", b"\xc3\xa9")
+    flags = ("--linker", folder, "--format=text", "--on_error=skip", "--batch_size=1")
+    status, output, errors = run(*flags, stdin=questions)
+    assert status == 0, errors
+    [links] = linker.link_batch(["who is obama café"])
+    assert links
+    shown = output.splitlines()
+    assert shown[0] == "who is obama café"
+    assert shown[1].startswith(f"  {links[0].mention} -> {links[0].title}")
+    assert shown[1 + len(links)] == "dune"
+    summary = r"2 questions in .* s \(.*/s\), 1 rows skipped; peak memory"
+    assert re.search(summary, errors)
+
+    process = start(*flags, stdin=subprocess.PIPE)
+    process.stdout.close()  # as `| head` does when it has enough
+    errors = process.communicate(b"dune\n" * 3, timeout=120)[1].decode()
+    assert process.returncode == 0
+    assert re.search(r"1 questions in .*; peak memory", errors)
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("program", ["link", "evaluate"])

@@ -205,6 +205,34 @@ def to_line(linked: Linked) -> bytes:
     return json.dumps(to_dict(linked), ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
+def check_output(
+    output: str | os.PathLike[str] | None, source: str | os.PathLike[str] | int
+) -> None:
+    """Sees to it that writing `output` does not overwrite what is read.
+
+    Args:
+      output: the file to write, as for `link_file`; None: there is none.
+      source: path, or descriptor, of the input.
+
+    Raises:
+      ElqError: they are one file, by whatever name.
+    """
+    if output is None:
+        return
+    for path in (pathlib.Path(output), *_part_paths(output)):
+        if path.exists() and os.path.samefile(path, source):
+            raise ElqError(
+                f"{output}: writing it would overwrite the input, which is {path}; "
+                "give another output"
+            )
+
+
+def _part_paths(output: str | os.PathLike[str]) -> tuple[pathlib.Path, pathlib.Path]:
+    """Where the lines of `output` are until it is whole, and their settings."""
+    output = pathlib.Path(output)
+    return pathlib.Path(f"{output}.part"), pathlib.Path(f"{output}.part.json")
+
+
 def link_file(
     linker: EntityLinker,
     rows: Iterable[Row],
@@ -268,8 +296,7 @@ class PartFile:
         self._output = pathlib.Path(output)
         if self._output.is_dir():
             raise ElqError(f"{output}: is a folder; give the name of a file")
-        self.path = self._output.with_name(self._output.name + ".part")
-        self._settings_path = self.path.with_name(self.path.name + ".json")
+        self.path, self._settings_path = _part_paths(self._output)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file: io.BufferedRandom = open(self.path, "a+b")  # noqa: SIM115 (closed in __exit__)
         self._appending = False
