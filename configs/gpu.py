@@ -30,11 +30,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.stages = ("bi_encoder", "joint")
     for stage in (config.bi_encoder, config.joint):
         stage.batch_size = 64
-        stage.num_epochs = 10.0
+        stage.num_steps, stage.num_epochs = 0, 10.0
         stage.learning_rate = 5e-5
         stage.dtype = "bfloat16"
         stage.remat = True
     config.bi_encoder.mine_every = 400
     config.bi_encoder.num_negatives = 3
+    config.joint.linking_loss = "full_catalogue"
     config.joint.table_dtype = "bfloat16"
     return default.select(config, variant)
