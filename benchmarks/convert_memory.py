@@ -1,15 +1,18 @@
 """Peak memory and speed of converting a large matrix of entity vectors.
 
     python -m benchmarks.convert_memory --gib 8 --folder /tmp/convert_memory
+    python -m benchmarks.convert_memory --gib 8 --layers 24 --width 1024
 
-generates a small model in the original's form and a float32 matrix of so many GiB in torch's legacy
-format, with its catalogue; runs `python -m elq_jax.convert` on them; and prints that program's
-largest resident memory. The folder needs --gib for the matrix and as much (int8: a quarter) for the
-result, and is removed afterwards.
+generates a model in the original's form (the second: of the size of bert-large) and a float32
+matrix of so many GiB in torch's legacy format, with its catalogue; runs `python -m elq_jax.convert`
+on them; and prints that program's largest resident memory. The folder needs --gib for the matrix
+and as much (int8: a quarter) for the result, twice 2.5 GiB for a model like bert-large, and is
+removed afterwards.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import resource
@@ -28,7 +31,9 @@ from elq_jax.model.elq import ElqConfig
 from elq_jax.retrieval.embeddings import DTYPES
 
 _GIB = flags.DEFINE_float("gib", 2.0, "Size of the matrix.")
-_WIDTH = flags.DEFINE_integer("width", 1024, "Columns of the matrix.")
+_COLUMNS = flags.DEFINE_integer("columns", 1024, "Columns of the matrix.")
+_LAYERS = flags.DEFINE_integer("layers", 2, "Of both encoders.")
+_WIDTH = flags.DEFINE_integer("width", 128, "Of both encoders, a multiple of 64.")
 _DTYPE = flags.DEFINE_enum("dtype", "int8", DTYPES, "What to convert it to.")
 _FOLDER = flags.DEFINE_string("folder", "convert_memory", "Where the files go; must not exist.")
 
@@ -39,8 +44,9 @@ def main(arguments: list[str]) -> None:
     folder = pathlib.Path(_FOLDER.value)
     folder.mkdir(parents=True)
     try:
-        rows = int(_GIB.value * 2**30) // (4 * _WIDTH.value)
-        _write_inputs(folder, rows, _WIDTH.value)
+        columns = _COLUMNS.value
+        rows = int(_GIB.value * 2**30) // (4 * columns)
+        _write_inputs(folder, rows, columns)
         size = (folder / "all.t7").stat().st_size
         started = time.monotonic()
         subprocess.run(
@@ -55,44 +61,57 @@ def main(arguments: list[str]) -> None:
         seconds = time.monotonic() - started
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         print(
-            f"{rows:,} x {_WIDTH.value} float32 ({size / 2**30:.2f} GiB, legacy format) to "
-            f"{_DTYPE.value}: {seconds:.0f} s, largest resident memory {peak / 2**30:.2f} GiB"
+            f"{rows:,} x {columns} float32 ({size / 2**30:.2f} GiB, legacy format) to "
+            f"{_DTYPE.value}, encoders of {_LAYERS.value} layers and width {_WIDTH.value}: "
+            f"{seconds:.0f} s, largest resident memory {peak / 2**30:.2f} GiB"
         )
     finally:
         shutil.rmtree(folder)
 
 
-def _write_inputs(folder: pathlib.Path, rows: int, width: int) -> None:
-    rng = np.random.default_rng(0)
-    bert = BertConfig(hidden_size=128, num_layers=2, num_heads=2, intermediate_size=512)
-    config = ElqConfig(
-        bert,
-        bert,
-        mention_aggregation="fl_linear",
-        entity_pooling="pooler_linear",
-        entity_width=width,
+def _write_inputs(folder: pathlib.Path, rows: int, columns: int) -> None:
+    layers, width = _LAYERS.value, _WIDTH.value
+    bert = BertConfig(
+        num_layers=layers,
+        hidden_size=width,
+        num_heads=width // 64,
+        intermediate_size=4 * width,
     )
-    tensors = {
-        name: rng.normal(scale=0.02, size=shape).astype(np.float32)
-        for name, shape in original_shapes(config).items()
-    }
-    write_torch_file(folder / "elq.bin", tensors)
+    config = ElqConfig(bert, bert)
     parameters = {
-        "bert_model": "google/bert_uncased_L-2_H-128_A-2",
-        "mention_aggregation_type": "fl_linear",
+        "bert_model": f"google/bert_uncased_L-{layers}_H-{width}_A-{width // 64}",
+        "mention_aggregation_type": "all_avg",
         "mention_scoring_method": "qa_linear",
-        "add_linear": True,
-        "out_dim": width,
     }
+    if columns != width:
+        config = dataclasses.replace(
+            config,
+            mention_aggregation="fl_linear",
+            entity_pooling="pooler_linear",
+            entity_width=columns,
+        )
+        parameters |= {"mention_aggregation_type": "fl_linear"}
+        parameters |= {"add_linear": True, "out_dim": columns}
+    tensors = {name: _random(*shape) for name, shape in original_shapes(config).items()}
+    write_torch_file(folder / "elq.bin", tensors)
     (folder / "params.txt").write_text(str(parameters))
-    # Row i is elements i to i + width of one long vector: different rows, and hardly any memory.
-    values = rng.normal(size=rows + width - 1).astype(np.float32)
-    matrix = np.lib.stride_tricks.sliding_window_view(values, width)
-    write_torch_file(folder / "all.t7", matrix)
+    write_torch_file(folder / "all.t7", _random(rows, columns))
     with open(folder / "entity.jsonl", "w", encoding="utf-8") as file:
         for row in range(rows):
             text = f" Entity {row} is number {row} of the {rows} of this catalogue."
             file.write(json.dumps({"title": f"Entity {row}", "text": text}) + "\n")
+
+
+def _random(*shape: int) -> np.ndarray:
+    """[n] or [n, m] float32: row i is elements i to i + m of one long vector.
+
+    So it takes hardly any memory, which would count as that of the program started from here.
+    """
+    values = np.random.default_rng(0).normal(scale=0.02, size=sum(shape))
+    if len(shape) == 1:
+        return values.astype(np.float32)
+    rows, columns = shape
+    return np.lib.stride_tricks.sliding_window_view(values.astype(np.float32), columns)[:rows]
 
 
 if __name__ == "__main__":

@@ -7,8 +7,11 @@
 writes what `EntityLinker.from_pretrained("elq_wiki")` opens. Without --embeddings, encode_entities
 computes them; without --catalogue, the result is a model to encode or train with. Files of torch of
 any age are read and written without torch, which need not be installed; the matrix in parts, so
-that memory does not depend on its size.
-Stopped at any moment, the same command goes on; after an error nothing is left behind.
+that memory does not depend on its size. Stopped at any moment, or by a full disk, the same command
+goes on; after any other error nothing is left behind.
+
+With --entity_checkpoint instead of --checkpoint, BLINK's bi-encoder becomes a model to encode and
+train with; its mention head is at random.
 
     python -m elq_jax.convert --linker elq_wiki --to_torch elq.bin
 
@@ -36,13 +39,20 @@ _PARAMS = flags.DEFINE_string(
 _ENTITY_CHECKPOINT = flags.DEFINE_string(
     "entity_checkpoint",
     None,
-    "Take the entity encoder of this model instead: BLINK's biencoder_wiki_large.bin, ...",
+    "Take the entity encoder of this model instead: BLINK's biencoder_wiki_large.bin, ...; without "
+    "--checkpoint, both encoders.",
 )
 _BERT_CONFIG = flags.DEFINE_string(
     "bert_config",
     None,
     "config.json of the BERT that it was trained from; needed where the number of attention heads "
     "is not known: anything but bert-base, bert-large and the smaller ones published with them.",
+)
+_ENTITY_BERT_CONFIG = flags.DEFINE_string(
+    "entity_bert_config",
+    None,
+    "The same of the entity encoder, where it is another; by default --bert_config, unless "
+    "--checkpoint and --entity_checkpoint are two files.",
 )
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", None, "Folder with tokenizer.json or vocab.txt of that BERT, or its hub name."
@@ -77,18 +87,23 @@ _PRESET = flags.DEFINE_enum(
 _MAX_QUESTION_TOKENS = flags.DEFINE_integer(
     "max_question_tokens",
     None,
-    "Tokens of a question, [CLS] and [SEP] included; by default the preset's, or the model's.",
+    "Tokens of a question to link with by default, [CLS] and [SEP] included, instead of the "
+    "preset's or the model's.",
     lower_bound=3,
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Linker directory to write.")
 _LINKER = flags.DEFINE_string("linker", None, "Linker directory to write --to_torch.")
 _TO_TORCH = flags.DEFINE_string("to_torch", None, "State dict to write: OUT.bin.")
+_OF_CONVERT = (
+    *(_CHECKPOINT, _PARAMS, _ENTITY_CHECKPOINT, _BERT_CONFIG, _ENTITY_BERT_CONFIG, _TOKENIZER),
+    *(_CATALOGUE, _WIKIDATA_IDS, _EMBEDDINGS, _TOKEN_IDS, _DTYPE, _INDEX, _PRESET),
+    *(_MAX_QUESTION_TOKENS, _OUTPUT),
+)
 
 
 def main(arguments: list[str]) -> None:
     """Converts in one direction or the other."""
-    if len(arguments) > 1:
-        raise ElqError(f"{arguments[1]}: unexpected; every file has a flag")
+    del arguments
     cli.use_compilation_cache()
     if _TO_TORCH.value or _LINKER.value:
         _to_torch()
@@ -97,7 +112,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _convert() -> None:
-    _check_given(_CHECKPOINT, _PARAMS, _TOKENIZER, _OUTPUT)
+    model = _CHECKPOINT if _CHECKPOINT.value or not _ENTITY_CHECKPOINT.value else _ENTITY_CHECKPOINT
+    _check_given(model, _PARAMS, _TOKENIZER, _OUTPUT)
     from elq_jax.linking import conversion, directory
 
     output = _OUTPUT.value
@@ -108,6 +124,7 @@ def _convert() -> None:
         _TOKENIZER.value,
         entity_checkpoint=_ENTITY_CHECKPOINT.value,
         bert_config=_BERT_CONFIG.value,
+        entity_bert_config=_ENTITY_BERT_CONFIG.value,
         catalogue=_CATALOGUE.value,
         wikidata_ids=_WIKIDATA_IDS.value,
         embeddings=_EMBEDDINGS.value,
@@ -128,8 +145,8 @@ def _convert() -> None:
 
 def _to_torch() -> None:
     _check_given(_LINKER, _TO_TORCH)
-    for flag in (_CHECKPOINT, _PARAMS, _CATALOGUE, _EMBEDDINGS, _OUTPUT):
-        if flag.value:
+    for flag in _OF_CONVERT:
+        if flag.present:
             raise ElqError(f"--{flag.name}: cannot be combined with --to_torch and --linker")
     from elq_jax.data.files import atomic_write
     from elq_jax.data.torch_files import write_torch_file
@@ -142,6 +159,12 @@ def _to_torch() -> None:
     with atomic_write(path, "w") as file:
         json.dump(parameters, file)
         file.write("\n")
+    if parameters["bert_model"] == original.UNNAMED_BERT:
+        print(
+            f'warning: {path}: no published BERT has these sizes; set "bert_model" to a folder '
+            "with config.json, pytorch_model.bin and vocab.txt of the BERT it was trained from",
+            file=sys.stderr,
+        )
     print(f"{output}\n{path}")
 
 
@@ -153,4 +176,4 @@ def _check_given(*needed: flags.FlagHolder) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, goes_on=lambda: bool(_OUTPUT.value))

@@ -24,7 +24,6 @@ A run with --output that is stopped at any moment goes on when the same command 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import pathlib
 import resource
@@ -186,8 +185,7 @@ def _everything_that_matters(linker: EntityLinker) -> dict[str, Any]:
     folder = pathlib.Path(_FLAGS.linker.value)
     files = {f"linker/{path.relative_to(folder)}": path.stat() for path in folder.rglob("*")}
     return {
-        **dataclasses.asdict(linker.settings),
-        "max_question_tokens": linker.config.max_question_tokens,
+        **linker.settings.to_dict(),
         "index": linker.index.kind,
         "dtype": _FLAGS.dtype.value,
         **{name: [found.st_size, found.st_mtime_ns] for name, found in files.items()},

@@ -2,16 +2,22 @@
 
 import collections
 import contextlib
+import errno
 import io
 import json
 import os
 import pickle
+import pickletools
+import re
+import struct
 import subprocess
 import sys
 import types
 import zipfile
 
 import jax
+import ml_collections
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import FIXTURES
@@ -19,15 +25,21 @@ from reference import arrays, tiny_config, tiny_params
 
 from elq_jax.data import torch_files
 from elq_jax.data.catalogue import Catalogue
+from elq_jax.data.files import atomic_write
 from elq_jax.data.tokenization import Tokenizer
 from elq_jax.data.torch_files import open_torch_file, write_torch_file
 from elq_jax.errors import ElqError
 from elq_jax.linking import conversion, directory, original
+from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.presets import PRESETS, get_preset, with_preset
+from elq_jax.model.bert import BertConfig
 from elq_jax.model.elq import params_from_original
 from elq_jax.retrieval import open_index
 from elq_jax.retrieval.embeddings import Embeddings, EmbeddingsWriter
+from elq_jax.retrieval.scann import ScannIndex
+from elq_jax.training import loop
 from elq_jax.training.encoding import CatalogueEncoder
+from elq_jax.training.pretrained import initial_params
 
 FIXTURE = json.loads((FIXTURES / "params.json").read_text())
 HEAD = "classification_heads.mention_scores.bound_classifier."
@@ -112,8 +124,22 @@ class Release:
         return self.output
 
     def load(self):
-        files = {name: self.files[name] for name in ("checkpoint", "parameter_file", "bert_config")}
-        return original.load_model(**files)
+        return original.load_model(
+            self.files["checkpoint"],
+            self.files["parameter_file"],
+            self.files.get("entity_checkpoint"),
+            self.files.get("bert_config"),
+            self.files.get("entity_bert_config"),
+        )
+
+    def use_blink(self, save=write_torch_file):
+        """Without heads, and without options of a mention head: another file's entity encoder."""
+        heads = {k: v for k, v in self.tensors.items() if k.startswith(original._HEADS)}
+        blink = {k: v for k, v in self.tensors.items() if k not in heads}
+        self.files["entity_checkpoint"] = self.folder / "biencoder.bin"
+        self.files["entity_bert_config"] = self.folder / "bert.json"
+        save(self.files["entity_checkpoint"], blink)
+        return blink
 
 
 @pytest.fixture
@@ -156,7 +182,11 @@ def test_round_trip(aggregation, head, release, minilm):
 
 
 def test_program_round_trip(release):
-    """The program, both ways; a JSON parameter file; torch reads the result where it is."""
+    """The program, both ways; a JSON parameter file; torch reads the result where it is.
+
+    What a preset says of lengths is a setting of linking, which another preset takes back.
+    """
+    release.parameters |= {"max_context_length": 128, "max_mention_length": None}
     release.write().write_entities()
     release.files["parameter_file"].write_text(json.dumps(release.parameters))
     names = {"parameter_file": "params"}
@@ -164,7 +194,11 @@ def test_program_round_trip(release):
     run_program(*command, f"--output={release.output}", "--preset=webqsp", "--dtype=int8")
     settings = json.loads((release.output / "config.json").read_text())
     assert settings["linking"]["threshold"] == -2.9
-    assert settings["model"]["max_question_tokens"] == 32
+    device = jax.devices()[:1]
+    for preset, length in ((None, 32), ("library", 128), ("webqsp", 32)):
+        changes = with_preset(preset, {})
+        linker = EntityLinker.from_pretrained(release.output, devices=device, **changes)
+        assert linker.max_question_tokens == length
     back = release.folder / "back.bin"
     printed = run_program(f"--linker={release.output}", f"--to_torch={back}")
     assert printed.split() == [str(back), str(release.folder / "back_params.txt")]
@@ -180,7 +214,7 @@ def test_program_round_trip(release):
             np.testing.assert_array_equal(state[name].numpy(), tensor)
 
 
-def run_program(*arguments, status=0):
+def run_program(*arguments, status=0, errors=False):
     done = subprocess.run(
         [sys.executable, "-m", "elq_jax.convert", *arguments],
         capture_output=True,
@@ -189,19 +223,43 @@ def run_program(*arguments, status=0):
         timeout=120,
     )
     assert done.returncode == status, done.stderr
-    return done.stderr if status else done.stdout
+    return done.stderr if status or errors else done.stdout
 
 
 def test_program_errors(release):
     error = run_program("--checkpoint=elq.bin", status=2)
     assert error.startswith("error: --params: missing; needed are --checkpoint, --params, ")
+    error = run_program("--entity_checkpoint=blink.bin", status=2)
+    assert error.startswith("error: --params: missing; needed are --entity_checkpoint, --params, ")
+
+
+def test_to_torch_takes_nothing_else():
+    """Not a flag of the other direction is silently ignored, though it has a default."""
+    given = ("entity_checkpoint=x", "tokenizer=x", "token_ids=x", "index", "noindex", "output=x")
+    given += ("preset=webqsp", "max_question_tokens=32", "wikidata_ids=x", "dtype=int8")
+    program = """
+import sys
+from absl import flags
+from elq_jax import convert
+for argument in sys.argv[1:]:
+    flags.FLAGS(["convert", "--linker=a", "--to_torch=b.bin", argument])
+    try:
+        convert._to_torch()
+    except convert.ElqError as error:
+        print(error)
+    for name in flags.FLAGS:
+        flags.FLAGS[name].present = 0
+"""
+    command = [sys.executable, "-c", program, *(f"--{argument}" for argument in given)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    message = "cannot be combined with --to_torch and --linker"
+    names = [argument.split("=")[0].removeprefix("no") for argument in given]
+    assert done.stdout.splitlines() == [f"--{name}: {message}" for name in names]
 
 
 def test_blink_entity_encoder(release, minilm):
     """cand_encoder of a bi-encoder without heads, and embeddings that it made."""
-    blink = {k: v for k, v in release.tensors.items() if not k.startswith("classification")}
-    release.files["entity_checkpoint"] = release.folder / "biencoder.bin"
-    write_torch_file(release.files["entity_checkpoint"], blink)
+    release.use_blink()
     release.tensors = {k: v for k, v in release.tensors.items() if not k.startswith("cand_encoder")}
     release.write().write_entities(64, arrays("kb")["encoded_first64"])
     folder = release.convert()
@@ -221,6 +279,67 @@ def test_other_embeddings_are_not_said_to_be_the_encoders(release, capsys):
     folder = release.convert()
     assert "not the vectors that this entity encoder gives" in capsys.readouterr().err
     assert Embeddings.open(folder / "embeddings").encoder_fingerprint == ""
+
+
+def test_blink_alone(release, minilm, capsys):
+    """Both encoders of BLINK, with a head at random: what encoding and training start from."""
+    release.tensors = release.use_blink()
+    mention_options = ("mention_aggregation_type", "mention_scoring_method", "max_mention_length")
+    for name in mention_options:
+        del release.parameters[name]
+    release.write().write_entities(64, arrays("kb")["encoded_first64"])
+    del release.files["checkpoint"]
+    folder = release.convert(checkpoint=None)
+    assert "biencoder.bin: no mention head in it; it starts at random" in capsys.readouterr().err
+    encoder = directory.load_params(folder, ("entity",))["entity"]
+    jax.tree.map(np.testing.assert_array_equal, encoder, tiny_params()["entity"])
+    config = ml_collections.ConfigDict({"init_from": str(folder)})
+    model, params, _ = loop._initial_model(config)  # Has checked names and shapes.
+    jax.tree.map(
+        np.testing.assert_array_equal, params["question"]["bert"], tiny_params()["question"]["bert"]
+    )
+    assert (model.mention_head, model.mention_aggregation) == ("linear", "all_avg")
+    assert model.max_mention_width == 11
+    head = params["question"]["mention_head"]
+    assert 0 < np.abs(head["kernel"]).max() < 0.1
+    assert not head["bias"].any()
+    linker = EntityLinker.from_pretrained(folder, devices=jax.devices()[:1])
+    assert linker.max_question_tokens == release.parameters["max_context_length"]
+    tensors, parameters = original.state_dict(folder)
+    assert tensors.keys() == arrays("state_dict").keys()
+    assert parameters["mention_scoring_method"] == "qa_linear"
+    release.output = release.folder / "again"
+    again = directory.load_params(release.convert(checkpoint=None))
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_neither_model(release):
+    release.write()
+    with pytest.raises(ElqError, match="checkpoint, entity_checkpoint: give one of them"):
+        release.convert(checkpoint=None)
+
+
+def test_heads_of_each_encoder(release):
+    """--bert_config is of the file that --checkpoint names, and of no other."""
+    release.write().use_blink()
+    path = release.files["entity_bert_config"] = release.folder / "entity.json"
+    path.write_text(json.dumps(FIXTURE["config"] | {"num_attention_heads": 8}))
+    config = release.load().config
+    assert (config.question_bert.num_heads, config.entity_bert.num_heads) == (4, 8)
+    del release.files["entity_bert_config"]
+    with pytest.raises(ElqError, match=r"biencoder\.bin: .*with --entity_bert_config"):
+        release.load()
+    del release.files["entity_checkpoint"]
+    config = release.load().config
+    assert (config.question_bert.num_heads, config.entity_bert.num_heads) == (4, 4)
+
+
+def test_without_poolers(release, capsys):
+    release.tensors = {k: v for k, v in release.tensors.items() if ".pooler." not in k}
+    folder = release.write().convert()
+    assert "elq.bin: no pooler in it" in capsys.readouterr().err
+    tensors, _ = original.state_dict(folder)
+    assert not tensors["cand_encoder.bert_model.pooler.dense.weight"].any()
 
 
 def test_additional_linear(release, minilm):
@@ -254,12 +373,20 @@ def test_additional_linear(release, minilm):
 
 @pytest.mark.parametrize(
     ("given", "width"),
-    [({}, 11), ({"max_mention_length": 4}, 5), ({"max_mention_length": None}, 32)],
+    [
+        ({}, 11),
+        ({"max_mention_length": 4}, 5),
+        ({"max_mention_length": 0}, 1),
+        ({"max_mention_length": None}, 512),  # No limit, whatever the length of questions.
+    ],
 )
-def test_mention_length(given, width, release):
+def test_mention_length(given, width, release, minilm):
     del release.parameters["max_mention_length"]
     release.parameters |= given
-    assert release.write().load().config.max_mention_width == width
+    model = release.write().load()
+    assert model.config.max_mention_width == width
+    back = original._parameters(model.config, {}, minilm)
+    assert back["max_mention_length"] == given.get("max_mention_length", 10)
 
 
 @pytest.mark.parametrize(
@@ -311,6 +438,11 @@ def overwrite(name, content):
     return lambda release: release.files[name].write_bytes(content)
 
 
+def bert_config(**changes):
+    content = json.dumps(FIXTURE["config"] | changes)
+    return lambda release: release.files["bert_config"].write_text(content)
+
+
 def matrix(name, change):
     def change_file(release):
         path = release.files[name]
@@ -355,6 +487,16 @@ MODEL_ERRORS = {
         r"params\.txt: mention_aggregation_type: 'all_mlp'",
     ),
     "length": (parameter(max_cand_length="128"), r"params\.txt: max_cand_length: '128'"),
+    "head as a list": (
+        parameter(mention_scoring_method=["qa_linear"]),
+        r"params\.txt: mention_scoring_method: \['qa_linear'\]; can convert qa_linear",
+    ),
+    "aggregation as a dictionary": (
+        parameter(mention_aggregation_type={}),
+        r"params\.txt: mention_aggregation_type: \{\}; can convert all_avg",
+    ),
+    "no name": (parameter(bert_model=None), r"params\.txt: bert_model: None; expected the name"),
+    "number as name": (parameter(bert_model=3), r"params\.txt: bert_model: 3; expected the name"),
     "too long": (parameter(max_context_length=999), r"params\.txt: max_question_tokens: 999"),
     "cased": (parameter(lowercase=False), r"minilm: an uncased tokenizer"),
     "heads unknown": (
@@ -386,7 +528,19 @@ FILE_ERRORS = {
         lambda r: r.files.update(checkpoint=r.files["embeddings"]),
         r"all\.t7: holds a StoredTensor, not a state dict",
     ),
+    "number as key": (
+        lambda r: write_torch_file(r.files["checkpoint"], {3: np.zeros(2, np.float32)}),
+        r"elq\.bin: holds a key 3; expected names",
+    ),
     "no parameters": (overwrite("parameter_file", b"hello ="), r"params\.txt: found 'hello ='"),
+    "binary parameters": (overwrite("parameter_file", b"\x80\x02"), r"params\.txt: found '.*'"),
+    "list as key": (overwrite("parameter_file", b"{[1]: 2}"), r"params\.txt: found '\{\[1\]: 2\}'"),
+    "set as value": (overwrite("parameter_file", b"{'a': {1}}"), r"params\.txt: found "),
+    "no heads": (bert_config(num_attention_heads=0), r"num_attention_heads: 0; expected an int"),
+    "heads": (bert_config(num_attention_heads=5), r"num_attention_heads: 5; expected a divisor"),
+    "text as heads": (bert_config(num_attention_heads="4"), r"num_attention_heads: '4'; expected"),
+    "null as heads": (bert_config(num_attention_heads=None), r"bert\.json: .*_heads: None; exp"),
+    "text as epsilon": (bert_config(layer_norm_eps="1e-12"), r"bert\.json: .*layer_norm_eps: '1e"),
     "no dictionary": (overwrite("parameter_file", b"[1]"), r"params\.txt: found a list"),
     "embeddings cut": (cut("embeddings", -1), r"all\.t7: not a whole file"),
     "fewer embeddings": (
@@ -431,6 +585,8 @@ def test_errors_leave_nothing(name, release):
 def test_only_some_files(release):
     """A model alone; what cannot stand alone; an output that exists."""
     release.write()
+    with pytest.raises(ElqError, match="max_question_tokens: 1000; expected 3 to 512"):
+        release.convert(max_question_tokens=1000)
     with pytest.raises(ElqError, match="embeddings: needs a catalogue"):
         release.convert(embeddings=release.files["checkpoint"])
     folder = release.convert()
@@ -502,6 +658,54 @@ def test_other_inputs_begin_again(tmp_path, capsys):
     assert capsys.readouterr().err.count("begun again") == 1
 
 
+def test_what_a_killed_run_leaves(release, monkeypatch):
+    """Half-written files and an index that is not asked for again are no part of the result."""
+    release.write().write_entities()
+
+    def killed_while_it_writes(self, folder):
+        folder.mkdir()
+        (folder / "index.json").touch()
+        (folder.parent / ".index.1234").mkdir()
+        (folder.parent / ".index.1234" / "part").touch()
+        (folder.parent / "embeddings" / ".shard-00000-of-00001.npy.abcd").touch()
+        raise Killed
+
+    monkeypatch.setattr(ScannIndex, "save", killed_while_it_writes)
+    with pytest.raises(Killed):
+        release.convert(index=True)
+    names = sorted(path.name for path in release.convert().rglob("*"))
+    release.output = release.folder / "unbroken"
+    assert names == sorted(path.name for path in release.convert().rglob("*"))
+
+
+def test_full_disk(release, monkeypatch, capsys):
+    """What was written stays, to go on with when there is room."""
+    release.write().write_entities()
+    write_shard = EmbeddingsWriter.write_shard
+
+    def out_of_space(self, shard, values):
+        with atomic_write(release.folder / "any"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(EmbeddingsWriter, "write_shard", out_of_space)
+    with pytest.raises(ElqError, match="any: not written, the disk is full"):
+        release.convert()
+    assert (release.folder / "linker.partial" / "model.safetensors").exists()
+    monkeypatch.setattr(EmbeddingsWriter, "write_shard", write_shard)
+    assert len(Embeddings.open(release.convert() / "embeddings")) == 500
+    assert "going on with what is there" in capsys.readouterr().err
+
+
+def test_the_folder_one_is_in(tmp_path, monkeypatch):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with conversion.resumable_folder(".", {}) as partial:
+        assert partial == tmp_path / "empty.partial"
+        (partial / "file").touch()
+    assert (folder / "file").exists()
+
+
 @pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 2**-8), ("int8", 1 / 254)])
 def test_smaller_types(dtype, error, release):
     release.write().write_entities()
@@ -550,6 +754,38 @@ def test_back_from_a_trained_linker(tmp_path, minilm):
     assert parameters["max_mention_length"] == 10
 
 
+def sizes(layers, width, **changes):
+    given = {"num_heads": width // 64, "intermediate_size": 4 * width}
+    return BertConfig(num_layers=layers, hidden_size=width, **given | changes)
+
+
+@pytest.mark.parametrize(
+    ("bert", "lowercase", "name"),
+    [
+        (sizes(12, 768), True, "bert-base-uncased"),
+        (sizes(24, 1024, dropout_rate=0.0), True, "bert-large-uncased"),
+        (sizes(12, 768, vocab_size=28996), False, "bert-base-cased"),
+        (sizes(24, 1024, vocab_size=28996), False, "bert-large-cased"),
+        (sizes(4, 256), True, "google/bert_uncased_L-4_H-256_A-4"),
+        (sizes(6, 384, num_heads=12), True, None),  # MiniLM
+        (sizes(3, 256), True, None),
+        (sizes(4, 256, num_heads=8), True, None),
+        (sizes(12, 768, vocab_size=28996), True, None),
+        (sizes(12, 768, vocab_size=119547), False, None),
+        (sizes(24, 1024, max_positions=64), True, None),
+    ],
+)
+def test_name_of_the_bert(bert, lowercase, name):
+    """Only of BERTs that were published, with the vocabulary that they have."""
+    assert original._bert_name(bert, lowercase) == (name or original.UNNAMED_BERT)
+
+
+def test_no_published_bert(tmp_path, minilm):
+    directory.save_model(tmp_path, tiny_config(), tiny_params(), minilm)
+    arguments = [f"--linker={tmp_path}", f"--to_torch={tmp_path / 'elq.bin'}"]
+    assert 'set "bert_model" to a folder' in run_program(*arguments, errors=True)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"normalize_mentions": True}, {"entity_pooling": "mean"}, {"normalize_entities": True}],
@@ -558,6 +794,24 @@ def test_not_a_model_of_the_original(change, tmp_path, minilm):
     directory.save_model(tmp_path, tiny_config(**change), tiny_params(), minilm)
     with pytest.raises(ElqError, match=f"cannot compute {next(iter(change))}"):
         original.state_dict(tmp_path)
+
+
+def test_not_a_width_of_the_original(tmp_path, minilm):
+    config = tiny_config(
+        mention_aggregation="fl_linear", entity_pooling="pooler_linear", entity_width=32
+    )
+    directory.save_model(tmp_path, config, initial_params(config), minilm)
+    with pytest.raises(ElqError, match="entity vectors of width 32 from an encoder of width 64"):
+        original.state_dict(tmp_path)
+
+
+def test_not_a_vocabulary_of_the_original(tmp_path):
+    words = ("[PAD]", "[unused2]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "paris")
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    directory.save_model(tmp_path / "linker", tiny_config(), tiny_params(), tokenizer)
+    with pytest.raises(ElqError, match=r"are the tokens \(3, 4, 0\); in the original they are"):
+        original.state_dict(tmp_path / "linker")
 
 
 def test_presets():
@@ -575,10 +829,84 @@ def test_presets():
     with pytest.raises(ElqError, match="preset: 'wikipedia'; expected one of interactive"):
         get_preset("wikipedia")
     expected = {"threshold": -1.0, "max_mentions": 50, "num_candidates": 10}
+    expected["max_question_tokens"] = None
     assert with_preset("interactive", {"threshold": -1.0, "max_mentions": None}) == expected
     expected["max_question_tokens"] = 32
     assert with_preset("graphquestions", {"threshold": -1.0}) == expected
     assert with_preset(None, {"threshold": None, "max_mentions": 3}) == {"max_mentions": 3}
+    changed = with_preset("interactive", {"max_question_tokens": 20})
+    assert changed["max_question_tokens"] == 20
+
+
+TABLE = np.arange(24, dtype=np.float32).reshape(4, 6)
+OF_TORCH = {
+    "table": TABLE,
+    "view": TABLE[1:, 2:5],
+    "transposed": TABLE.T,
+    "half": (TABLE[:2, :2] / 8).astype(np.float16),
+    "bfloat16": (TABLE[:2, :2] / 8).astype(ml_dtypes.bfloat16),
+    "int64": np.array([[1, -2], [3, 2**40]]),
+    "parameter": np.array([0.5, -1.5], np.float32),
+    "bool": np.array([True, False]),
+    "scalar": np.array(3.0),
+    "empty": np.zeros((0, 3), np.float32),
+}
+
+
+@pytest.mark.parametrize("name", ["torch_legacy.bin", "torch_zip.bin"])
+def test_files_of_torch(name):
+    """Two files that torch wrote; the fixtures' README has the program."""
+    found = open_torch_file(FIXTURES / name)
+    assert list(found) == list(OF_TORCH)
+    assert found["view"].storage is found["table"].storage
+    for key, expected in OF_TORCH.items():
+        array = found[key].map()
+        assert (array.dtype, array.shape) == (expected.dtype, expected.shape)
+        np.testing.assert_array_equal(array, expected)
+    np.testing.assert_array_equal(found["table"].rows(1, 3), TABLE[1:3])
+
+
+def test_writes_as_torch_does(tmp_path):
+    """The same bytes and instructions, but for names of storages and how the pickle is packed."""
+    write_torch_file(tmp_path / "ours", {"table": TABLE})
+    (*ours, our_table), our_end = parts(tmp_path / "ours")
+    (*theirs, their_tables), their_end = parts(FIXTURES / "torch_legacy.bin")
+    assert ours == theirs
+    assert instructions(our_table) == instructions(their_tables)[: len(instructions(our_table))]
+    assert our_end == struct.pack("<q", 24) + TABLE.tobytes()
+    assert our_end in their_end
+
+
+def parts(path):
+    """Magic number, version, machine and object as they are pickled; the storages."""
+    with open(path, "rb") as file:
+        sizes = [len(list(pickletools.genops(file))) and file.tell() for _ in range(5)]
+        file.seek(0)
+        content = file.read()
+    starts = [0, *sizes]
+    pickles = [content[starts[i] : starts[i + 1]] for i in range(4)]
+    return pickles, content[sizes[-1] :]
+
+
+def instructions(pickled):
+    found = [(operation.name, value) for operation, value, _ in pickletools.genops(pickled)]
+    packing = ("BINPUT", "MARK", "SETITEM", "SETITEMS", "STOP")
+    return [
+        (name, re.sub(r"^\d+$", "key", value) if isinstance(value, str) else value)
+        for name, value in found
+        if name not in packing
+    ]
+
+
+def test_damaged_zip(tmp_path):
+    """A local header that says that its name is longer than the file."""
+    content = bytearray((FIXTURES / "torch_zip.bin").read_bytes())
+    header = content.index(b"torch_zip/data/0") - 30
+    assert content[header : header + 4] == b"PK\x03\x04"
+    content[header + 26 : header + 28] = b"\xff\xff"
+    (tmp_path / "damaged").write_bytes(content)
+    with pytest.raises(ElqError, match=r"damaged: not a whole file .*storage 0 ends at byte"):
+        open_torch_file(tmp_path / "damaged")
 
 
 @needs_torch

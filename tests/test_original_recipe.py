@@ -13,7 +13,7 @@ from flax import traverse_util
 from jax.experimental.compilation_cache import compilation_cache as compilation_cache_lib
 from reference import arrays, tiny_config, tiny_params
 
-from configs import original_recipe
+from configs import original_recipe, webqsp
 from elq_jax.data.batches import TrainingBatches, make_examples, pad_tokens
 from elq_jax.data.catalogue import Catalogue, build_catalogue
 from elq_jax.data.questions import read_questions
@@ -45,6 +45,12 @@ def test_a_toy_parameter_moves_as_the_originals():
         assert float(schedule(updates.before(row["step"]))) == pytest.approx(row["lr"], abs=1e-9)
         found = found.apply_gradients({"w": np.array(row["grad"], np.float32)})
         np.testing.assert_allclose(found.params["w"], row["param"], rtol=1e-6)
+
+
+def test_the_data_is_that_of_webqsp():
+    ours, theirs = original_recipe.get_config(), webqsp.get_config()
+    for name in ("catalogue", "train_files", "train_repeats", "dev_file"):
+        assert ours[name] == theirs[name]
 
 
 @pytest.mark.parametrize("group", OPTIM["groups"], ids=lambda group: group["type"])

@@ -5,11 +5,11 @@ file, entity.jsonl and the two matrices. What `convert` makes of them is opened 
 `EntityLinker.from_pretrained`, and measured with `python -m elq_jax.evaluate` and its library.
 """
 
-import functools
 import json
 import os
 import subprocess
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -31,8 +31,8 @@ NAMES = {"num_cand_mentions": "max_mentions", "num_cand_entities": "num_candidat
 
 
 @pytest.fixture(scope="module")
-def convert_release(tmp_path_factory):
-    """Gives the linker directory of the fixtures' model, converted once for each maximal length."""
+def release(tmp_path_factory):
+    """The linker directory of the fixtures' model."""
     folder = tmp_path_factory.mktemp("parity")
     model = json.loads((FIXTURES / "params.json").read_text())
     write_torch_file(folder / "elq.bin", arrays("state_dict"))
@@ -42,37 +42,28 @@ def convert_release(tmp_path_factory):
     ids = arrays("kb")["entity_token_ids"]
     write_torch_file(folder / "ids.t7", np.pad(ids, [(0, 0), (0, 128 - ids.shape[1])]))
 
-    @functools.cache
-    def converted(max_question_tokens=32):
-        output = folder / f"linker_{max_question_tokens}"
-        convert(
-            output,
-            folder / "elq.bin",
-            folder / "params.txt",
-            "minilm",
-            bert_config=folder / "bert.json",
-            catalogue=FIXTURES / "entity.jsonl",
-            embeddings=folder / "all.t7",
-            token_ids=folder / "ids.t7",
-            preset="library",
-            max_question_tokens=max_question_tokens,
-        )
-        return output
-
-    return converted
+    convert(
+        folder / "linker",
+        folder / "elq.bin",
+        folder / "params.txt",
+        "minilm",
+        bert_config=folder / "bert.json",
+        catalogue=FIXTURES / "entity.jsonl",
+        embeddings=folder / "all.t7",
+        token_ids=folder / "ids.t7",
+        preset="library",
+    )
+    return folder / "linker"
 
 
 @pytest.fixture(scope="module")
-def make_linker(convert_release):
-    """Linkers from those directories; those of one maximal length share compiled functions."""
+def make_linker(release):
+    """Linkers from that directory, which share compiled functions."""
+    linker = EntityLinker.from_pretrained(release, devices=jax.devices()[:1])
 
-    @functools.cache
-    def opened(folder):
-        return EntityLinker.from_pretrained(folder, devices=jax.devices()[:1])
-
-    def make(max_question_tokens=32, **settings):
+    def make(**settings):
         settings = {NAMES.get(name, name): value for name, value in settings.items()}
-        return opened(convert_release(max_question_tokens)).with_settings(**settings)
+        return linker.with_settings(**settings)
 
     return make
 
@@ -129,23 +120,41 @@ def test_linking(number, make_linker):
         assert names == expected["pred_tuples_string"]
 
 
-def test_characters_and_wikidata_ids(make_linker):
-    """What the original does not print: the words in the question, and the ids of entity.jsonl."""
-    run = PIPELINE["runs"][1]
-    linker = make_linker(**settings_of(run)[0])
-    records = [record for _, record in read_jsonl(FIXTURES / "entity.jsonl")]
-    found = linker.decode(linker.score_batch([sample["text"] for sample in PIPELINE["samples"]]))
-    for links, sample, expected in zip(found, PIPELINE["samples"], run["results"], strict=True):
-        quoted = set()
-        for link in links:
-            assert sample["text"][link.start : link.end] == link.mention
-            assert link.wikidata_id == records[link.entity].get("kb_idx")
-            quoted.add((link.entity, link.mention.lower().replace(" ", "")))
-        for (row, start, end), (_, words) in zip(
-            expected["pred_triples"], expected["pred_tuples_string"], strict=True
+RECORDS = [record for _, record in read_jsonl(FIXTURES / "entity.jsonl")]
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_links(number, make_linker):
+    """The same as people see them: rows, scores, titles, ids and characters of the question."""
+    run = PIPELINE["runs"][number]
+    settings, batch_size = settings_of(run)
+    linker = make_linker(**settings)
+    texts = [sample["text"] for sample in PIPELINE["samples"]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one is cut
+        found = linker.link_batch(texts, batch_size=batch_size)
+    encoded = linker.encode(texts)
+    for text, links, question, expected in zip(texts, found, encoded, run["results"], strict=True):
+        offsets = [(int(start), int(end)) for start, end in question.offsets]
+        wanted = []
+        for (row, first, end), score in zip(
+            expected["pred_triples"], expected["scores"], strict=True
         ):
-            if start >= 0 and end <= len(expected["tokens"]):  # else [CLS] or [SEP] is in it
-                assert (int(row), words.replace(" ", "")) in quoted
+            inside = [span for span in offsets[first + 1 : end + 1] if span[0] < span[1]]
+            characters = (inside[0][0], inside[-1][1]) if inside else (0, 0)
+            wanted.append((int(row), *characters, score))
+        by_score = sorted(links, key=lambda link: -link.score)
+        assert [(x.entity, x.start, x.end) for x in by_score] == [x[:3] for x in wanted]
+        scores = [link.score for link in by_score]
+        np.testing.assert_allclose(scores, [score for *_, score in wanted], **SCORES)
+        assert [link.start for link in links] == sorted(link.start for link in links)
+        for link in links:
+            assert link.mention == text[link.start : link.end]
+            record = RECORDS[link.entity]
+            assert (link.title, link.wikidata_id) == (record["title"], record.get("kb_idx"))
+            assert link.candidates[0].entity == link.entity
+            if linker.settings.threshold_type == "joint":
+                assert link.candidates[0].score == link.score
 
 
 @pytest.mark.parametrize("run", LABELLED, ids=lambda run: str(run["settings"]))
@@ -157,7 +166,7 @@ def test_labelled_evaluation(run, make_linker):
         FIXTURES / "labelled.jsonl", linker.catalogue, trust_label_ids=True
     )
     linked = original.link_windows(linker, questions, batch_size=batch_size)
-    size = linker.config.max_question_tokens
+    size = linker.max_question_tokens
     [windows] = [windows for windows in WINDOWS if windows["max_context_length"] == size]
     for number, (one, mask) in enumerate(zip(linked, windows["mention_mask"], strict=True)):
         ids, gold = one.window.ids.tolist(), [(row, s, e - 1) for row, s, e in one.gold]
@@ -169,6 +178,9 @@ def test_labelled_evaluation(run, make_linker):
         assert one.window.ids[1:-1].tolist() == expected["tokens"]
         for found, name in ((one.text_predicted, "pred_triples"), (one.text_gold, "gold_triples")):
             assert [(str(row), *span) for row, *span in found] == [*map(tuple, expected[name])]
+            titles = [linker.catalogue[row].title for row, *_ in found]
+            names = expected[name.replace("triples", "tuples_string")]
+            assert titles == [title for title, _ in names]
         scores = [link.score for link in one.links]
         np.testing.assert_allclose(scores, expected["scores"], **SCORES)
     counts = original.count_windows(linked)
@@ -184,15 +196,19 @@ def test_labelled_evaluation(run, make_linker):
     }
 
 
-def test_evaluate_program(convert_release, tmp_path):
+def test_evaluate_program(release, make_linker, tmp_path):
     """`python -m elq_jax.evaluate` reports the precision, recall and F1 the original prints."""
     environment = os.environ | {"XLA_FLAGS": "", "ELQ_JAX_CACHE": ""}
     started = []
     for number, run in enumerate(LABELLED):
         settings, _ = settings_of(run)
+        folder = release
+        if "max_question_tokens" in settings:
+            folder = tmp_path / "shorter"
+            make_linker(max_question_tokens=settings["max_question_tokens"]).save_pretrained(folder)
         command = [
             *(sys.executable, "-m", "elq_jax.evaluate", "--original=labelled"),
-            f"--linker={convert_release(settings.get('max_question_tokens', 32))}",
+            f"--linker={folder}",
             f"--questions={FIXTURES / 'labelled.jsonl'}",
             f"--output={tmp_path / str(number)}",
             f"--threshold={settings['threshold']}",
@@ -213,12 +229,12 @@ def test_evaluate_program(convert_release, tmp_path):
         assert found == pytest.approx(expected, rel=1e-15)
 
 
-def test_evaluation_during_training(convert_release, tmp_path):
+def test_evaluation_during_training(release, tmp_path):
     """Precision, recall and F1 of the frozen branch, to all printed digits."""
     expected = json.loads((FIXTURES / "eval_frozen.json").read_text())
     command = [
         *(sys.executable, "-m", "elq_jax.evaluate", "--original=training"),
-        f"--linker={convert_release(32)}",
+        f"--linker={release}",
         f"--questions={FIXTURES / 'eval_frozen.jsonl'}",
         f"--output={tmp_path}",
     ]

@@ -217,6 +217,9 @@ def _open_zip(file: BinaryIO, path: pathlib.Path) -> Any:
         file.seek(info.header_offset + 26)
         name_size, extra_size = struct.unpack("<HH", file.read(4))
         storage.offset = info.header_offset + 30 + name_size + extra_size
+        end, size = storage.offset + info.file_size, os.fstat(file.fileno()).st_size
+        if end > size:
+            raise _cut_short(path, f"storage {key} ends at byte {end:,} of {size:,}")
     _check_storages(storages, path)
     return result
 
@@ -306,7 +309,7 @@ def write_torch_file(
     machine = {
         "protocol_version": _PROTOCOL_VERSION,
         "little_endian": True,
-        "type_sizes": {"short": 2, "int": 4, "long": 8},
+        "type_sizes": {"short": 2, "int": 4, "long": 4},
     }
     with atomic_write(path) as file:
         for part in (_MAGIC_NUMBER, _PROTOCOL_VERSION, machine, saved, list(storages)):

@@ -98,7 +98,7 @@ def link_windows(
     """Links questions of the EL4QA form as the original's evaluation does.
 
     Mentions may contain [CLS] or [SEP]; a question that is too long is cut around its gold
-    mentions, whatever `config.max_question_tokens` leaves room for.
+    mentions, whatever `linker.max_question_tokens` leaves room for.
 
     Args:
       linker: what is measured.
@@ -194,7 +194,7 @@ def _window(linker: EntityLinker, question: Question) -> QuestionWindow:
     return question_window(
         question.token_ids,
         question.token_mentions,
-        linker.config.max_question_tokens,
+        linker.max_question_tokens,
         cls_id=tokenizer.cls_id,
         sep_id=tokenizer.sep_id,
     )

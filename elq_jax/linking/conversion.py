@@ -24,9 +24,10 @@ from elq_jax.data.progress import progress
 from elq_jax.data.tokenization import Tokenizer
 from elq_jax.data.torch_files import StoredTensor, open_torch_file
 from elq_jax.data.wikidata import fill_wikidata_ids
-from elq_jax.errors import DataError, ElqError
+from elq_jax.errors import DataError, DiskFullError, ElqError
 from elq_jax.linking import directory, original
-from elq_jax.linking.presets import get_preset
+from elq_jax.linking.linker import LinkingSettings
+from elq_jax.linking.presets import with_preset
 from elq_jax.retrieval.embeddings import Embeddings, EmbeddingsWriter
 from elq_jax.training.encoding import CatalogueEncoder, open_or_build_catalogue, source_note
 
@@ -38,12 +39,13 @@ _SHARD_BYTES = 1 << 27  # of float32; converting takes about five times as much 
 
 def convert(
     output: str | os.PathLike[str],
-    checkpoint: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | None,
     parameter_file: str | os.PathLike[str],
     tokenizer: str | os.PathLike[str],
     *,
     entity_checkpoint: str | os.PathLike[str] | None = None,
     bert_config: str | os.PathLike[str] | None = None,
+    entity_bert_config: str | os.PathLike[str] | None = None,
     catalogue: str | os.PathLike[str] | None = None,
     wikidata_ids: str | os.PathLike[str] | None = None,
     embeddings: str | os.PathLike[str] | None = None,
@@ -55,12 +57,13 @@ def convert(
 ) -> None:
     """Writes a linker directory that gives the original's answers.
 
-    What was found, and progress, go to stderr. Interrupted, the same call goes on; after an error
-    nothing is left behind.
+    What was found, and progress, go to stderr. Interrupted or out of disk space, the same call goes
+    on; after any other error nothing is left behind.
 
     Args:
       output: the directory; must not exist, or be empty.
-      checkpoint, parameter_file, entity_checkpoint, bert_config: see `original.load_model`.
+      checkpoint, parameter_file, entity_checkpoint, bert_config, entity_bert_config: see
+        `original.load_model`.
       tokenizer: what `Tokenizer.from_pretrained` takes.
       catalogue: entity.jsonl (or .jsonl.gz, or a catalogue.arrow). Without one the directory holds
         a model only.
@@ -70,7 +73,7 @@ def convert(
       token_ids: entity_token_ids_128.t7; only used to check catalogue and tokenizer.
       dtype: of the embeddings on disk, "float32", "bfloat16" or "int8".
       preset: published settings to link with by default.
-      max_question_tokens: instead of the preset's or the model's.
+      max_question_tokens: to link with by default, instead of the preset's or the model's.
       index: build a ScaNN index too; memory as `ScannIndex.build` says.
 
     Raises:
@@ -85,7 +88,8 @@ def convert(
             raise ElqError(f"{name}: needs a catalogue, whose entities its rows are")
     if index and not embeddings:
         raise ElqError("index: needs embeddings; without them, build_index comes later")
-    settings = get_preset(preset)
+    given = {"max_question_tokens": max_question_tokens} | ORIGINAL_LINKING
+    linking = LinkingSettings.from_dict(with_preset(preset, given))
     inputs = {
         name: _existing(path)
         for name, path in {
@@ -93,6 +97,7 @@ def convert(
             "parameter_file": parameter_file,
             "entity_checkpoint": entity_checkpoint,
             "bert_config": bert_config,
+            "entity_bert_config": entity_bert_config,
             "catalogue": catalogue,
             "wikidata_ids": wikidata_ids,
             "embeddings": embeddings,
@@ -102,21 +107,34 @@ def convert(
     }
     # All that can be seen from headers is checked before anything is written.
     model = original.load_model(
-        checkpoint,
-        parameter_file,
-        entity_checkpoint,
-        bert_config,
-        max_question_tokens or settings.max_question_tokens,
+        checkpoint, parameter_file, entity_checkpoint, bert_config, entity_bert_config
     )
+    longest = model.config.question_bert.max_positions
+    if (linking.max_question_tokens or 0) > longest:
+        raise ElqError(
+            f"max_question_tokens: {linking.max_question_tokens}; expected 3 to {longest} (the "
+            "encoder's positions)"
+        )
     wordpieces = Tokenizer.from_pretrained(tokenizer)
     original.check_tokenizer(wordpieces, model, os.fspath(tokenizer))
     vectors = open_matrix(embeddings, "f", model.config.vector_width) if embeddings else None
     tokens = open_matrix(token_ids, "i") if token_ids else None
 
+    if model.untrained:
+        _say(
+            f"warning: {entity_checkpoint}: no mention head in it; it starts at random, so train "
+            "before linking: what it takes for mentions means nothing"
+        )
+    if not model.has_poolers:
+        _say(
+            f"{checkpoint or entity_checkpoint}: no pooler in it, which the original loads and "
+            "never uses; --to_torch will write zeros"
+        )
     described = inputs | {"dtype": dtype, "tokenizer": wordpieces.fingerprint}
     with resumable_folder(output, described) as folder:
-        linking = settings.linking | ORIGINAL_LINKING
-        original.save_model(folder, model, wordpieces, linking)
+        if not index:  # one that an interrupted call with it was done with
+            shutil.rmtree(folder / directory.INDEX, ignore_errors=True)
+        original.save_model(folder, model, wordpieces, linking.to_dict())
         if not catalogue:
             return
         path = folder / directory.CATALOGUE
@@ -311,8 +329,8 @@ def resumable_folder(
 ) -> Iterator[pathlib.Path]:
     """A folder that is written under the name `folder.partial` and renamed when it is whole.
 
-    Interrupted or killed, it stays, and the next call with the same inputs goes on with it. An
-    ElqError, after which the inputs have to be changed anyway, removes it.
+    Interrupted, killed or out of disk space, it stays, and the next call with the same inputs goes
+    on with it. Any other ElqError, after which the inputs have to be changed anyway, removes it.
 
     Args:
       folder: must not exist, or be empty.
@@ -322,7 +340,7 @@ def resumable_folder(
     Raises:
       ElqError: the folder exists.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(folder).resolve()  # "." has no name
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ElqError(f"{folder}: exists; give another name, or remove it first")
     described = json.dumps({name: _describe(value) for name, value in inputs.items()}, indent=2)
@@ -330,15 +348,18 @@ def resumable_folder(
     note = partial / "inputs.json"
     if partial.exists():
         if note.is_file() and note.read_text("utf-8") == described:
-            print(f"{partial}: going on with what is there", file=sys.stderr)
+            _say(f"{partial}: going on with what is there")
+            _remove_temporaries(partial)
         else:
-            print(f"{partial}: of other inputs, so begun again", file=sys.stderr)
+            _say(f"{partial}: of other inputs, so begun again")
             shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
     with atomic_write(note, "w") as file:
         file.write(described)
     try:
         yield partial
+    except DiskFullError:
+        raise
     except ElqError:
         shutil.rmtree(partial)
         raise
@@ -346,6 +367,15 @@ def resumable_folder(
     for file in (note, source_note(partial / directory.CATALOGUE)):
         file.unlink(missing_ok=True)
     partial.replace(folder)
+
+
+def _remove_temporaries(folder: pathlib.Path) -> None:
+    """What `atomic_write` and `ScannIndex.save` had begun when they were killed."""
+    for path in list(folder.rglob(".*")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _describe(value: Any) -> Any:

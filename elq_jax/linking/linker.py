@@ -60,7 +60,8 @@ class Link:
       title: of the entity.
       wikidata_id: of the entity, if the catalogue has one.
       entity: row of the catalogue.
-      score: joint log-probability, log p(mention) + log p(entity | mention).
+      score: joint log-probability, log p(mention) + log p(entity | mention); what the original
+        gives, with another `threshold_type` than "joint".
       mention_score: log p(mention).
       candidates: the best entities for the mention, the linked one first.
     """

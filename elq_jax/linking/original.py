@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -16,8 +15,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -32,16 +29,27 @@ from elq_jax.model.bert import BertConfig
 from elq_jax.model.elq import (
     MENTION_AGGREGATIONS,
     ElqConfig,
-    EntityEncoder,
-    QuestionEncoder,
     original_names,
+    parameter_shapes,
     params_from_original,
 )
 
 _MENTION_HEADS = {"qa_linear": "linear", "qa_mlp": "mlp", "qa": "mlp"}
 _UNUSED = "original.safetensors"
-_PUBLISHED_WIDTHS = (128, 256, 512, 768, 1024)  # of the BERTs whose heads are 64 wide
 _SIZES = {"base": (12, 768), "large": (24, 1024)}  # layers, width
+_VOCABULARIES = {True: 30522, False: 28996}  # uncased or not
+_GOOGLE_LAYERS, _GOOGLE_WIDTHS = (2, 4, 6, 8, 10, 12), (128, 256, 512, 768)
+_PUBLISHED_WIDTHS = (*_GOOGLE_WIDTHS, 1024)  # of the BERTs whose heads are 64 wide
+_SPECIAL_IDS = (101, 102, 0)  # [CLS], [SEP], [PAD]: numbers in the original's code
+_BERT_SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("intermediate_size", "max_position_embeddings", "type_vocab_size"),
+)
+_BERT_RATES = ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob")
+_HEADS = "classification_heads."
+# What a model of BLINK is given, which has no mention head.
+_UNTRAINED_HEADS = {"mention_aggregation_type": "all_avg", "mention_scoring_method": "qa_linear"}
+UNNAMED_BERT = "folder-of-the-bert"  # bert_model where no published BERT has such sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +60,24 @@ class OriginalModel:
       config: what it computes.
       tensors: its state dict.
       parameters: its parameter file.
+      untrained: tensors of the mention head, at random, where the files are of a model without one.
     """
 
     config: ElqConfig
     tensors: dict[str, StoredTensor]
     parameters: dict[str, Any]
+    untrained: dict[str, np.ndarray]
 
     @property
     def params(self) -> dict[str, Any]:
         """{"question": tree, "entity": tree}, memory-mapped."""
         arrays = {name: tensor.map() for name, tensor in self.tensors.items()}
-        return params_from_original(arrays, self.config)
+        return params_from_original(arrays | self.untrained, self.config)
+
+    @property
+    def has_poolers(self) -> bool:
+        """Whether the files have all that the original loads and never computes with."""
+        return self.tensors.keys() >= _unused_shapes(self.config).keys()
 
 
 def read_parameters(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -74,14 +89,17 @@ def read_parameters(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = pathlib.Path(path)
     if not path.is_file():
         raise ElqError(f"{path}: no such file; expected the model's parameter file")
+    content = path.read_bytes()
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        text = content.decode("utf-8").strip()
         try:
             parameters = json.loads(text)
         except ValueError:
             parameters = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        message = f"found {text[:40]!r}..., expected a dictionary in Python's syntax, or JSON"
+        json.dumps(parameters)  # as it is kept
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+        shown = content[:40].decode("utf-8", "replace")
+        message = f"found {shown!r}..., expected a dictionary in Python's syntax, or JSON"
         raise DataError(message, path) from error
     if not isinstance(parameters, dict):
         raise DataError(f"found a {type(parameters).__name__}, expected a dictionary", path)
@@ -89,59 +107,66 @@ def read_parameters(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_model(
-    checkpoint: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | None,
     parameter_file: str | os.PathLike[str],
     entity_checkpoint: str | os.PathLike[str] | None = None,
     bert_config: str | os.PathLike[str] | None = None,
-    max_question_tokens: int | None = None,
+    entity_bert_config: str | os.PathLike[str] | None = None,
 ) -> OriginalModel:
     """Opens a model of the original; only headers are read.
 
     Args:
-      checkpoint: a state dict, such as elq_wiki_large.bin.
-      parameter_file: such as elq_large_params.txt.
+      checkpoint: a state dict, such as elq_wiki_large.bin. None: there is only BLINK's; its context
+        encoder encodes questions, and the mention head starts at random.
+      parameter_file: such as elq_large_params.txt, or BLINK's biencoder_wiki_large.json.
       entity_checkpoint: take the entity encoder (`cand_encoder`) of this state dict instead, such
         as BLINK's biencoder_wiki_large.bin.
-      bert_config: config.json of the BERTs; not needed for bert-base, bert-large and the smaller
+      bert_config: config.json of the BERT; not needed for bert-base, bert-large and the smaller
         ones published with them, whose attention heads are 64 wide.
-      max_question_tokens: instead of the parameter file's max_context_length.
+      entity_bert_config: the same of the entity encoder; `bert_config` by default, unless it comes
+        from a file of its own.
 
     Raises:
       ElqError: a file is no such thing or not whole, a tensor is missing, unexpected or of another
         shape than the parameters say, or the parameters describe what the original cannot compute.
     """
     parameters = read_parameters(parameter_file)
-    tensors = _open_state_dict(checkpoint)
-    sources = dict.fromkeys(("context_encoder", "classification_heads"), checkpoint)
-    sources["cand_encoder"] = entity_checkpoint or checkpoint
-    if entity_checkpoint:
-        others = _open_state_dict(entity_checkpoint)
+    two_files = bool(checkpoint and entity_checkpoint)
+    question_source = checkpoint or entity_checkpoint
+    entity_source = entity_checkpoint or checkpoint
+    if not question_source:
+        raise ElqError("checkpoint, entity_checkpoint: give one of them, or both")
+    tensors = _open_state_dict(question_source)
+    if two_files:
+        others = _open_state_dict(entity_source)
         tensors = {name: x for name, x in tensors.items() if not name.startswith("cand_encoder.")}
         tensors |= {name: x for name, x in others.items() if name.startswith("cand_encoder.")}
+    else:
+        entity_bert_config = entity_bert_config or bert_config
+    without_head = not checkpoint and not any(name.startswith(_HEADS) for name in tensors)
+    if without_head:
+        parameters = _UNTRAINED_HEADS | parameters
 
     def source(name: str) -> str | os.PathLike[str]:
-        return sources.get(name.split(".")[0], checkpoint)
+        return entity_source if name.startswith("cand_encoder.") else question_source
 
-    if bert_config:
-        berts = [_read_bert_config(bert_config)] * 2
-    else:
-        name = parameters.get("bert_model", "")
-        berts = [
-            _bert_config(tensors, "context_encoder", checkpoint, name, parameter_file),
-            _bert_config(
-                tensors,
-                "cand_encoder",
-                source("cand_encoder"),
-                "" if entity_checkpoint else name,
-                parameter_file,
-            ),
-        ]
-    config = _config(parameters, parameter_file, *berts, max_question_tokens)
+    def bert(encoder: str, config: str | os.PathLike[str] | None, name: str) -> BertConfig:
+        if config:
+            return _read_bert_config(config)
+        return _bert_config(tensors, encoder, source(f"{encoder}."), name, parameter_file)
+
+    name = parameters.get("bert_model", "")
+    if not isinstance(name, str):
+        raise DataError(f"bert_model: {name!r}; expected the name of a BERT", parameter_file)
+    question_bert = bert("context_encoder", bert_config, name)
+    entity_bert = bert("cand_encoder", entity_bert_config, "" if two_files else name)
+    config = _config(parameters, parameter_file, question_bert, entity_bert)
     expected = original_shapes(config)
     unused = _unused_shapes(config)
+    untrained = _random_heads(expected) if without_head else {}
     for name in expected:
-        if name not in tensors:
-            count = len(expected.keys() - tensors.keys())
+        if name not in tensors and name not in untrained:
+            count = len(expected.keys() - tensors.keys() - untrained.keys())
             message = (
                 f"tensor {name!r} is missing ({count} in all); expected a model of "
                 f"{config.question_bert.num_layers} layers as {parameter_file} describes it"
@@ -162,7 +187,17 @@ def load_model(
             message = f"tensor {name!r} is {tensor.shape}; {parameter_file} says {shape}"
             raise DataError(message, source(name))
     tensors = {name: x for name, x in tensors.items() if name in expected or name in unused}
-    return OriginalModel(config, tensors, parameters)
+    return OriginalModel(config, tensors, parameters, untrained)
+
+
+def _random_heads(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    scales = {"weight": 0.02, "bias": 0.0}
+    return {
+        name: rng.normal(scale=scales[name.split(".")[-1]], size=shape).astype(np.float32)
+        for name, shape in shapes.items()
+        if name.startswith(_HEADS)
+    }
 
 
 def _open_state_dict(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
@@ -171,8 +206,10 @@ def _open_state_dict(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
         kind = "an empty" if isinstance(tensors, dict) else f"a {type(tensors).__name__}, not a"
         raise DataError(f"holds {kind} state dict; expected a model's checkpoint", path)
     for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise DataError(f"holds a key {name!r}; expected names (a state dict)", path)
         if not isinstance(tensor, StoredTensor) or tensor.dtype.kind not in "fV":
-            if str(name).endswith(".embeddings.position_ids"):
+            if name.endswith(".embeddings.position_ids"):
                 continue
             found = tensor.dtype if isinstance(tensor, StoredTensor) else type(tensor).__name__
             raise DataError(f"{name!r} is {found}; expected float tensors (a state dict)", path)
@@ -181,7 +218,20 @@ def _open_state_dict(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
 
 def _read_bert_config(path: str | os.PathLike[str]) -> BertConfig:
     try:
-        return BertConfig.from_huggingface(json.loads(pathlib.Path(path).read_text("utf-8")))
+        values = json.loads(pathlib.Path(path).read_text("utf-8"))
+        bert = BertConfig.from_huggingface(values)
+        for name in _BERT_SIZES:
+            if type(values[name]) is not int or values[name] < 1:
+                raise ValueError(f"{name}: {values[name]!r}; expected an integer, at least 1")
+        for name in _BERT_RATES:
+            if type(values.get(name, 0.0)) not in (int, float):
+                raise ValueError(f"{name}: {values[name]!r}; expected a number")
+        if bert.hidden_size % bert.num_heads:
+            raise ValueError(
+                f"num_attention_heads: {bert.num_heads}; expected a divisor of hidden_size = "
+                f"{bert.hidden_size}"
+            )
+        return bert
     except FileNotFoundError as error:
         raise ElqError(f"{path}: no such file; expected a BERT's config.json") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -228,9 +278,10 @@ def _bert_config(
             parameter_file,
         )
     if not google and (width not in _PUBLISHED_WIDTHS or inner != 4 * width):
+        flag = "bert_config" if encoder == "context_encoder" else "entity_bert_config"
         raise DataError(
             f"an encoder of width {width}, and nothing says how many attention heads it has; give "
-            "its config.json with --bert_config",
+            f"its config.json with --{flag}",
             path,
         )
     return BertConfig(
@@ -249,28 +300,25 @@ def _config(
     path: str | os.PathLike[str],
     question_bert: BertConfig,
     entity_bert: BertConfig,
-    max_question_tokens: int | None,
 ) -> ElqConfig:
     def choice(name: str, allowed: Mapping[str, str]) -> str:
         found = parameters.get(name)
-        if found not in allowed:
+        if not isinstance(found, str) or found not in allowed:
             shown = "missing" if name not in parameters else repr(found)
             message = f"{name}: {shown}; can convert {', '.join(allowed)}"
             raise DataError(message, path)
         return allowed[found]
 
-    def number(name: str, default: int) -> int:
+    def number(name: str, default: int, least: int = 1) -> int:
         found = parameters.get(name, default)
-        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-            raise DataError(f"{name}: {found!r}; expected a positive integer", path)
+        if not isinstance(found, int) or isinstance(found, bool) or found < least:
+            raise DataError(f"{name}: {found!r}; expected an integer, at least {least}", path)
         return found
 
-    if max_question_tokens is None:
-        max_question_tokens = number("max_context_length", 128)
     if parameters.get("max_mention_length", 10) is None:
-        max_mention_width = max_question_tokens  # no limit
+        max_mention_width = question_bert.max_positions  # no limit
     else:
-        max_mention_width = number("max_mention_length", 10) + 1
+        max_mention_width = number("max_mention_length", 10, least=0) + 1
     pooling = {"entity_pooling": "cls"}
     if parameters.get("add_linear"):
         pooling = {"entity_pooling": "pooler_linear", "entity_width": number("out_dim", 1)}
@@ -283,7 +331,7 @@ def _config(
                 "mention_aggregation_type", {name: name for name in MENTION_AGGREGATIONS}
             ),
             max_mention_width=max_mention_width,
-            max_question_tokens=max_question_tokens,
+            max_question_tokens=number("max_context_length", 128),
             max_entity_tokens=number("max_cand_length", 128),
             **pooling,
         )
@@ -295,15 +343,7 @@ def _config(
 
 def original_shapes(config: ElqConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that a model of the original computes with."""
-    ids, mask = jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
-    bounds = jnp.zeros((1, 1, 2), jnp.int32)
-    question = functools.partial(QuestionEncoder(config).init, method="encode_mentions")
-    key = jax.random.key(0)
-    trees = {
-        "question": jax.eval_shape(question, key, ids, mask, bounds)["params"],
-        "entity": jax.eval_shape(EntityEncoder(config).init, key, ids, mask)["params"],
-    }
-    shapes = {path: x.shape for path, x in traverse_util.flatten_dict(trees).items()}
+    shapes = parameter_shapes(config)
     return {
         name: shapes[path][::-1] if transposed else shapes[path]
         for name, (path, transposed) in original_names(config).items()
@@ -329,20 +369,24 @@ def _unused_shapes(config: ElqConfig) -> dict[str, tuple[int, ...]]:
 
 def check_tokenizer(tokenizer: Tokenizer, model: OriginalModel, source: str) -> None:
     """Raises an ElqError unless a tokenizer can be the one that a model was trained with."""
-    expected = model.config.question_bert.vocab_size
-    if tokenizer.vocab_size != expected:
-        raise ElqError(
-            f"{source}: a vocabulary of {tokenizer.vocab_size:,}, the model's has {expected:,}; "
-            "give the tokenizer of the BERT that it was trained from"
-        )
-    upper, lower = tokenizer.encode_questions(["Paris", "paris"], 8)
+    for bert in (model.config.question_bert, model.config.entity_bert):
+        if tokenizer.vocab_size != bert.vocab_size:
+            raise ElqError(
+                f"{source}: a vocabulary of {tokenizer.vocab_size:,}, the model's has "
+                f"{bert.vocab_size:,}; give the tokenizer of the BERT that it was trained from"
+            )
     lowercase = bool(model.parameters.get("lowercase", True))
-    if (upper.ids.tolist() == lower.ids.tolist()) != lowercase:
+    if _is_uncased(tokenizer) != lowercase:
         kinds = {True: "an uncased", False: "a cased"}
         raise ElqError(
             f"{source}: {kinds[not lowercase]} tokenizer; the parameter file says lowercase = "
             f"{lowercase}; give {kinds[lowercase]} one"
         )
+
+
+def _is_uncased(tokenizer: Tokenizer) -> bool:
+    upper, lower = tokenizer.encode_questions(["Paris", "paris"], 8)
+    return upper.ids.tolist() == lower.ids.tolist()
 
 
 def save_model(
@@ -386,7 +430,8 @@ def state_dict(
       ElqError: not a linker directory, or the original cannot compute such a model.
     """
     config, _ = directory.load_config(folder)
-    _check_original_can(config, folder)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    _check_original_can(config, tokenizer, folder)
     flat = traverse_util.flatten_dict(directory.load_params(folder))
     kept, parameters = _read_unused(folder)
     tensors = {
@@ -395,10 +440,12 @@ def state_dict(
     }
     for name, shape in _unused_shapes(config).items():
         tensors[name] = kept.get(name, np.zeros(shape, np.float32))
-    return tensors, _parameters(config, parameters, Tokenizer.from_pretrained(folder))
+    return tensors, _parameters(config, parameters, tokenizer)
 
 
-def _check_original_can(config: ElqConfig, folder: str | os.PathLike[str]) -> None:
+def _check_original_can(
+    config: ElqConfig, tokenizer: Tokenizer, folder: str | os.PathLike[str]
+) -> None:
     allowed = {
         "normalize_mentions": (False,),
         "normalize_entities": (False,),
@@ -417,6 +464,18 @@ def _check_original_can(config: ElqConfig, folder: str | os.PathLike[str]) -> No
     ]
     if sizes[0] != sizes[1]:
         raise ElqError(f"{folder}: the encoders differ in size; the original builds both alike")
+    width = config.entity_bert.hidden_size
+    if config.vector_width != width:
+        raise ElqError(
+            f"{folder}: entity vectors of width {config.vector_width} from an encoder of width "
+            f"{width}; the original's mention vectors have the encoder's"
+        )
+    special = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
+    if special != _SPECIAL_IDS:
+        raise ElqError(
+            f"{folder}: [CLS], [SEP] and [PAD] are the tokens {special}; in the original they are "
+            f"{_SPECIAL_IDS}, whatever the vocabulary"
+        )
 
 
 def _read_unused(
@@ -436,16 +495,13 @@ def _read_unused(
 
 def _parameters(config: ElqConfig, kept: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     """The parameter file of a model, with every key that the original asks for."""
-    bert = config.question_bert
-    size = bert.num_layers, bert.hidden_size
-    names = {value: f"bert-{key}-uncased" for key, value in _SIZES.items()}
-    google = f"google/bert_uncased_L-{size[0]}_H-{size[1]}_A-{bert.num_heads}"
-    upper, lower = tokenizer.encode_questions(["Paris", "paris"], 8)
+    lowercase = _is_uncased(tokenizer)
+    unlimited = config.max_mention_width >= config.question_bert.max_positions
     heads = {ours: theirs for theirs, ours in reversed(_MENTION_HEADS.items())}
     defaults = {
-        "bert_model": names.get(size, google),
+        "bert_model": _bert_name(config.question_bert, lowercase),
         "pull_from_layer": -1,
-        "lowercase": upper.ids.tolist() == lower.ids.tolist(),
+        "lowercase": lowercase,
         "out_dim": 1,
         "no_mention_bounds": True,
         "debug": False,
@@ -457,10 +513,30 @@ def _parameters(config: ElqConfig, kept: Mapping[str, Any], tokenizer: Tokenizer
         "add_linear": config.entity_pooling == "pooler_linear",
         "mention_aggregation_type": config.mention_aggregation,
         "mention_scoring_method": heads[config.mention_head],
-        "max_mention_length": config.max_mention_width - 1,
+        "max_mention_length": None if unlimited else config.max_mention_width - 1,
         "max_context_length": config.max_question_tokens,
         "max_cand_length": config.max_entity_tokens,
     }
     if config.entity_width:
         of_model["out_dim"] = config.entity_width
     return {**defaults, **kept, **of_model}
+
+
+def _bert_name(bert: BertConfig, lowercase: bool) -> str:
+    """The published BERT of these sizes; `UNNAMED_BERT` where there is none."""
+    layers, width = size = bert.num_layers, bert.hidden_size
+    published = dataclasses.replace(
+        bert,
+        vocab_size=_VOCABULARIES[lowercase],
+        num_heads=width // 64,
+        intermediate_size=4 * width,
+        max_positions=BertConfig.max_positions,
+        num_token_types=BertConfig.num_token_types,
+        layer_norm_eps=BertConfig.layer_norm_eps,
+    )
+    names = {value: f"bert-{key}-{'un' * lowercase}cased" for key, value in _SIZES.items()}
+    if bert == published and size in names:
+        return names[size]
+    if bert == published and lowercase and layers in _GOOGLE_LAYERS and width in _GOOGLE_WIDTHS:
+        return f"google/bert_uncased_L-{layers}_H-{width}_A-{bert.num_heads}"
+    return UNNAMED_BERT

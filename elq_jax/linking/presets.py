@@ -11,7 +11,7 @@ from elq_jax.errors import ElqError
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Settings of one of the original's commands.
+    """Settings of one of the original's commands: fields of `LinkingSettings`.
 
     Attributes:
       threshold: keep links with a joint score above it.
@@ -24,13 +24,6 @@ class Preset:
     max_mentions: int = 50
     num_candidates: int = 10
     max_question_tokens: int | None = None
-
-    @property
-    def linking(self) -> dict[str, Any]:
-        """The fields that belong to `LinkingSettings`."""
-        settings = dataclasses.asdict(self)
-        del settings["max_question_tokens"]
-        return settings
 
 
 PRESETS = {
@@ -60,10 +53,13 @@ def get_preset(name: str) -> Preset:
 def with_preset(name: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings for `EntityLinker.from_pretrained`: those given, and for the rest a preset's.
 
+    A preset has all of its settings, so that nothing is left of the one that a linker was saved
+    with: max_question_tokens=None is the model's own length.
+
     Args:
       name: of the preset, or None.
       settings: None where one is not given.
     """
     preset = dataclasses.asdict(get_preset(name)) if name else {}
     given = {key: value for key, value in settings.items() if value is not None}
-    return {key: value for key, value in (preset | given).items() if value is not None}
+    return preset | given

@@ -33,7 +33,7 @@ import numpy as np
 
 from elq_jax.data.files import atomic_write
 from elq_jax.data.progress import progress
-from elq_jax.errors import ElqError
+from elq_jax.errors import DiskFullError, ElqError
 from elq_jax.retrieval.embeddings import DTYPES, Embeddings, Shard, checked_shards
 from elq_jax.retrieval.exact import check_queries
 
@@ -179,7 +179,9 @@ class ScannIndex:
                 with _quiet():
                     self._searcher.serialize(os.fspath(temporary), relative_path=True)
             except RuntimeError as error:
-                raise ElqError(f"{folder}: ScaNN cannot write the index: {error}") from error
+                full = "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error)
+                kind = DiskFullError if full else ElqError
+                raise kind(f"{folder}: ScaNN cannot write the index: {error}") from error
             settings = dataclasses.asdict(self.settings)
             if math.isnan(self.settings.anisotropic_threshold):
                 settings["anisotropic_threshold"] = None  # JSON has no NaN
