@@ -1,4 +1,4 @@
-"""A linker over 419 well-known entities, trained from scratch on a laptop CPU: `make demo`.
+"""A linker over 420 well-known entities, trained from scratch on a laptop CPU: `make demo`.
 
 Purpose: shows all stages at work on the data in demo/: both encoders together, then mined
 negatives, then the question encoder against the frozen catalogue.

@@ -6,7 +6,7 @@ trainable parameters, order, dropout, losses and negatives of the original
 exact search where the original asks HNSW. The mention head stays as it was initialised, as there.
 The result is the best step on dev, where the original keeps the last one.
 Hardware: CPU, 2 cores, 24 GiB. Time and score: not measured.
-Data: as for configs/webqsp.py. Questions come in this order in every epoch, WebQSP last.
+Data: that of configs/webqsp.py, read from there; questions come in its order in every epoch.
 Command: python -m elq_jax.encode_entities --catalogue data/entities.jsonl.gz --pooling mean \\
     --normalize --max_tokens 48 --output runs/catalogue
   python -m elq_jax.train --config configs/original_recipe.py --workdir runs/original_recipe
@@ -19,16 +19,14 @@ the checkpoint of an earlier run: --config.init_from=elq_wiki --config.catalogue
 
 import ml_collections
 
-from configs import default
+from configs import default, webqsp
 
 
 def get_config() -> ml_collections.ConfigDict:
     config = default.get_config()
-    config.catalogue = "runs/catalogue"
-    sets = ("simplequestions", "lcquad1", "webqsp")
-    config.train_files = tuple(f"data/questions/{name}/train.jsonl" for name in sets)
-    config.train_repeats = (0.25, 1.0, 2.0)
-    config.dev_file = "data/questions/webqsp/dev.jsonl"
+    data = webqsp.get_config()
+    for name in ("catalogue", "train_files", "train_repeats", "dev_file"):
+        config[name] = data[name]
 
     config.model.max_entity_tokens = 48
     config.model.max_mention_width = 11
