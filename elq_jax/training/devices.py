@@ -58,11 +58,14 @@ def initialize() -> None:
 def use_compilation_cache() -> None:
     """Keeps compiled programs on disk, so that the next start does not compile them again.
 
-    The folder is $ELQ_JAX_CACHE, or `~/.cache/elq_jax`; an empty $ELQ_JAX_CACHE switches it off.
-    A folder that JAX has been given already (`jax_compilation_cache_dir`) is left to it.
+    The folder is $ELQ_JAX_CACHE, else the one that JAX has been given
+    (`jax_compilation_cache_dir`), else `~/.cache/elq_jax`; an empty $ELQ_JAX_CACHE leaves all as it
+    is.
     """
-    folder = os.environ.get("ELQ_JAX_CACHE", str(pathlib.Path.home() / ".cache" / "elq_jax"))
-    if folder and not jax.config.jax_compilation_cache_dir:
+    given = jax.config.jax_compilation_cache_dir
+    default = given or str(pathlib.Path.home() / ".cache" / "elq_jax")
+    folder = os.environ.get("ELQ_JAX_CACHE", default)
+    if folder and folder != given:
         compilation_cache.reset_cache()  # JAX looks for a folder once, when it first compiles.
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
