@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 import os
+from typing import Any
 
 
 class ElqError(ValueError):
@@ -29,3 +31,9 @@ class DataError(ElqError):
         self.path, self.line = os.fspath(path), line
         place = self.path if line is None else f"{self.path}:{line}"
         super().__init__(f"{place}: {message}")
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raises an ElqError unless an argument or setting is an integer, and not too small."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ElqError(f"{name}: {value!r}; expected an integer, at least {least}")

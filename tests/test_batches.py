@@ -75,7 +75,7 @@ def test_length_sorted_batches_of_nothing_and_too_long():
     assert length_sorted_batches([], 8) == []
     with pytest.raises(ElqError, match="found size 513"):
         length_sorted_batches([10, 513], 8)
-    with pytest.raises(ElqError, match="batch_size is 0"):
+    with pytest.raises(ElqError, match="batch_size: 0; expected an integer, at least 1"):
         length_sorted_batches([10], 0)
 
 

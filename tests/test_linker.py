@@ -292,7 +292,7 @@ def test_arguments_that_cannot_be(folder, linker):
         with pytest.raises(ElqError, match=message):
             linker.link_batch(texts)
     for size in (0, None, "8", 2.5, True):
-        with pytest.raises(ElqError, match=f"batch_size is {size!r}, expected an integer"):
+        with pytest.raises(ElqError, match=f"batch_size: {size!r}; expected an integer"):
             linker.link_batch(SHORT, batch_size=size)
     with pytest.raises(ElqError, match="threshold: 'high'; expected a number"):
         linker(SHORT[0], "high")

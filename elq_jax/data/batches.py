@@ -10,12 +10,11 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from elq_jax.errors import ElqError
+from elq_jax.errors import ElqError, check_count
 
 if TYPE_CHECKING:
     from elq_jax.data.questions import Question
@@ -99,8 +98,7 @@ def length_sorted_batches(
     Raises:
       ElqError: a question is longer than the largest bucket, or `batch_size` is below 1.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
-        raise ElqError(f"batch_size is {batch_size!r}, expected an integer, 1 or more")
+    check_count("batch_size", batch_size)
     sizes = [*(size for size in batch_buckets if size < batch_size), batch_size]
     members = defaultdict(list)
     for index in np.argsort(np.asarray(lengths, np.int64), kind="stable").tolist():

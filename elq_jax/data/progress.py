@@ -76,7 +76,7 @@ class _Lines:
             return
         started, before = self._first
         last = started if self._printed is None else self._printed
-        finished = self._done >= self._total and self._printed is not None
+        finished = count > 0 and self._done >= self._total and self._printed is not None
         if finished or now - last > max(10, (now - started) / 20):
             rate = (self._done - before) / max(now - started, 1e-9)
             left = (self._total - self._done) / max(rate, 1e-9)

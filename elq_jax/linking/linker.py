@@ -19,7 +19,7 @@ import numpy as np
 from elq_jax.data.batches import BATCH_BUCKETS, LENGTH_BUCKETS, length_sorted_batches, pad_tokens
 from elq_jax.data.catalogue import Catalogue
 from elq_jax.data.tokenization import EncodedQuestion, Tokenizer
-from elq_jax.errors import DataError, ElqError
+from elq_jax.errors import DataError, ElqError, check_count
 from elq_jax.linking import directory
 from elq_jax.linking.decoding import THRESHOLD_TYPES, Decoded, character_span, decode_batch
 from elq_jax.model import spans
@@ -104,8 +104,8 @@ class LinkingSettings:
 
     def __post_init__(self):
         _check_number("threshold", self.threshold)
-        _check_count("max_mentions", self.max_mentions)
-        _check_count("num_candidates", self.num_candidates)
+        check_count("max_mentions", self.max_mentions)
+        check_count("num_candidates", self.num_candidates)
         if self.threshold_type not in THRESHOLD_TYPES:
             raise ElqError(
                 f"threshold_type: {self.threshold_type!r}; expected one of {THRESHOLD_TYPES}"
@@ -113,7 +113,7 @@ class LinkingSettings:
         if self.mention_threshold is not None:
             _check_number("mention_threshold", self.mention_threshold)
         if self.max_question_tokens is not None:
-            _check_count("max_question_tokens", self.max_question_tokens, least=3)
+            check_count("max_question_tokens", self.max_question_tokens, least=3)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LinkingSettings:
@@ -158,11 +158,6 @@ def _check_number(name: str, value: Any) -> None:
     """A real number, infinite or not."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != value:
         raise ElqError(f"{name}: {value!r}; expected a number")
-
-
-def _check_count(name: str, value: Any, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ElqError(f"{name}: {value!r}; expected an integer, at least {least}")
 
 
 def _check_bounds(encoded: Sequence[EncodedQuestion], bounds: Sequence[np.ndarray]) -> None:

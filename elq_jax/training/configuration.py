@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import numbers
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import ml_collections
 
 from elq_jax.data.files import atomic_write
-from elq_jax.errors import ElqError
+from elq_jax.errors import ElqError, check_count
 from elq_jax.linking import linker
 from elq_jax.linking.linker import LinkingSettings
 from elq_jax.retrieval import embeddings
@@ -52,7 +51,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     _one_of("joint.table_dtype", config.joint.table_dtype, embeddings.DTYPES)
     _one_of("encode.table_dtype", config.encode.table_dtype, embeddings.DTYPES)
     _one_of("encode.dtype", config.encode.dtype, linker.DTYPES)
-    _count("encode.batch_size", config.encode.batch_size)
+    check_count("encode.batch_size", config.encode.batch_size)
     _one_of("eval.metric", config.eval.metric, ("weak", "strong"))
     _one_of("on_error", config.on_error, ("stop", "skip"))
     LinkingSettings.from_dict(config.linking)
@@ -61,20 +60,15 @@ def check(config: ml_collections.ConfigDict) -> None:
 def _check_stage(name: str, stage: ml_collections.ConfigDict) -> None:
     for field in _AT_LEAST_ONE:
         if field in stage:
-            _count(f"{name}.{field}", stage[field])
-    _count(f"{name}.num_steps", stage.num_steps, least=0)
+            check_count(f"{name}.{field}", stage[field])
+    check_count(f"{name}.num_steps", stage.num_steps, least=0)
     if not stage.num_steps and not stage.num_epochs > 0:
         raise ElqError(f"{name}.num_steps, {name}.num_epochs: both are 0; give one of them")
     if "mine_every" in stage:
-        _count(f"{name}.mine_every", stage.mine_every, least=0)
+        check_count(f"{name}.mine_every", stage.mine_every, least=0)
     _one_of(f"{name}.dtype", stage.dtype, linker.DTYPES)
     loss_config(stage)
     create_learning_rate_schedule(stage.schedule, stage.learning_rate, 1, stage.warmup_fraction)
-
-
-def _count(name: str, value: Any, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ElqError(f"{name}: {value!r}; expected an integer, at least {least}")
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
