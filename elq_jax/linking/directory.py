@@ -27,7 +27,7 @@ import safetensors
 from flax import traverse_util
 
 from elq_jax.data.catalogue import Catalogue
-from elq_jax.data.files import atomic_write
+from elq_jax.data.files import atomic_write, write_json
 from elq_jax.data.safetensors_files import write_safetensors
 from elq_jax.data.tokenization import Tokenizer
 from elq_jax.errors import DataError, ElqError
@@ -77,9 +77,7 @@ def _write_config(
         "entity_encoder": entity_encoder,
         "linking": dict(linking),
     }
-    with atomic_write(folder / CONFIG, "w") as file:
-        json.dump(settings, file, indent=2)
-        file.write("\n")
+    write_json(folder / CONFIG, settings)
 
 
 def write_linker(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import numbers
 import os
 import pathlib
@@ -125,12 +124,8 @@ class LinkingSettings:
         return cls().replace(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values, which have no infinity: -inf becomes "-inf"."""
-        values = dataclasses.asdict(self)
-        for name in ("threshold", "mention_threshold"):
-            if values[name] is not None and not math.isfinite(values[name]):
-                values[name] = str(float(values[name]))
-        return values
+        """The inverse of `from_dict`."""
+        return dataclasses.asdict(self)
 
     def replace(self, **changes: Any) -> LinkingSettings:
         """The same with other values; raises an ElqError as `from_dict` does."""
@@ -139,7 +134,7 @@ class LinkingSettings:
             if name not in known:
                 raise ElqError(f"setting {name!r}: unknown; expected one of {', '.join(known)}")
         for name in ("threshold", "mention_threshold"):
-            if changes.get(name) in ("inf", "-inf"):  # as `to_dict` writes them
+            if changes.get(name) in ("inf", "-inf"):  # as `write_json` writes them
                 changes[name] = float(changes[name])
         return dataclasses.replace(self, **changes)
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from elq_jax.data.files import atomic_write
+from elq_jax.data.files import atomic_write, write_json
 from elq_jax.errors import ElqError
 
 FORMAT_VERSION = 1
@@ -177,9 +177,7 @@ class EmbeddingsWriter:
                 "remove them or give another folder"
             )
         else:
-            with atomic_write(folder / "embeddings.json", "w") as file:
-                json.dump(settings, file, indent=2)
-                file.write("\n")
+            write_json(folder / "embeddings.json", settings)
         self._layout = _Layout(folder, settings)
 
     @property

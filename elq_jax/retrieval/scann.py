@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from elq_jax.data.files import atomic_write
+from elq_jax.data.files import write_json
 from elq_jax.data.progress import progress
 from elq_jax.errors import DiskFullError, ElqError
 from elq_jax.retrieval.embeddings import DTYPES, Embeddings, Shard, checked_shards
@@ -198,9 +198,7 @@ class ScannIndex:
                     if path.is_file()
                 },
             }
-            with atomic_write(temporary / "index.json", "w") as file:
-                json.dump(description, file, indent=2)
-                file.write("\n")
+            write_json(temporary / "index.json", description)
             if folder.exists():
                 shutil.rmtree(folder)
             temporary.replace(folder)

@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from elq_jax.data.files import atomic_write
+from elq_jax.data.files import write_json
 from elq_jax.errors import ElqError, check_count
 from elq_jax.linking import linker
 from elq_jax.linking.linker import LinkingSettings
@@ -77,10 +77,8 @@ def _one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
 
 
 def record(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes config.json of a new run."""
-    with atomic_write(workdir / _FILE, "w") as file:
-        json.dump(json.loads(config.to_json_best_effort()), file, indent=2)
-        file.write("\n")
+    """Writes config.json of a run, new or going on."""
+    write_json(workdir / _FILE, json.loads(config.to_json_best_effort()))
 
 
 def check_recorded(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:

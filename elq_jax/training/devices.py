@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import collections
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -60,12 +59,12 @@ def use_compilation_cache() -> None:
 
     The folder is $ELQ_JAX_CACHE, else the one that JAX has been given
     (`jax_compilation_cache_dir`), else `~/.cache/elq_jax`; an empty $ELQ_JAX_CACHE leaves all as it
-    is.
+    is, and so does a user without a home.
     """
     given = jax.config.jax_compilation_cache_dir
-    default = given or str(pathlib.Path.home() / ".cache" / "elq_jax")
+    default = given or os.path.expanduser("~/.cache/elq_jax")
     folder = os.environ.get("ELQ_JAX_CACHE", default)
-    if folder and folder != given:
+    if folder and folder != given and not folder.startswith("~"):
         compilation_cache.reset_cache()  # JAX looks for a folder once, when it first compiles.
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
