@@ -24,11 +24,11 @@ import time
 import numpy as np
 from absl import app, flags
 
-from elq_jax.data.torch_files import write_torch_file
-from elq_jax.linking.original import original_shapes
+from elq_jax.entities.embeddings import DTYPES
 from elq_jax.model.bert import BertConfig
 from elq_jax.model.elq import ElqConfig
-from elq_jax.retrieval.embeddings import DTYPES
+from elq_jax.original.checkpoint import original_shapes
+from elq_jax.original.torch_files import write_torch_file
 
 _GIB = flags.DEFINE_float("gib", 2.0, "Size of the matrix.")
 _COLUMNS = flags.DEFINE_integer("columns", 1024, "Columns of the matrix.")

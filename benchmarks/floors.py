@@ -12,8 +12,8 @@ from __future__ import annotations
 from absl import flags
 
 from elq_jax import cli
-from elq_jax.data.catalogue import Catalogue
-from elq_jax.data.questions import read_questions
+from elq_jax.entities.catalogue import Catalogue
+from elq_jax.questions.read import read_questions
 
 _CATALOGUE = flags.DEFINE_string("catalogue", None, "catalogue.arrow.", required=True)
 _TRAIN = flags.DEFINE_string("train", None, "Training questions.", required=True)

@@ -41,19 +41,21 @@ from absl import flags
 
 from benchmarks.sizes import BERTS
 from elq_jax import cli
-from elq_jax.data.catalogue import Catalogue, build_catalogue
-from elq_jax.data.tokenization import Tokenizer
-from elq_jax.errors import ElqError
+from elq_jax.core import devices as devices_lib
+from elq_jax.core.errors import ElqError
+from elq_jax.entities.build import build_catalogue
+from elq_jax.entities.catalogue import Catalogue
+from elq_jax.entities.encode import CatalogueEncoder
 from elq_jax.evaluation.speed import describe_machine, measure_speed, peak_memory
-from elq_jax.linking.linker import EntityLinker, LinkingSettings
+from elq_jax.linking.linker import EntityLinker
+from elq_jax.linking.settings import LinkingSettings
+from elq_jax.model import flops
 from elq_jax.model.bert import BertConfig
+from elq_jax.model.bundle import initial_params
 from elq_jax.model.elq import ElqConfig, EntityEncoder
 from elq_jax.retrieval import exact, exact_index
-from elq_jax.training import devices as devices_lib
-from elq_jax.training import flops
-from elq_jax.training.encoding import CatalogueEncoder
-from elq_jax.training.pretrained import initial_params
-from elq_jax.training.state import create_optimizer, create_train_state
+from elq_jax.text.tokenization import Tokenizer
+from elq_jax.training.optimizer import create_optimizer, create_train_state
 from elq_jax.training.step import LossConfig, Table, joint_train_step
 
 _SMALL = flags.DEFINE_bool("small", False, "Sizes for a CPU: to see that everything works.")

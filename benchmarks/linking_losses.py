@@ -15,7 +15,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from elq_jax import cli, config_flag
+from elq_jax import cli
+from elq_jax.cli import config as config_flag
 
 _CONFIG = config_flag.define_config("configs/webqsp.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
@@ -26,8 +27,8 @@ def main(arguments: list[str]) -> None:
     """Runs what is left to run, then prints the table."""
     del arguments
     cli.use_compilation_cache()
-    from elq_jax.data.files import read_jsonl
     from elq_jax.evaluation.speed import describe_machine
+    from elq_jax.storage.files import read_jsonl
     from elq_jax.training.loop import train_and_evaluate
     from elq_jax.training.step import LINKING_LOSSES
 

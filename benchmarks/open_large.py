@@ -25,14 +25,16 @@ import numpy as np
 from absl import app, flags
 
 from elq_jax import cli
-from elq_jax.data.catalogue import Catalogue, build_catalogue
-from elq_jax.data.progress import progress
-from elq_jax.data.tokenization import Tokenizer
-from elq_jax.linking import directory
+from elq_jax.entities.build import build_catalogue
+from elq_jax.entities.catalogue import Catalogue
+from elq_jax.entities.embeddings import DTYPES, EmbeddingsWriter
 from elq_jax.linking.linker import EntityLinker
+from elq_jax.model import bundle
 from elq_jax.model.bert import BertConfig
 from elq_jax.model.elq import ElqConfig, QuestionEncoder
-from elq_jax.retrieval.embeddings import DTYPES, EmbeddingsWriter
+from elq_jax.storage import layout
+from elq_jax.storage.progress import progress
+from elq_jax.text.tokenization import Tokenizer
 
 _ROWS = flags.DEFINE_integer("rows", 5_903_527, "Entities.")
 _WIDTH = flags.DEFINE_integer("width", 1024, "Of the vectors and the encoder.")
@@ -56,12 +58,12 @@ def main(arguments: list[str]) -> None:
     cli.use_compilation_cache()
     if not (folder / "config.json").exists():
         _make(folder)
-    if _SCANN.value and not (folder / directory.INDEX).exists():
-        from elq_jax.retrieval.embeddings import Embeddings
+    if _SCANN.value and not (folder / layout.INDEX).exists():
+        from elq_jax.entities.embeddings import Embeddings
         from elq_jax.retrieval.scann import ScannIndex
 
         started = time.monotonic()
-        embeddings = Embeddings.open(folder / directory.EMBEDDINGS)
+        embeddings = Embeddings.open(folder / layout.EMBEDDINGS)
         index = ScannIndex.build(embeddings, reorder_dtype=_DTYPE.value, **_BRIEF_TRAINING)
         seconds = time.monotonic() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -69,7 +71,7 @@ def main(arguments: list[str]) -> None:
             f"ScaNN index built in {seconds:.0f} s; resident {_shown(_resident())}, at most "
             f"{peak:.2f} GiB in all"
         )
-        index.save(folder / directory.INDEX)
+        index.save(folder / layout.INDEX)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{_ROWS.value:,} x {_WIDTH.value} {_DTYPE.value}, {size / 2**30:.1f} GiB in all")
     for kind in ("exact", "scann") if _SCANN.value else ("exact",):
@@ -133,14 +135,14 @@ def _make(folder: pathlib.Path) -> None:
             text = f" Entity {row} is a {word} near entity {row * 7919 % rows}."
             record = {"title": f"{word.title()} {row}", "text": text, "kb_idx": f"Q{row + 1}"}
             file.write(json.dumps(record) + "\n")
-    build_catalogue(source, folder / directory.CATALOGUE)
+    build_catalogue(source, folder / layout.CATALOGUE)
     source.unlink()
-    catalogue = Catalogue.open(folder / directory.CATALOGUE)
+    catalogue = Catalogue.open(folder / layout.CATALOGUE)
 
     shard_rows = min(rows, 32768)
     block = rng.normal(size=(shard_rows, width)).astype(np.float32)
     writer = EmbeddingsWriter(
-        folder / directory.EMBEDDINGS,
+        folder / layout.EMBEDDINGS,
         rows,
         width,
         _DTYPE.value,
@@ -169,7 +171,7 @@ def _make(folder: pathlib.Path) -> None:
         lambda x: rng.standard_normal(x.shape, np.float32) * np.float32(0.02), shapes["params"]
     )
     tokenizer = Tokenizer.from_pretrained("minilm")
-    directory.save_model(folder, config, {"question": params}, tokenizer)
+    bundle.save_model(folder, config, {"question": params}, tokenizer)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 from absl import app, flags
 
-from elq_jax.errors import ElqError
+from elq_jax.core.errors import ElqError
 
 _FOLDER = flags.DEFINE_string("folder", None, "Folder of the runs; removed first.", required=True)
 _KILLS = flags.DEFINE_integer("kills", 20, "Kills.", lower_bound=1)

@@ -36,9 +36,9 @@ from absl import flags
 
 from benchmarks.sizes import BERTS
 from elq_jax import cli
+from elq_jax.model import flops
 from elq_jax.model.bert import BertConfig
 from elq_jax.model.elq import ElqConfig
-from elq_jax.training import flops
 
 _PAPER = flags.DEFINE_bool("paper", False, "Print the tables of docs/scaling.md.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for, such as v3:2x2.")
@@ -272,9 +272,9 @@ def _compile(work: Work, devices: Sequence[Any], chunk_size: int) -> Any:
     import jax
     import jax.numpy as jnp
 
+    from elq_jax.core import devices as devices_lib
     from elq_jax.model.elq import QuestionEncoder
-    from elq_jax.training import devices as devices_lib
-    from elq_jax.training.state import create_optimizer, create_train_state
+    from elq_jax.training.optimizer import create_optimizer, create_train_state
     from elq_jax.training.step import LossConfig, Table, joint_train_step
 
     config = ElqConfig(work.bert, work.bert)

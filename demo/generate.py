@@ -684,7 +684,7 @@ def check(train: list[Question], dev: list[Question], held_out: set[str]) -> Non
 
 
 def jsonl(questions: list[Question], wikidata_ids: dict[str, str | None]) -> bytes:
-    """Write questions in the plain form that ``elq_jax.data.questions`` reads."""
+    """Write questions in the plain form that ``elq_jax.questions.read`` reads."""
     lines = []
     for question in questions:
         titles = [title for _, _, title in question.mentions]

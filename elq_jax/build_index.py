@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from elq_jax import cli
-from elq_jax.data.files import write_json
-from elq_jax.errors import ElqError
+from elq_jax.core.errors import ElqError
+from elq_jax.storage import layout
+from elq_jax.storage.files import write_json
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from elq_jax.retrieval.embeddings import Embeddings
+    from elq_jax.entities.embeddings import Embeddings
 
 _LINKER = flags.DEFINE_string("linker", None, "Linker directory: its vectors, and its index/.")
 _EMBEDDINGS = flags.DEFINE_string("embeddings", None, "Or a folder that encode_entities wrote.")
@@ -103,8 +104,8 @@ def main(arguments: list[str]) -> None:
     """Builds, saves, opens again, measures, prints and writes the report."""
     del arguments
     cli.use_compilation_cache()
+    from elq_jax.entities.embeddings import Embeddings
     from elq_jax.evaluation.speed import describe_machine
-    from elq_jax.retrieval.embeddings import Embeddings
     from elq_jax.retrieval.exact import ExactIndex
 
     source, output = _places()
@@ -134,10 +135,8 @@ def _places() -> tuple[pathlib.Path, pathlib.Path]:
     if (_LINKER.value is None) == (_EMBEDDINGS.value is None):
         raise ElqError("give either --linker DIR or --embeddings DIR")
     if _LINKER.value is not None:
-        from elq_jax.linking import directory
-
         linker = pathlib.Path(_LINKER.value)
-        source, output = linker / directory.EMBEDDINGS, linker / directory.INDEX
+        source, output = linker / layout.EMBEDDINGS, linker / layout.INDEX
         if not source.is_dir():
             raise ElqError(f"{linker}: not a linker directory (it has no embeddings/)")
     else:
@@ -179,9 +178,9 @@ def _mention_vectors() -> np.ndarray:
     """Vectors [Q, D] of the gold mentions of --questions."""
     import numpy as np
 
-    from elq_jax.data.questions import read_questions
     from elq_jax.evaluation.predictions import align_gold
     from elq_jax.linking.linker import EntityLinker
+    from elq_jax.questions.read import read_questions
 
     if _LINKER.value is None:
         raise ElqError("--questions needs --linker DIR, whose question encoder makes the vectors")

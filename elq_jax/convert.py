@@ -29,8 +29,9 @@ import sys
 from absl import flags
 
 from elq_jax import cli
-from elq_jax.errors import ElqError
-from elq_jax.linking.presets import PRESETS
+from elq_jax.core.errors import ElqError
+from elq_jax.original.presets import PRESETS
+from elq_jax.storage import layout
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "ELQ model: elq_wiki_large.bin, ...")
 _PARAMS = flags.DEFINE_string(
@@ -114,7 +115,7 @@ def main(arguments: list[str]) -> None:
 def _convert() -> None:
     model = _CHECKPOINT if _CHECKPOINT.value or not _ENTITY_CHECKPOINT.value else _ENTITY_CHECKPOINT
     _check_given(model, _PARAMS, _TOKENIZER, _OUTPUT)
-    from elq_jax.linking import conversion, directory
+    from elq_jax.original import convert as conversion
 
     output = _OUTPUT.value
     conversion.convert(
@@ -137,7 +138,7 @@ def _convert() -> None:
     if _CATALOGUE.value and not _EMBEDDINGS.value:
         print(
             f"no embeddings yet: python -m elq_jax.encode_entities --encoder {output} "
-            f"--catalogue {pathlib.Path(output) / directory.CATALOGUE} --output {output}",
+            f"--catalogue {pathlib.Path(output) / layout.CATALOGUE} --output {output}",
             file=sys.stderr,
         )
     print(output)
@@ -148,9 +149,9 @@ def _to_torch() -> None:
     for flag in _OF_CONVERT:
         if flag.present:
             raise ElqError(f"--{flag.name}: cannot be combined with --to_torch and --linker")
-    from elq_jax.data.files import atomic_write
-    from elq_jax.data.torch_files import write_torch_file
-    from elq_jax.linking import original
+    from elq_jax.original import checkpoint as original
+    from elq_jax.original.torch_files import write_torch_file
+    from elq_jax.storage.files import atomic_write
 
     output = pathlib.Path(_TO_TORCH.value)
     tensors, parameters = original.state_dict(_LINKER.value)

@@ -21,8 +21,9 @@ import sys
 from absl import flags
 
 from elq_jax import cli
-from elq_jax.data.progress import progress
 from elq_jax.model.elq import ENTITY_POOLINGS
+from elq_jax.storage import layout
+from elq_jax.storage.progress import progress
 
 _CATALOGUE = flags.DEFINE_string(
     "catalogue", None, "Catalogue: .jsonl, .jsonl.gz, or a catalogue.arrow.", required=True
@@ -67,17 +68,19 @@ def main(arguments: list[str]) -> None:
     """Builds the catalogue if it is not there, then encodes what is missing."""
     del arguments
     cli.use_compilation_cache()
-    from elq_jax.linking import directory
-    from elq_jax.training import devices, encoding, pretrained
-    from elq_jax.training.workdir import Workdir
+    from elq_jax.core import devices
+    from elq_jax.entities import build, encode
+    from elq_jax.model import bundle
+    from elq_jax.storage.remote import Workdir
+    from elq_jax.text.tokenization import Tokenizer
 
     devices.initialize()
-    if directory.is_linker_directory(_ENCODER.value):
-        config, _ = directory.load_config(_ENCODER.value)
-        params = directory.load_params(_ENCODER.value, ("entity",))
-        tokenizer = directory.Tokenizer.from_pretrained(_ENCODER.value)
+    if bundle.is_linker_directory(_ENCODER.value):
+        config, _ = bundle.load_config(_ENCODER.value)
+        params = bundle.load_params(_ENCODER.value, ("entity",))
+        tokenizer = Tokenizer.from_pretrained(_ENCODER.value)
     else:
-        config, params, tokenizer = pretrained.load_pretrained(
+        config, params, tokenizer = bundle.load_pretrained(
             _ENCODER.value,
             entity_pooling=_POOLING.value,
             normalize_entities=_NORMALIZE.value,
@@ -85,14 +88,14 @@ def main(arguments: list[str]) -> None:
         )
     output = Workdir(_OUTPUT.value)
     catalogue = output.made_by_one(
-        encoding.open_or_build_catalogue,
+        build.open_or_build_catalogue,
         _CATALOGUE.value,
-        output.path / directory.CATALOGUE,
+        output.path / layout.CATALOGUE,
         on_error=_ON_ERROR.value,
     )
     if devices.is_main():
-        output.publish(directory.CATALOGUE)
-    encoder = encoding.CatalogueEncoder(
+        output.publish(layout.CATALOGUE)
+    encoder = encode.CatalogueEncoder(
         config,
         params["entity"],
         tokenizer,
@@ -100,14 +103,14 @@ def main(arguments: list[str]) -> None:
         dtype=_COMPUTE_DTYPE.value,
     )
     with progress("encoding", len(catalogue), "entities") as advance:
-        embeddings = encoding.encode_catalogue(
+        embeddings = encode.encode_catalogue(
             encoder,
             catalogue,
-            output.path / directory.EMBEDDINGS,
+            output.path / layout.EMBEDDINGS,
             dtype=_DTYPE.value,
             shard_rows=_SHARD_ROWS.value,
             progress=advance if devices.is_main() else None,
-            exchange=lambda: output.exchange(directory.EMBEDDINGS),
+            exchange=lambda: output.exchange(layout.EMBEDDINGS),
         )
     rows, width = embeddings.shape
     print(

@@ -15,7 +15,7 @@ second. --output also receives
     errors.jsonl   what is wrong, one line per error
 
 Give --questions (and --tune) once for each file. Several hosts started together (see
-elq_jax/train.py) share the work, and the first reports.
+elq_jax/train.py) share the work, and the first show.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from elq_jax import cli
-from elq_jax.data.files import write_json
-from elq_jax.data.progress import progress
-from elq_jax.errors import ElqError
+from elq_jax.core.errors import ElqError
+from elq_jax.storage.files import write_json
+from elq_jax.storage.progress import progress
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from elq_jax.data.questions import Question
-    from elq_jax.evaluation.report import Evaluation
+    from elq_jax.evaluation.sweep import Evaluation
     from elq_jax.linking.linker import EntityLinker
+    from elq_jax.questions.records import Question
 
 _FLAGS = cli.LinkerFlags.define()
 _QUESTIONS = flags.DEFINE_multi_string(
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
     cli.use_compilation_cache()
     from rich.console import Console
 
-    from elq_jax.training import devices
+    from elq_jax.core import devices
 
     devices.initialize()
     linker = _FLAGS.open(devices.all_devices())
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
 def _evaluate(
     linker: EntityLinker, console: Console, output: pathlib.Path | None
 ) -> dict[str, Any]:
-    from elq_jax.evaluation import report as reports
+    from elq_jax.evaluation import show
     from elq_jax.evaluation.speed import describe_machine, measure_speed, peak_memory
 
     if linker.settings.threshold_type != "joint":
@@ -140,7 +140,7 @@ def _evaluate(
     evaluation = _predict("linking", linker, questions, floor, at_gold_spans=True)
     scores = evaluation.report(threshold)
     report |= scores
-    reports.print_report(console, scores)
+    show.print_report(console, scores)
     report["machine"] = machine = describe_machine()
     if _SPEED.value:
         texts = [question.text for question in questions]
@@ -161,17 +161,17 @@ def _evaluate(
     )
     if output:
         errors = evaluation.errors(threshold, linker.catalogue.titles)
-        reports.write_errors(output / "errors.jsonl", errors)
+        show.write_errors(output / "errors.jsonl", errors)
         known = evaluation.in_catalogue()
         title, shown = ("in catalogue", known) if known.results else ("all", evaluation)
-        reports.plot_precision_recall(output / "curve.png", shown.sweep, threshold, title)
+        show.plot_precision_recall(output / "curve.png", shown.sweep, threshold, title)
     return report
 
 
 def _evaluate_as_original(linker: EntityLinker, console: Console) -> dict[str, Any]:
     from rich.table import Table
 
-    from elq_jax.evaluation import original
+    from elq_jax.original import evaluation as original
 
     if _TUNE.value:
         raise ElqError("--tune, --original: cannot be combined; give --threshold")
@@ -206,7 +206,7 @@ def _read(
     linker: EntityLinker, paths: list[str], **options: Any
 ) -> tuple[list[Question], list[dict[str, Any]]]:
     """The questions of all files together, and what is to be said of each file."""
-    from elq_jax.data.questions import read_questions
+    from elq_jax.questions.read import read_questions
 
     questions, files = [], []
     for path in paths:
@@ -232,8 +232,8 @@ def _predict(
     floor: float,
     at_gold_spans: bool = False,
 ) -> Evaluation:
-    from elq_jax.data.batches import AlignmentReport
     from elq_jax.evaluation.predictions import align_gold, predict
+    from elq_jax.questions.examples import AlignmentReport
 
     aligned = align_gold(linker, questions)
     problems = [problem for one in aligned for problem in one.problems]

@@ -35,12 +35,12 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from elq_jax import cli
-from elq_jax.data.progress import progress
-from elq_jax.errors import ElqError
+from elq_jax.core.errors import ElqError
+from elq_jax.storage.progress import progress
 
 if TYPE_CHECKING:
-    from elq_jax.linking.batch import Linked, Row
     from elq_jax.linking.linker import EntityLinker
+    from elq_jax.linking.rows import Linked, Row
 
 _FLAGS = cli.LinkerFlags.define()
 _INPUT = flags.DEFINE_string("input", None, "Questions: .txt, .jsonl or .jsonl.gz.")
@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> None:
 @contextlib.contextmanager
 def _open_rows(typed: Sequence[str]) -> Iterator[tuple[Iterable[Row], int | None]]:
     """The rows of the input, and how many they are if that is known."""
-    from elq_jax.linking import batch
+    from elq_jax.linking import rows as batch
 
     if typed:
         yield batch.rows_of_arguments(typed), len(typed)
@@ -132,7 +132,7 @@ def _ask(linker: EntityLinker) -> None:
 
 
 def _link(linker: EntityLinker, rows: Iterable[Row], total: int | None, as_text: bool) -> None:
-    from elq_jax.linking import batch
+    from elq_jax.linking import rows as batch
 
     batch_size = _FLAGS.batch_size.value
     with_bar = total and not as_text

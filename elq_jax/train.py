@@ -21,7 +21,8 @@ import sys
 
 from absl import flags
 
-from elq_jax import cli, config_flag
+from elq_jax import cli
+from elq_jax.cli import config as config_flag
 
 _CONFIG = config_flag.define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -40,8 +41,8 @@ def main(arguments: list[str]) -> None:
     """Trains, then prints where the linker is."""
     del arguments
     cli.use_compilation_cache()
+    from elq_jax.core import devices
     from elq_jax.evaluation.speed import peak_memory
-    from elq_jax.training import devices
     from elq_jax.training.loop import train_and_evaluate
 
     devices.initialize()

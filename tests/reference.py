@@ -10,13 +10,14 @@ import numpy as np
 import safetensors.numpy
 from conftest import FIXTURES
 
-from elq_jax.data.catalogue import Catalogue, build_catalogue
-from elq_jax.data.pretrained import resolve_encoder
-from elq_jax.data.tokenization import Tokenizer
+from elq_jax.entities.build import build_catalogue
+from elq_jax.entities.catalogue import Catalogue
+from elq_jax.entities.embeddings import EmbeddingsWriter
 from elq_jax.linking import directory
 from elq_jax.model.bert import BertConfig
 from elq_jax.model.elq import ElqConfig, params_from_original
-from elq_jax.retrieval.embeddings import EmbeddingsWriter
+from elq_jax.storage.hub import resolve_encoder
+from elq_jax.text.tokenization import Tokenizer
 
 
 @functools.cache

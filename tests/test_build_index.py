@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from reference import tiny_linker_directory
 
+from elq_jax.entities.embeddings import EmbeddingsWriter
 from elq_jax.retrieval import measure, open_index
-from elq_jax.retrieval.embeddings import EmbeddingsWriter
 
 pytest.importorskip("scann")
 

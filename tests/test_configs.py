@@ -10,8 +10,8 @@ from absl import flags
 from ml_collections import config_flags
 from reference import write_tiny_bert
 
-from elq_jax.linking import directory
 from elq_jax.linking.linker import EntityLinker
+from elq_jax.model import bundle
 from elq_jax.training import configuration, loop
 
 # Of ml_collections, on Python 3.11.
@@ -99,7 +99,7 @@ def test_smoke_variants_train_end_to_end(name, tiny_bert, tmp_path, monkeypatch)
     config.question_encoder = str(tiny_bert)  # Smaller than MiniLM, and quicker to compile.
     config.num_devices = 2
     folder = loop.train_and_evaluate(config, tmp_path)
-    _, linking = directory.load_config(folder)
+    _, linking = bundle.load_config(folder)
     assert linking["max_mentions"] == config.linking.max_mentions
     linked = EntityLinker.from_pretrained(folder).link_batch(["who wrote dune?"], threshold=-100.0)
     assert linked[0]

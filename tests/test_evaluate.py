@@ -12,12 +12,12 @@ import pytest
 from conftest import FIXTURES
 from reference import arrays, tiny_linker_directory
 
-from elq_jax.data.files import read_jsonl, write_json
-from elq_jax.data.questions import Mention, Question
 from elq_jax.evaluation import speed
 from elq_jax.evaluation.matching import Counts, count_matches
 from elq_jax.evaluation.predictions import align_gold, predict
 from elq_jax.linking.linker import EntityLinker
+from elq_jax.questions.records import Mention, Question
+from elq_jax.storage.files import read_jsonl, write_json
 
 FLOOR = -7.0
 TEXTS = [

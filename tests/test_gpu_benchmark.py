@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from benchmarks import gpu
+from elq_jax.core import devices as devices_lib
 from elq_jax.model.bert import BertConfig
-from elq_jax.training import devices as devices_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = dataclasses.replace(

@@ -19,8 +19,9 @@ from reference import tiny_linker_directory
 from rich.console import Console
 
 from elq_jax import EntityLinker, cli
-from elq_jax.errors import ElqError
-from elq_jax.linking import batch, terminal
+from elq_jax.core.errors import ElqError
+from elq_jax.linking import rows as batch
+from elq_jax.linking import terminal
 
 WORDS = ["who", "obama", "cote", "paris", "ohio", "born", "café", "東京", "dune", "👩‍👧"]
 ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from elq_jax.data.batches import AlignedMentions, align_mentions
-from elq_jax.data.questions import Question
-from elq_jax.evaluation.report import Evaluation, Gold, Predicted, QuestionResult
+from elq_jax.evaluation.sweep import Evaluation, Gold, Predicted, QuestionResult
 from elq_jax.linking.linker import EntityLinker
+from elq_jax.questions.align import AlignedMentions, align_mentions
+from elq_jax.questions.records import Question
 
 BATCHES_AT_ONCE = 16  # sorted by length together
 

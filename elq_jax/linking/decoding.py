@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from elq_jax.errors import ElqError
+from elq_jax.core.errors import ElqError
 
 ThresholdType = Literal["joint", "top_entity_by_mention", "thresholded_entity_by_mention"]
 THRESHOLD_TYPES: tuple[str, ...] = get_args(ThresholdType)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import numbers
 import os
 import pathlib
 import warnings
@@ -15,144 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elq_jax.data.batches import BATCH_BUCKETS, LENGTH_BUCKETS, length_sorted_batches, pad_tokens
-from elq_jax.data.catalogue import Catalogue
-from elq_jax.data.tokenization import EncodedQuestion, Tokenizer
-from elq_jax.errors import DataError, ElqError, check_count
+from elq_jax.core import devices as devices_lib
+from elq_jax.core.devices import COMPUTE_DTYPES
+from elq_jax.core.errors import DataError, ElqError
+from elq_jax.entities.catalogue import Catalogue
 from elq_jax.linking import directory
-from elq_jax.linking.decoding import THRESHOLD_TYPES, Decoded, character_span, decode_batch
-from elq_jax.model import spans
+from elq_jax.linking.decoding import Decoded, character_span, decode_batch
+from elq_jax.linking.links import Candidate, Link
+from elq_jax.linking.settings import LinkingSettings
+from elq_jax.model import bundle, spans
 from elq_jax.model.elq import ElqConfig, QuestionEncoder
 from elq_jax.retrieval import Index, open_index
-from elq_jax.training import devices as devices_lib
+from elq_jax.storage import layout
+from elq_jax.text.padding import BATCH_BUCKETS, LENGTH_BUCKETS, length_sorted_batches, pad_tokens
+from elq_jax.text.tokenization import EncodedQuestion, Tokenizer
 
-DTYPES = ("float32", "bfloat16")  # of the encoder's matrix products
 _NO_ROW = -1  # where an index finds fewer candidates than it was asked for
+
 _BATCHES_IN_FLIGHT = 16  # bounds memory, however many questions are given at once
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Candidate:
-    """One entity that a mention may mean.
-
-    Attributes:
-      entity: row of the catalogue.
-      title: its title.
-      wikidata_id: its Wikidata id, if the catalogue has one.
-      score: joint log-probability of mention and entity.
-    """
-
-    entity: int
-    title: str
-    wikidata_id: str | None
-    score: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Link:
-    """One mention of a question and the entity it is linked to.
-
-    Attributes:
-      start: first character of the mention in the question.
-      end: one past its last character.
-      mention: text[start:end].
-      title: of the entity.
-      wikidata_id: of the entity, if the catalogue has one.
-      entity: row of the catalogue.
-      score: joint log-probability, log p(mention) + log p(entity | mention); what the original
-        gives, with another `threshold_type` than "joint".
-      mention_score: log p(mention).
-      candidates: the best entities for the mention, the linked one first.
-    """
-
-    start: int
-    end: int
-    mention: str
-    title: str
-    wikidata_id: str | None
-    entity: int
-    score: float
-    mention_score: float
-    candidates: tuple[Candidate, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class LinkingSettings:
-    """How scores become links; the "linking" part of config.json.
-
-    Attributes:
-      threshold: keep links with score > threshold.
-      max_mentions: K, mentions searched for at most in a question.
-      num_candidates: C, entities retrieved for a mention; the linking softmax runs over them.
-      threshold_type: "joint", or one of the original's two others (see `decode_batch`).
-      mention_threshold: of the other two types.
-      max_question_tokens: T at most, [CLS] and [SEP] included; None: the model's own.
-      allow_special_tokens: let mentions contain [CLS] or [SEP], as the original does.
-      special_tokens_in_text: read a literal "[SEP]" in a question as the token, as the original
-        does, and not as text.
-    """
-
-    threshold: float = -4.5
-    max_mentions: int = 10
-    num_candidates: int = 10
-    threshold_type: str = "joint"
-    mention_threshold: float | None = None
-    max_question_tokens: int | None = None
-    allow_special_tokens: bool = False
-    special_tokens_in_text: bool = False
-
-    def __post_init__(self):
-        _check_number("threshold", self.threshold)
-        check_count("max_mentions", self.max_mentions)
-        check_count("num_candidates", self.num_candidates)
-        if self.threshold_type not in THRESHOLD_TYPES:
-            raise ElqError(
-                f"threshold_type: {self.threshold_type!r}; expected one of {THRESHOLD_TYPES}"
-            )
-        if self.mention_threshold is not None:
-            _check_number("mention_threshold", self.mention_threshold)
-        if self.max_question_tokens is not None:
-            check_count("max_question_tokens", self.max_question_tokens, least=3)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LinkingSettings:
-        """Reads the "linking" part of config.json, or settings given by name.
-
-        Raises:
-          ElqError: a setting is unknown or out of range.
-        """
-        return cls().replace(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The inverse of `from_dict`."""
-        return dataclasses.asdict(self)
-
-    def replace(self, **changes: Any) -> LinkingSettings:
-        """The same with other values; raises an ElqError as `from_dict` does."""
-        known = [field.name for field in dataclasses.fields(self)]
-        for name in changes:
-            if name not in known:
-                raise ElqError(f"setting {name!r}: unknown; expected one of {', '.join(known)}")
-        for name in ("threshold", "mention_threshold"):
-            if changes.get(name) in ("inf", "-inf"):  # as `write_json` writes them
-                changes[name] = float(changes[name])
-        return dataclasses.replace(self, **changes)
-
-    @property
-    def prune_threshold(self) -> float:
-        """log p(mention) must be above this for the mention to be searched for.
-
-        For "joint" nothing is lost: a joint score is never above log p(mention).
-        """
-        if self.threshold_type == "top_entity_by_mention":
-            return self.threshold if self.mention_threshold is None else self.mention_threshold
-        return self.threshold
-
-
-def _check_number(name: str, value: Any) -> None:
-    """A real number, infinite or not."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != value:
-        raise ElqError(f"{name}: {value!r}; expected a number")
 
 
 def _check_bounds(encoded: Sequence[EncodedQuestion], bounds: Sequence[np.ndarray]) -> None:
@@ -263,8 +142,8 @@ class EntityLinker:
                 f"the tokenizer has {tokenizer.vocab_size:,} tokens, the question encoder "
                 f"{config.question_bert.vocab_size:,}; give the tokenizer it was trained with"
             )
-        if dtype not in DTYPES:
-            raise ElqError(f"dtype: {dtype!r}; expected one of {DTYPES}")
+        if dtype not in COMPUTE_DTYPES:
+            raise ElqError(f"dtype: {dtype!r}; expected one of {COMPUTE_DTYPES}")
         self.config, self.tokenizer = config, tokenizer
         self.catalogue, self.index = catalogue, index
         self.settings = settings or LinkingSettings()
@@ -314,20 +193,20 @@ class EntityLinker:
         """
         devices_lib.use_compilation_cache()
         path = pathlib.Path(path).absolute()
-        config, linking = directory.load_config(path)
+        config, linking = bundle.load_config(path)
         try:
             saved = LinkingSettings.from_dict(linking)
         except ElqError as error:
-            raise DataError(f'"linking": {error}', path / directory.CONFIG) from error
-        params = directory.load_params(path, ("question",))["question"]
-        catalogue = Catalogue.open(path / directory.CATALOGUE)
+            raise DataError(f'"linking": {error}', path / layout.CONFIG) from error
+        params = bundle.load_params(path, ("question",))["question"]
+        catalogue = Catalogue.open(path / layout.CATALOGUE)
         embeddings = directory.open_embeddings(path, catalogue)
         return cls(
             config,
             params,
             Tokenizer.from_pretrained(path),
             catalogue,
-            open_index(path / directory.INDEX, embeddings, index, devices),
+            open_index(path / layout.INDEX, embeddings, index, devices),
             saved.replace(**settings),
             dtype=dtype,
             devices=devices,

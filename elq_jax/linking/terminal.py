@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from elq_jax.data.catalogue import Catalogue
-from elq_jax.linking.linker import EntityLinker, Link, ScoredQuestion
+from elq_jax.entities.catalogue import Catalogue
+from elq_jax.linking.linker import EntityLinker, ScoredQuestion
+from elq_jax.linking.links import Link
 
 _COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")

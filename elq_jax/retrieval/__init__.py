@@ -9,12 +9,12 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from elq_jax.errors import ElqError
-from elq_jax.retrieval.embeddings import Embeddings
+from elq_jax.core import devices as devices_lib
+from elq_jax.core.errors import ElqError
+from elq_jax.entities.embeddings import Embeddings
 from elq_jax.retrieval.exact import ExactIndex, Table
 from elq_jax.retrieval.scann import ScannIndex, is_saved
 from elq_jax.retrieval.sharded import ShardedIndex, place_table
-from elq_jax.training import devices as devices_lib
 
 INDEX_KINDS = ("auto", "exact", "scann")
 

@@ -19,8 +19,8 @@ import ml_dtypes
 import numpy as np
 from jax import lax
 
-from elq_jax.errors import ElqError
-from elq_jax.retrieval.embeddings import (
+from elq_jax.core.errors import ElqError
+from elq_jax.entities.embeddings import (
     DTYPES,
     Embeddings,
     Shard,

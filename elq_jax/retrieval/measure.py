@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from elq_jax.entities.embeddings import Embeddings
     from elq_jax.retrieval import Index
-    from elq_jax.retrieval.embeddings import Embeddings
 
 
 def perturbed_rows(embeddings: Embeddings, count: int, noise: float, seed: int) -> np.ndarray:

@@ -31,11 +31,11 @@ from typing import Any
 
 import numpy as np
 
-from elq_jax.data.files import write_json
-from elq_jax.data.progress import progress
-from elq_jax.errors import DiskFullError, ElqError
-from elq_jax.retrieval.embeddings import DTYPES, Embeddings, Shard, checked_shards
+from elq_jax.core.errors import DiskFullError, ElqError
+from elq_jax.entities.embeddings import DTYPES, Embeddings, Shard, checked_shards
 from elq_jax.retrieval.exact import check_queries
+from elq_jax.storage.files import write_json
+from elq_jax.storage.progress import progress
 
 KINDS = ("auto", "brute_force", "ah", "tree_ah")
 FORMAT = "elq_jax ScaNN index, version 1"

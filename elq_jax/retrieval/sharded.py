@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from elq_jax.retrieval.embeddings import Embeddings
+from elq_jax.core import devices as devices_lib
+from elq_jax.entities.embeddings import Embeddings
 from elq_jax.retrieval.exact import Table, check_queries, query_batches, shard_table, sharded_top_k
-from elq_jax.training import devices as devices_lib
 
 
 def place_table(

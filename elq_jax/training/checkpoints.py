@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from elq_jax.errors import ElqError
-from elq_jax.training.state import TrainState
+from elq_jax.core.errors import ElqError
+from elq_jax.training.optimizer import TrainState
 
 
 class Checkpoints:

@@ -9,12 +9,12 @@ from typing import Any
 
 import ml_collections
 
-from elq_jax.data.files import write_json
-from elq_jax.errors import ElqError, check_count
-from elq_jax.linking import linker
-from elq_jax.linking.linker import LinkingSettings
-from elq_jax.retrieval import embeddings
-from elq_jax.training.state import create_learning_rate_schedule
+from elq_jax.core.devices import COMPUTE_DTYPES
+from elq_jax.core.errors import ElqError, check_count
+from elq_jax.entities import embeddings
+from elq_jax.linking.settings import LinkingSettings
+from elq_jax.storage.files import write_json
+from elq_jax.training.optimizer import create_learning_rate_schedule
 from elq_jax.training.step import loss_config
 
 STAGES = ("bi_encoder", "joint")
@@ -50,7 +50,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         _check_stage(name, config[name])
     _one_of("joint.table_dtype", config.joint.table_dtype, embeddings.DTYPES)
     _one_of("encode.table_dtype", config.encode.table_dtype, embeddings.DTYPES)
-    _one_of("encode.dtype", config.encode.dtype, linker.DTYPES)
+    _one_of("encode.dtype", config.encode.dtype, COMPUTE_DTYPES)
     check_count("encode.batch_size", config.encode.batch_size)
     _one_of("eval.metric", config.eval.metric, ("weak", "strong"))
     _one_of("on_error", config.on_error, ("stop", "skip"))
@@ -66,7 +66,7 @@ def _check_stage(name: str, stage: ml_collections.ConfigDict) -> None:
         raise ElqError(f"{name}.num_steps, {name}.num_epochs: both are 0; give one of them")
     if "mine_every" in stage:
         check_count(f"{name}.mine_every", stage.mine_every, least=0)
-    _one_of(f"{name}.dtype", stage.dtype, linker.DTYPES)
+    _one_of(f"{name}.dtype", stage.dtype, COMPUTE_DTYPES)
     loss_config(stage)
     create_learning_rate_schedule(stage.schedule, stage.learning_rate, 1, stage.warmup_fraction)
 

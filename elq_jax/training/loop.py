@@ -32,36 +32,44 @@ import jax
 import ml_collections
 import numpy as np
 
-from elq_jax.data.batches import TrainingBatches, TrainingExample, bucket, make_examples
-from elq_jax.data.catalogue import Catalogue
-from elq_jax.data.progress import progress
-from elq_jax.data.questions import Question, prepare
-from elq_jax.data.tokenization import Tokenizer
-from elq_jax.errors import ElqError
+from elq_jax.core import devices as devices_lib
+from elq_jax.core.errors import ElqError
+from elq_jax.entities import build, encode
+from elq_jax.entities.catalogue import Catalogue
+from elq_jax.entities.embeddings import Embeddings
 from elq_jax.evaluation.predictions import predict
-from elq_jax.evaluation.report import Evaluation
+from elq_jax.evaluation.sweep import Evaluation
 from elq_jax.linking import directory
-from elq_jax.linking.linker import EntityLinker, LinkingSettings
+from elq_jax.linking.linker import EntityLinker
+from elq_jax.linking.settings import LinkingSettings
+from elq_jax.model import bundle, flops
+from elq_jax.model.bundle import load_pretrained
 from elq_jax.model.elq import ElqConfig
+from elq_jax.questions.batches import TrainingBatches
+from elq_jax.questions.examples import TrainingExample, make_examples
+from elq_jax.questions.prepared import prepare
+from elq_jax.questions.records import Question
 from elq_jax.retrieval import exact_index
-from elq_jax.retrieval.embeddings import Embeddings
 from elq_jax.retrieval.exact import Table
 from elq_jax.retrieval.sharded import place_table
-from elq_jax.training import configuration, encoding, flops, mining, original
-from elq_jax.training import devices as devices_lib
+from elq_jax.storage import layout
+from elq_jax.storage.progress import progress
+from elq_jax.storage.remote import Workdir
+from elq_jax.text.padding import bucket
+from elq_jax.text.tokenization import Tokenizer
+from elq_jax.training import configuration, mining
 from elq_jax.training.checkpoints import Checkpoints
 from elq_jax.training.metrics import MetricsWriter, plot_curves
-from elq_jax.training.preemption import Preemption
-from elq_jax.training.pretrained import load_pretrained
-from elq_jax.training.state import (
+from elq_jax.training.optimizer import (
+    RECIPES,
     Recipe,
     TrainState,
     create_learning_rate_schedule,
     create_optimizer,
     create_train_state,
 )
+from elq_jax.training.preemption import Preemption
 from elq_jax.training.step import bi_encoder_train_step, joint_train_step, loss_config
-from elq_jax.training.workdir import Workdir
 
 Batch = Mapping[str, np.ndarray]
 
@@ -125,7 +133,7 @@ class _Run:
         stage = self.config.bi_encoder
         model_folder = self.folder / "bi_encoder" / "model"
         self.workdir.fetch("bi_encoder/model", again=True)
-        if not directory.is_linker_directory(model_folder):
+        if not bundle.is_linker_directory(model_folder):
             state = self._train(
                 "bi_encoder",
                 stage,
@@ -136,7 +144,7 @@ class _Run:
             self._save_model("bi_encoder/model", state.params)
             if not devices_lib.is_main():
                 self.workdir.fetch("bi_encoder/model", again=True)
-        self.params = directory.load_params(model_folder)
+        self.params = bundle.load_params(model_folder)
 
     def joint(self) -> None:
         """Trains the question encoder against frozen entity vectors; keeps the best on dev."""
@@ -180,8 +188,8 @@ class _Run:
         if devices_lib.is_main():
             if "joint" in self.config.stages:
                 best = self.folder / "joint" / "best"
-                model, linking = directory.load_config(best)
-                params = directory.load_params(best)
+                model, linking = bundle.load_config(best)
+                params = bundle.load_params(best)
             else:
                 model, params = self.model, self.params
                 linking = LinkingSettings.from_dict(self.config.linking).to_dict()
@@ -201,16 +209,16 @@ class _Run:
     def embeddings(self) -> Embeddings:
         """Vectors of the entity encoder as it is now: found beside the catalogue, or encoded."""
         encoder = self._encoder(self.params["entity"])
-        given = self.given / directory.EMBEDDINGS
+        given = self.given / layout.EMBEDDINGS
         if given.is_dir():
             found = Embeddings.open(given, self.catalogue.fingerprint)
             if found.encoder_fingerprint == encoder.fingerprint:
                 return found
             _say(f"{given}: of another entity encoder; encoding the catalogue for this run")
-        return self._encode(encoder, directory.EMBEDDINGS)
+        return self._encode(encoder, layout.EMBEDDINGS)
 
-    def _encoder(self, params: Any) -> encoding.CatalogueEncoder:
-        return encoding.CatalogueEncoder(
+    def _encoder(self, params: Any) -> encode.CatalogueEncoder:
+        return encode.CatalogueEncoder(
             self.model,
             params,
             self.tokenizer,
@@ -219,10 +227,10 @@ class _Run:
             devices=devices_lib.local(self.devices),
         )
 
-    def _encode(self, encoder: encoding.CatalogueEncoder, name: str) -> Embeddings:
+    def _encode(self, encoder: encode.CatalogueEncoder, name: str) -> Embeddings:
         """Encodes the catalogue into a folder of the workdir; all processes together."""
         with progress("encoding the catalogue", len(self.catalogue), "entities") as advance:
-            return encoding.encode_catalogue(
+            return encode.encode_catalogue(
                 encoder,
                 self.catalogue,
                 self.folder / name,
@@ -233,7 +241,7 @@ class _Run:
 
     def _save_model(self, name: str, params: Any, linking: Mapping[str, Any] | None = None) -> None:
         if devices_lib.is_main():
-            directory.save_model(self.folder / name, self.model, params, self.tokenizer, linking)
+            bundle.save_model(self.folder / name, self.model, params, self.tokenizer, linking)
             self.workdir.publish(name)
         devices_lib.wait_for_all(f"{name} is saved")
 
@@ -286,7 +294,8 @@ class _Run:
         if "original" in self.config:
             part = "question" if name == "joint" else None
             settings = self.config.original
-            return original.create_recipe(settings, stage, self.model, part, batches, num_steps)
+            create_recipe = RECIPES.get("elq_jax.original.recipe:original")
+            return create_recipe(settings, stage, self.model, part, batches, num_steps)
         schedule = create_learning_rate_schedule(
             stage.schedule,
             stage.learning_rate,
@@ -437,7 +446,7 @@ class _Run:
         mined = mining.load(negatives, self.examples)
         if mined is None:
             now = params()
-            found = self._encode(self._encoder(now["entity"]), f"{name}/{directory.EMBEDDINGS}")
+            found = self._encode(self._encoder(now["entity"]), f"{name}/{layout.EMBEDDINGS}")
             mined, recalls = mining.mine_negatives(
                 self.model,
                 now["question"],
@@ -458,8 +467,8 @@ class _Run:
 
 def _initial_model(config: ml_collections.ConfigDict) -> tuple[ElqConfig, Any, Tokenizer]:
     if config.init_from:
-        model, _ = directory.load_config(config.init_from)
-        params = directory.load_params(config.init_from)
+        model, _ = bundle.load_config(config.init_from)
+        params = bundle.load_params(config.init_from)
         return model, params, Tokenizer.from_pretrained(config.init_from)
     return load_pretrained(
         config.question_encoder, config.entity_encoder, seed=config.seed, **config.model
@@ -478,8 +487,8 @@ def _fetch_catalogue(config: ml_collections.ConfigDict) -> pathlib.Path:
 
 def _open_catalogue(given: pathlib.Path, folder: pathlib.Path, on_error: str) -> Catalogue:
     if given.is_dir():
-        return Catalogue.open(given / directory.CATALOGUE)
-    return encoding.open_or_build_catalogue(given, folder / directory.CATALOGUE, on_error)
+        return Catalogue.open(given / layout.CATALOGUE)
+    return build.open_or_build_catalogue(given, folder / layout.CATALOGUE, on_error)
 
 
 def _train_splits(config: ml_collections.ConfigDict) -> list[str]:

@@ -8,8 +8,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from elq_jax.data.files import atomic_write, read_jsonl
-from elq_jax.training import devices as devices_lib
+from elq_jax.core import devices as devices_lib
+from elq_jax.storage.files import atomic_write, read_jsonl
 
 
 class MetricsWriter:

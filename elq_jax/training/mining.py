@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from elq_jax.data.batches import TrainingBatches, TrainingExample
-from elq_jax.data.catalogue import Catalogue
-from elq_jax.data.files import atomic_write
-from elq_jax.data.tokenization import Tokenizer
+from elq_jax.core import devices as devices_lib
+from elq_jax.entities.catalogue import Catalogue
 from elq_jax.model.elq import ElqConfig, QuestionEncoder
+from elq_jax.questions.batches import TrainingBatches
+from elq_jax.questions.examples import TrainingExample
 from elq_jax.retrieval import Index
-from elq_jax.training import devices as devices_lib
+from elq_jax.storage.files import atomic_write
+from elq_jax.text.tokenization import Tokenizer
 
 ExampleSets = Sequence[Sequence[TrainingExample]]
 

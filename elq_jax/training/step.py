@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from elq_jax.errors import ElqError
+from elq_jax.core.devices import AXIS
+from elq_jax.core.errors import ElqError
 from elq_jax.model import losses
 from elq_jax.model.elq import ElqConfig, EntityEncoder, QuestionEncoder
 from elq_jax.retrieval import exact
 from elq_jax.retrieval.exact import Table
-from elq_jax.training.devices import AXIS
-from elq_jax.training.state import TrainState
+from elq_jax.training.optimizer import TrainState
 
 LINKING_LOSSES = ("in_batch", "hard_negatives_bce", "hard_negatives", "full_catalogue")
 Batch = Mapping[str, jax.Array]

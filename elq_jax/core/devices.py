@@ -1,0 +1,224 @@
+"""The one home of multi-device execution: `jax.pmap` over the devices of one or several hosts.
+
+A step body sees its own slice of the batch and `AXIS`, over which it uses `lax.psum`-style
+collectives and nothing else, so that a move to shard_map is a change of this file alone.
+Arrays given to a parallel function have a leading axis [P, ...], the devices of this host among
+those of the function.
+
+Where a program runs as several processes (one per host), each runs the same lines with the same
+inputs; `split` hands a process the part of a batch that its devices work on, `merge` brings the
+results of all together in every process. Files are written by the first process.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.experimental.compilation_cache import compilation_cache
+
+from elq_jax.core.errors import ElqError
+
+AXIS = "devices"
+COMPUTE_DTYPES = ("float32", "bfloat16")  # of matrix products
+# Each is set where several processes are meant to work together; JAX finds the rest by itself.
+_CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "ELQ_JAX_DISTRIBUTED")
+
+
+def initialize() -> None:
+    """Joins the other processes of this program, if it was started as one of several.
+
+    That is so if $JAX_COORDINATOR_ADDRESS is set (with $JAX_NUM_PROCESSES and $JAX_PROCESS_ID), or
+    $ELQ_JAX_DISTRIBUTED, where JAX itself finds the others: on TPU slices, under Slurm or Open MPI.
+    To be called before anything else is done with JAX.
+
+    Raises:
+      ElqError: the others cannot be found or reached.
+    """
+    if not any(os.environ.get(name) for name in _CLUSTER_VARIABLES):
+        return
+    try:
+        jax.distributed.initialize(
+            coordinator_address=os.environ.get("JAX_COORDINATOR_ADDRESS"),
+            num_processes=_number("JAX_NUM_PROCESSES"),
+            process_id=_number("JAX_PROCESS_ID"),
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ElqError(
+            f"this process did not find the others: {error}; set JAX_COORDINATOR_ADDRESS "
+            "(host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID, or none of them"
+        ) from error
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that the next start does not compile them again.
+
+    The folder is $ELQ_JAX_CACHE, else the one that JAX has been given
+    (`jax_compilation_cache_dir`), else `~/.cache/elq_jax`; an empty $ELQ_JAX_CACHE leaves all as it
+    is, and so does a user without a home.
+    """
+    given = jax.config.jax_compilation_cache_dir
+    default = given or os.path.expanduser("~/.cache/elq_jax")
+    folder = os.environ.get("ELQ_JAX_CACHE", default)
+    if folder and folder != given and not folder.startswith("~"):
+        compilation_cache.reset_cache()  # JAX looks for a folder once, when it first compiles.
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _number(name: str) -> int | None:
+    value = os.environ.get(name)
+    if value is None:
+        return None
+    if not value.isdecimal():
+        raise ElqError(f"{name}: {value!r}; expected a number")
+    return int(value)
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and talks to people."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process is here; `what` names the place in errors."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def all_devices(count: int | None = None) -> list[jax.Device]:
+    """The devices of all processes, in one order everywhere.
+
+    Args:
+      count: only the first so many, where there is one process.
+
+    Raises:
+      ElqError: there are fewer, or several processes.
+    """
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    if count is None:
+        return devices
+    if jax.process_count() > 1:
+        raise ElqError("num_devices: cannot be set where several processes work together")
+    if not 1 <= count <= len(devices):
+        raise ElqError(
+            f"num_devices: {count}; this host has {len(devices)} {devices[0].platform} device(s)"
+        )
+    return devices[:count]
+
+
+def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Those of `devices` that belong to this process."""
+    return [device for device in devices if device.process_index == jax.process_index()]
+
+
+def parallel(
+    function: Callable[..., Any],
+    devices: Sequence[jax.Device],
+    *,
+    donate: int | Sequence[int] = (),
+    static: int | Sequence[int] = (),
+) -> Callable[..., Any]:
+    """Compiles `function` to run on every device at once, each on its slice [P, ...] -> [...].
+
+    Args:
+      function: the step body; may use collectives over `AXIS`, whose index is the place in
+        `devices`.
+      devices: of this process alone, or `all_devices()`; then every process has to call.
+      donate: positions of arguments whose memory may be reused for the results.
+      static: positions of arguments that are compiled in.
+    """
+    return jax.pmap(
+        function,
+        axis_name=AXIS,
+        devices=devices,
+        donate_argnums=donate,
+        static_broadcasted_argnums=static,
+    )
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Copies every array of `tree` to all devices of this process: [...] -> [P, ...].
+
+    The result is laid out as a parallel function lays out its own results, so that a step given
+    one or the other is compiled once.
+    """
+    own = local(devices)
+
+    def copies(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        return place(np.broadcast_to(x, (len(own), *x.shape)), own)
+
+    return jax.tree.map(copies, tree)
+
+
+def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Starts copying row p of every array [P, ...] to this process's p-th device."""
+    mesh = jax.sharding.Mesh(np.array(local(devices)), (AXIS,))
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.P(AXIS)))
+
+
+def unreplicate(tree: Any) -> Any:
+    """The first device's copy of a replicated tree, without moving the others."""
+    return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
+
+
+def prefetch(
+    batches: Iterable[Mapping[str, np.ndarray]], devices: Sequence[jax.Device], ahead: int = 2
+) -> Iterator[tuple[Mapping[str, np.ndarray], dict[str, jax.Array]]]:
+    """Cuts batches over the devices and starts copying them before they are asked for.
+
+    Args:
+      batches: of this process, each array [B, ...].
+      devices: of `parallel`; only those of this process get something.
+      ahead: batches on their way.
+
+    Yields:
+      a batch as it was, and on the devices: each array [P, B / P, ...].
+    """
+    own = local(devices)
+    queue: collections.deque[Any] = collections.deque()
+    for batch in batches:
+        queue.append((batch, place(split(batch, own), own)))
+        if len(queue) > ahead:
+            yield queue.popleft()
+    yield from queue
+
+
+def split(batch: Mapping[str, np.ndarray], devices: Sequence[jax.Device]) -> dict[str, np.ndarray]:
+    """Cuts a batch over devices, each array [B, ...] -> [P, B / len(devices), ...].
+
+    Rows are added where the devices do not divide B; they are zeros, so every mask in the batch is
+    False there. Where some devices are of other processes, the result has the part of this one.
+    """
+    own = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
+    part = slice(own[0], own[-1] + 1)
+    return {name: _split_array(array, len(devices))[part] for name, array in batch.items()}
+
+
+def merge(tree: Any, devices: Sequence[jax.Device], size: int | None = None) -> Any:
+    """The inverse of `split` for results: each [P, b, ...] -> [B, ...] NumPy, cut to `size` rows.
+
+    Where some devices are of other processes, every process gets the results of all of them.
+    """
+    if len(local(devices)) < len(devices):
+        tree = multihost_utils.process_allgather(tree, tiled=True)
+
+    def rows(array: Any) -> np.ndarray:
+        array = np.asarray(array)
+        return array.reshape(-1, *array.shape[2:])[:size]
+
+    return jax.tree.map(rows, tree)
+
+
+def _split_array(array: np.ndarray, num_devices: int) -> np.ndarray:
+    size = len(array)
+    missing = -size % num_devices
+    if missing:
+        array = np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
+    return array.reshape(num_devices, -1, *array.shape[1:])

@@ -1,0 +1,71 @@
+"""Finding losses, indexes, decoders and recipes by the name that a configuration gives them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from elq_jax.core.errors import ElqError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """A table of things by name, to which any module can add its own.
+
+        LINKING_LOSSES = Registry("linking_loss", "elq_jax.losses")
+
+        @LINKING_LOSSES.register("margin")
+        class Margin(LinkingLoss): ...
+
+    A name of the form "package.module:name" is looked up after importing that module, so that what
+    stands outside this package needs no mention in it: "my_losses:margin".
+
+    Args:
+      setting: name of the setting whose values these are, for error messages.
+      home: package whose import registers everything that comes with this library.
+    """
+
+    def __init__(self, setting: str, home: str):
+        self._setting, self._home = setting, home
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that adds a class or a function under `name`.
+
+        Raises:
+          ElqError: something else has that name.
+        """
+
+        def add(entry: T) -> T:
+            if self._entries.setdefault(name, entry) is not entry:
+                raise ElqError(f"{self._setting} {name!r}: registered twice; choose another name")
+            return entry
+
+        return add
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that come with this library or were registered since, in the order of adding."""
+        importlib.import_module(self._home)
+        return tuple(self._entries)
+
+    def get(self, name: str) -> T:
+        """Looks up what was registered under `name`, or under "package.module:name".
+
+        Raises:
+          ElqError: there is no such name, or the module cannot be imported.
+        """
+        module, separator, short = name.rpartition(":")
+        try:
+            importlib.import_module(module if separator else self._home)
+        except ImportError as error:
+            raise ElqError(f"{self._setting} {name!r}: {error}") from error
+        if short not in self._entries:
+            known = ", ".join(self._entries)
+            raise ElqError(
+                f"{self._setting}: {name!r}; expected one of {known}, or package.module:name of "
+                "your own"
+            )
+        return self._entries[short]

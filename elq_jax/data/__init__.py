@@ -1,1 +1,0 @@
-"""Text and files to arrays: tokenizer, catalogue, questions, batches."""

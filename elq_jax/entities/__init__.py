@@ -1,0 +1,1 @@
+"""The catalogue: its file, its embeddings, how both are made."""

@@ -1,0 +1,241 @@
+"""Building a catalogue from a file of entities."""
+
+from __future__ import annotations
+
+import array
+import hashlib
+import json
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Literal, NoReturn
+
+import numpy as np
+import pyarrow as pa
+
+from elq_jax.core.errors import DataError, ElqError
+from elq_jax.entities.catalogue import _SCHEMA, _SURROGATE, Catalogue
+from elq_jax.entities.embeddings import recorded_catalogue
+from elq_jax.storage.files import atomic_write, open_source, parse_object, read_lines
+from elq_jax.storage.layout import EMBEDDINGS
+from elq_jax.storage.progress import progress
+
+_ROWS_PER_BATCH = 32768
+
+_WIKIDATA_ID = re.compile(r"Q[1-9]\d*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What `build_catalogue` wrote.
+
+    Attributes:
+      rows: number of entities.
+      fingerprint: of the catalogue.
+      duplicate_titles: rows whose title an earlier row has too.
+      empty_texts: rows without a description (they are encoded by their title alone).
+      skipped: one message per line left out (`on_error="skip"`). Every row after such a line has
+        a row number smaller than its line number says.
+    """
+
+    rows: int
+    fingerprint: str
+    duplicate_titles: int
+    empty_texts: int
+    skipped: list[str] = field(default_factory=list)
+
+
+def build_catalogue(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    on_error: Literal["stop", "skip"] = "stop",
+) -> BuildReport:
+    """Converts a .jsonl or .jsonl.gz file to a catalogue, in bounded memory; progress on stderr.
+
+    Each line is an object with `title` and `text` (may be ""), and optionally `wikidata_id` (or
+    `kb_idx`, taken if it looks like one) and `aliases` (a list); other fields are ignored, so the
+    published entity.jsonl of ELQ is read as it is. Row numbers are line numbers from 0.
+
+    Args:
+      source: the file to read.
+      output: the file to write, usually `catalogue.arrow`; it appears when it is whole.
+      on_error: what to do with a line that cannot be used: "stop", or "skip" and report it.
+
+    Raises:
+      DataError: a line cannot be used (`on_error="stop"`), the file has none that can, or is a
+        damaged gzip file.
+      ElqError: there is no such file, or the disk is full.
+    """
+    if on_error not in ("stop", "skip"):
+        raise ElqError(f"on_error is {on_error!r}, expected 'stop' or 'skip'")
+    skipped: list[str] = []
+    digest = hashlib.sha256()
+    title_hashes = array.array("q")  # 8 bytes an entity
+    empty_texts = 0
+    columns: dict[str, list] = {name: [] for name in _SCHEMA.names}
+    read = 0
+
+    with (
+        open_source(source) as file,
+        progress("catalogue", os.path.getsize(source), "bytes") as advance,
+        atomic_write(output) as target,
+        pa.ipc.new_file(target, _SCHEMA) as writer,
+    ):
+        for entity in _read_entities(file, source, on_error, skipped):
+            for name, values in columns.items():
+                values.append(entity[name])
+            for value in (entity["title"], entity["text"]):
+                data = value.encode()
+                digest.update(len(data).to_bytes(8, "little") + data)
+            title_hashes.append(hash(entity["title"]))
+            empty_texts += not entity["text"]
+            if len(columns["title"]) == _ROWS_PER_BATCH:
+                writer.write_batch(_record_batch(columns))
+                advance(file.tell() - read)
+                read = file.tell()
+        advance(file.tell() - read)
+        rows = len(title_hashes)
+        if not rows:
+            found = f"{len(skipped)} lines that cannot be used" if skipped else "an empty file"
+            message = f"found {found}, expected one entity a line" + "".join(
+                f"\n  {line}" for line in skipped[:3]
+            )
+            raise DataError(message, source)
+        if columns["title"]:
+            writer.write_batch(_record_batch(columns))
+        # What is known only at the end goes with a last batch of no rows: the schema, and its
+        # metadata, stand at the front of the file.
+        summary = {"fingerprint": digest.hexdigest()}
+        writer.write_batch(_record_batch(columns), custom_metadata=summary)
+    return BuildReport(
+        rows=rows,
+        fingerprint=digest.hexdigest(),
+        duplicate_titles=rows - len(np.unique(np.frombuffer(title_hashes, np.int64))),
+        empty_texts=empty_texts,
+        skipped=skipped,
+    )
+
+
+def _record_batch(columns: dict[str, list]) -> pa.RecordBatch:
+    """The rows collected so far; empties `columns`."""
+    batch = pa.record_batch(
+        [pa.array(columns[field.name], field.type) for field in _SCHEMA], schema=_SCHEMA
+    )
+    for values in columns.values():
+        values.clear()
+    return batch
+
+
+def _read_entities(
+    file: BinaryIO, source: str | os.PathLike[str], on_error: str, skipped: list[str]
+) -> Iterator[dict[str, Any]]:
+    """Yields the entities of a file; adds a message to `skipped` for each line left out."""
+
+    def leave_out(error: DataError) -> None:
+        if on_error == "stop":
+            raise error
+        skipped.append(str(error))
+
+    expected = 1
+    for line_number, line in read_lines(file, source):
+        for blank in range(expected, line_number):
+            message = "blank line; rows are counted by lines, so remove it"
+            leave_out(DataError(message, source, blank))
+        expected = line_number + 1
+        try:
+            entity = _parse_entity(line, source, line_number)
+        except DataError as error:
+            leave_out(error)
+        else:
+            yield entity
+
+
+def _parse_entity(line: bytes, source: str | os.PathLike[str], line_number: int) -> dict[str, Any]:
+    record = parse_object(line, source, line_number)
+
+    def fail(name: str, expected: str) -> NoReturn:
+        found = f"found {json.dumps(record[name])[:60]}" if name in record else "missing"
+        raise DataError(f"field {name!r}: {found}, expected {expected}", source, line_number)
+
+    title, text = record.get("title"), record.get("text")
+    if not isinstance(title, str) or not title.strip():
+        fail("title", "a string that is not blank")
+    if not isinstance(text, str):
+        fail("text", 'a string ("" if there is no description)')
+    wikidata_id = record.get("wikidata_id")
+    if wikidata_id is None:
+        other = record.get("kb_idx")
+        wikidata_id = other if isinstance(other, str) and _WIKIDATA_ID.fullmatch(other) else None
+    elif not isinstance(wikidata_id, str) or not _WIKIDATA_ID.fullmatch(wikidata_id):
+        fail("wikidata_id", 'an id such as "Q42", or null')
+    aliases = record.get("aliases") or []
+    if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
+        fail("aliases", "a list of strings")
+    if _SURROGATE.search("".join((title, text, *aliases))):
+        message = "half of a surrogate pair (\\ud800 to \\udfff) in a string; remove it"
+        raise DataError(message, source, line_number)
+    return {"title": title, "text": text, "wikidata_id": wikidata_id, "aliases": aliases}
+
+
+def open_or_build_catalogue(
+    source: str | os.PathLike[str], path: str | os.PathLike[str], on_error: str = "stop"
+) -> Catalogue:
+    """Opens `path`, after building it from `source` unless it was built from just that file before.
+
+    Args:
+      source: .jsonl, .jsonl.gz, or a catalogue.arrow (which is copied).
+      path: the catalogue.arrow of the output; what it was built from is noted beside it.
+      on_error: as for `build_catalogue`; what was found is reported on stderr.
+
+    Raises:
+      ElqError: there is no such file, it is no catalogue, or there are embeddings beside `path`
+        whose catalogue it would replace by another one. Nothing is changed then.
+    """
+    source, path = pathlib.Path(source), pathlib.Path(path)
+    if source.suffix == ".arrow":
+        catalogue = Catalogue.open(source)
+        if not (path.exists() and path.samefile(source)):
+            _check_embeddings_beside(path, catalogue.fingerprint, source)
+            catalogue.save(path)
+        return Catalogue.open(path)
+    if not source.is_file():
+        raise ElqError(f"{source}: no such file; expected a catalogue")
+    status = source.stat()
+    built_from = {"size": status.st_size, "modified_ns": status.st_mtime_ns, "on_error": on_error}
+    note = source_note(path)
+    if path.exists() and note.exists() and json.loads(note.read_text("utf-8")) == built_from:
+        return Catalogue.open(path)
+    built = path.with_name(f".{path.name}.built")
+    try:
+        report = build_catalogue(source, built, on_error=on_error)
+        _check_embeddings_beside(path, report.fingerprint, source)
+        built.replace(path)
+    finally:
+        built.unlink(missing_ok=True)
+    with atomic_write(note, "w") as file:
+        json.dump(built_from, file)
+    for message in report.skipped:
+        print(f"left out: {message}", file=sys.stderr)
+    print(
+        f"{path}: {report.rows:,} entities, {report.duplicate_titles:,} with the title of an "
+        f"earlier one, {report.empty_texts:,} without text, {len(report.skipped):,} left out",
+        file=sys.stderr,
+    )
+    return Catalogue.open(path)
+
+
+def _check_embeddings_beside(path: pathlib.Path, fingerprint: str, source: pathlib.Path) -> None:
+    folder = path.with_name(EMBEDDINGS)
+    if recorded_catalogue(folder) not in (None, fingerprint):
+        raise ElqError(
+            f"{folder}: embeddings of another catalogue than {source}; give another folder, or "
+            f"remove {folder} first"
+        )
+
+
+def source_note(path: pathlib.Path) -> pathlib.Path:
+    """Where it is noted what a catalogue.arrow was built from."""
+    return path.with_suffix(".source.json")

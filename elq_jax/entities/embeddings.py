@@ -1,0 +1,444 @@
+"""Entity embeddings on disk: numbered shards that are written once and read memory-mapped.
+
+A folder holds `embeddings.json` (written before the first shard and never changed) and
+`shard-00000-of-00022.npy`, ... Each shard appears under its name only when it is whole, so the set
+of existing files is the only progress record: a killed writer continues with the missing shards,
+and several hosts can write disjoint shards of one folder.
+
+| dtype    | a shard's .npy                 | read back as                                    |
+| -------- | ------------------------------ | ----------------------------------------------- |
+| float32  | float32 [n, D]                 | itself                                          |
+| bfloat16 | uint16 [n, D], the bit pattern | bfloat16                                        |
+| int8     | int8 [n, D]                    | value * scale; `scale-....npy` is float32 [n],  |
+|          |                                | the largest absolute value of the row / 127     |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from elq_jax.core.errors import ElqError
+from elq_jax.storage.files import atomic_write, write_json
+
+FORMAT_VERSION = 1
+DTYPES = ("float32", "bfloat16", "int8")
+_STORED_AS = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
+
+
+class Shard(NamedTuple):
+    """Consecutive rows of the table as they are stored.
+
+    Attributes:
+      start: the row in the whole table of this shard's first row.
+      values: [n, D] float32, bfloat16 or int8.
+      scale: [n] float32 for int8, otherwise None.
+    """
+
+    start: int
+    values: np.ndarray
+    scale: np.ndarray | None
+
+    def float32(self, rows: Any = slice(None)) -> np.ndarray:
+        """Returns the given rows of the shard as float32 [n, D] (a view where nothing changes)."""
+        values = self.values[rows].astype(np.float32, copy=False)
+        return values if self.scale is None else values * self.scale[rows, None]
+
+
+def quantize(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rounds rows to int8 with one scale per row: `values ~ int8 * scale[:, None]`.
+
+    Args:
+      values: [n, D] float32, finite.
+
+    Returns:
+      int8 [n, D] and scale float32 [n] (largest absolute value of the row / 127; 1 for a zero row).
+    """
+    scale = np.abs(values).max(axis=1, initial=0) / np.float32(127)
+    scale = np.where(scale > 0, scale, 1).astype(np.float32)
+    return np.rint(values / scale[:, None]).astype(np.int8), scale
+
+
+def first_bad_row(values: np.ndarray) -> int | None:
+    """Returns the first row of [n, D] that holds NaN or infinity, or None."""
+    bad = ~np.isfinite(values).all(axis=1)
+    return int(bad.argmax()) if bad.any() else None
+
+
+class _Layout:
+    """The settings in embeddings.json and the file names that follow from them."""
+
+    def __init__(self, folder: str | os.PathLike[str], settings: dict[str, Any]):
+        self.folder, self.settings = pathlib.Path(folder), settings
+        self.rows, self.width = int(settings["rows"]), int(settings["width"])
+        self.dtype, self.shard_rows = str(settings["dtype"]), int(settings["shard_rows"])
+        self.num_shards = -(-self.rows // self.shard_rows)
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> _Layout:
+        path = pathlib.Path(folder) / "embeddings.json"
+        if not path.is_file():
+            raise ElqError(
+                f"{folder}: no entity embeddings here (embeddings.json is missing); "
+                "give the folder that encode_entities wrote"
+            )
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            version = settings["format_version"]
+            if version != FORMAT_VERSION:
+                raise ElqError(
+                    f"{path}: format version {version}, this program reads {FORMAT_VERSION}; "
+                    "encode the catalogue again"
+                )
+            layout = cls(folder, settings)
+            if layout.dtype not in DTYPES or min(layout.rows, layout.width, layout.shard_rows) < 1:
+                raise ValueError("values out of range")
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ElqError):
+                raise
+            raise ElqError(
+                f"{path}: not a description of embeddings ({error!r}); encode the catalogue again"
+            ) from error
+        return layout
+
+    def path(self, shard: int, kind: str = "shard") -> pathlib.Path:
+        return self.folder / f"{kind}-{shard:05d}-of-{self.num_shards:05d}.npy"
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        if not 0 <= shard < self.num_shards:
+            raise ElqError(f"shard {shard}: expected 0 <= shard < {self.num_shards}")
+        start = shard * self.shard_rows
+        return start, min(start + self.shard_rows, self.rows)
+
+    def missing_shards(self) -> list[int]:
+        return [i for i in range(self.num_shards) if not self.path(i).is_file()]
+
+
+class EmbeddingsWriter:
+    """Writes a folder of embeddings shard by shard, in any order, continuing where it was stopped.
+
+    Args:
+      folder: created if absent. If it already holds embeddings of the same settings, only what is
+        missing needs to be written.
+      rows: E, number of entities.
+      width: D.
+      dtype: "float32", "bfloat16" or "int8" (with a float32 scale per row).
+      shard_rows: rows of every shard but the last.
+      catalogue_fingerprint: of the catalogue whose line numbers are the rows.
+      encoder_fingerprint: of the encoder's weights and of everything else the vectors depend on.
+
+    Raises:
+      ElqError: an argument is out of range, or the folder holds embeddings of other settings.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        rows: int,
+        width: int,
+        dtype: str = "float32",
+        shard_rows: int = 65536,
+        catalogue_fingerprint: str = "",
+        encoder_fingerprint: str = "",
+    ):
+        if dtype not in DTYPES:
+            raise ElqError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+        for name, value in (("rows", rows), ("width", width), ("shard_rows", shard_rows)):
+            if value < 1:
+                raise ElqError(f"{name} = {value}: expected at least 1")
+        settings = {
+            "format_version": FORMAT_VERSION,
+            "rows": int(rows),
+            "width": int(width),
+            "dtype": dtype,
+            "shard_rows": int(shard_rows),
+            "catalogue_fingerprint": catalogue_fingerprint,
+            "encoder_fingerprint": encoder_fingerprint,
+        }
+        folder = pathlib.Path(folder)
+        if (folder / "embeddings.json").exists():
+            found = _Layout.read(folder).settings
+            for name, value in settings.items():
+                if found.get(name) != value:
+                    raise ElqError(
+                        f"{folder}: holds embeddings with {name} {found.get(name)!r}, not "
+                        f"{value!r}; use the same settings to continue, or another folder"
+                    )
+        elif any(folder.glob("shard-*.npy")):
+            raise ElqError(
+                f"{folder}: holds shards but no embeddings.json to tell what they are; "
+                "remove them or give another folder"
+            )
+        else:
+            write_json(folder / "embeddings.json", settings)
+        self._layout = _Layout(folder, settings)
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards of the whole table."""
+        return self._layout.num_shards
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        """Returns the half-open range of rows that shard number `shard` holds."""
+        return self._layout.shard_range(shard)
+
+    def missing_shards(self) -> list[int]:
+        """Returns the numbers of the shards that are not written yet, ascending."""
+        return self._layout.missing_shards()
+
+    def write_shard(self, shard: int, values: np.ndarray) -> None:
+        """Writes one shard; it is on disk and whole when this returns.
+
+        Args:
+          shard: number of the shard.
+          values: [n, D] floating, the vectors of rows `shard_range(shard)`.
+
+        Raises:
+          ElqError: wrong shape, or a vector with NaN or infinity (the row is named).
+        """
+        layout = self._layout
+        start, stop = layout.shard_range(shard)
+        values = np.asarray(values, np.float32)
+        if values.shape != (stop - start, layout.width):
+            raise ElqError(
+                f"shard {shard}: found shape {values.shape}, "
+                f"expected {(stop - start, layout.width)}"
+            )
+        stored, scale = values, None
+        if layout.dtype == "bfloat16":
+            stored = values.astype(ml_dtypes.bfloat16)
+        bad = first_bad_row(stored)
+        if bad is not None:
+            raise ElqError(
+                f"{layout.folder}: the embedding of row {start + bad} holds NaN or infinity; "
+                "nothing was written for its shard; check the encoder's weights"
+            )
+        if layout.dtype == "int8":
+            stored, scale = quantize(values)
+            with atomic_write(layout.path(shard, "scale")) as file:
+                np.save(file, scale)
+        # The values come last: a shard that exists has its scale too.
+        with atomic_write(layout.path(shard)) as file:
+            np.save(file, stored.view(_STORED_AS[layout.dtype]))
+
+    def finish(self) -> Embeddings:
+        """Opens the finished embeddings.
+
+        Raises:
+          ElqError: a shard is missing.
+        """
+        return Embeddings.open(self._layout.folder)
+
+
+def recorded_catalogue(folder: str | os.PathLike[str]) -> str | None:
+    """Fingerprint of the catalogue that a folder's embeddings, finished or not, are of.
+
+    None where there are none.
+    """
+    if not (pathlib.Path(folder) / "embeddings.json").exists():
+        return None
+    return _Layout.read(folder).settings.get("catalogue_fingerprint")
+
+
+class Embeddings:
+    """The vectors of all entities, [E, D], memory-mapped. Made by `open`."""
+
+    def __init__(self, layout: _Layout, shards: list[Shard]):
+        self._layout, self._shards = layout, shards
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        catalogue_fingerprint: str | None = None,
+        encoder_fingerprint: str | None = None,
+    ) -> Embeddings:
+        """Opens a finished folder without reading the vectors.
+
+        Args:
+          folder: what `EmbeddingsWriter` wrote.
+          catalogue_fingerprint: refuse embeddings of another catalogue (None: do not check).
+          encoder_fingerprint: refuse embeddings of another encoder (None: do not check).
+
+        Raises:
+          ElqError: no embeddings, unfinished, damaged, or of another catalogue or encoder.
+        """
+        layout = _Layout.read(folder)
+        for name, expected in (
+            ("catalogue", catalogue_fingerprint),
+            ("encoder", encoder_fingerprint),
+        ):
+            found = layout.settings.get(f"{name}_fingerprint")
+            if expected is not None and found != expected:
+                raise ElqError(
+                    f"{folder}: embeddings of another {name} (fingerprint {found}, expected "
+                    f"{expected}); encode this catalogue with this encoder: "
+                    "python -m elq_jax.encode_entities"
+                )
+        missing = layout.missing_shards()
+        if missing:
+            raise ElqError(
+                f"{folder}: unfinished, {len(missing)} of {layout.num_shards} shards are missing "
+                f"(the first is {layout.path(missing[0]).name}); run encode_entities with the same "
+                "settings again to continue"
+            )
+        return cls(layout, [_open_shard(layout, i) for i in range(layout.num_shards)])
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Where the embeddings are."""
+        return self._layout.folder
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(E, D)."""
+        return self._layout.rows, self._layout.width
+
+    @property
+    def dtype(self) -> str:
+        """How vectors are stored: "float32", "bfloat16" or "int8"."""
+        return self._layout.dtype
+
+    @property
+    def catalogue_fingerprint(self) -> str:
+        """Of the catalogue whose entities these are."""
+        return self._layout.settings["catalogue_fingerprint"]
+
+    @property
+    def encoder_fingerprint(self) -> str:
+        """Of the encoder that computed them."""
+        return self._layout.settings["encoder_fingerprint"]
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the table: a digest of catalogue, encoder, shape and dtype."""
+        names = ("catalogue_fingerprint", "encoder_fingerprint", "rows", "width", "dtype")
+        content = json.dumps([self._layout.settings[name] for name in names])
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+    @property
+    def shards(self) -> list[Shard]:
+        """All shards in order, memory-mapped, in the stored dtype."""
+        return list(self._shards)
+
+    def __len__(self) -> int:
+        return self._layout.rows
+
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """Returns the vectors of entities.
+
+        Args:
+          ids: [n] int, 0 <= id < E, in any order, repeats allowed.
+
+        Returns:
+          [n, D] float32, a copy.
+
+        Raises:
+          ElqError: an id is out of range.
+        """
+        ids = np.asarray(ids)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise ElqError(f"ids: expected integers [n], found {ids.dtype} {list(ids.shape)}")
+        outside = (ids < 0) | (ids >= len(self))
+        if outside.any():
+            raise ElqError(f"row {ids[outside.argmax()]}: expected 0 <= row < {len(self)}")
+        ids = ids.astype(np.int64)
+        out = np.empty((len(ids), self.shape[1]), np.float32)
+        owner = ids // self._layout.shard_rows
+        for number in np.unique(owner):
+            chosen, shard = owner == number, self._shards[number]
+            out[chosen] = shard.float32(ids[chosen] - shard.start)
+        return out
+
+    def __getitem__(self, ids: Any) -> np.ndarray:
+        """As NumPy: one id -> [D], a slice or a list of ids -> [n, D], float32."""
+        if isinstance(ids, slice):
+            return self.rows(np.arange(*ids.indices(len(self))))
+        ids = np.asarray(ids)
+        return self.rows(np.atleast_1d(ids)).reshape(*ids.shape, self.shape[1])
+
+    def blocks(self, block_rows: int = 65536) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields (first row, float32 [n, D]) over the whole table in order.
+
+        Blocks have at most `block_rows` rows and never cross a shard. Float32 blocks are views of
+        the file.
+        """
+        for shard in self._shards:
+            for start in range(0, len(shard.values), block_rows):
+                yield shard.start + start, shard.float32(slice(start, start + block_rows))
+
+
+def checked_shards(table: Embeddings | np.ndarray) -> list[Shard]:
+    """Returns the shards of embeddings, or an array as one shard, after one pass over the values.
+
+    Args:
+      table: [E, D]; an array of other floats than bfloat16 is taken as float32.
+
+    Raises:
+      ElqError: not of shape (E, D) with at least one row, or a row with NaN or infinity.
+    """
+    if isinstance(table, Embeddings):
+        shards = table.shards
+    else:
+        values = np.asarray(table)
+        if values.ndim != 2 or 0 in values.shape:
+            raise ElqError(
+                f"embeddings: found shape {values.shape}, expected (E, D) with at least one row"
+            )
+        if values.dtype != ml_dtypes.bfloat16:
+            values = np.asarray(values, np.float32)
+        shards = [Shard(0, values, None)]
+    return [checked(shard) for shard in shards]
+
+
+def checked(shard: Shard) -> Shard:
+    """Returns the shard, or raises an ElqError that names its first row with NaN or infinity."""
+    bad = None if _is_finite(shard) else first_bad_row(shard.float32())
+    if bad is not None:
+        raise ElqError(
+            f"embeddings: row {shard.start + bad} holds NaN or infinity; encode the catalogue again"
+        )
+    return shard
+
+
+def _is_finite(shard: Shard) -> bool:
+    """A quick check; may be False for huge values that are finite."""
+    if shard.scale is not None:
+        return bool(np.isfinite(shard.scale).all())
+    if shard.values.dtype == ml_dtypes.bfloat16:
+        return bool((shard.values.view(np.uint16) & 0x7FFF).max() < 0x7F80)
+    with np.errstate(all="ignore"):  # NaN and infinity survive summation
+        return bool(np.isfinite(shard.values.sum(axis=0)).all())
+
+
+def _open_shard(layout: _Layout, number: int) -> Shard:
+    start, stop = layout.shard_range(number)
+    values = _map(layout.path(number), _STORED_AS[layout.dtype], (stop - start, layout.width))
+    scale = None
+    if layout.dtype == "bfloat16":
+        values = values.view(ml_dtypes.bfloat16)
+    if layout.dtype == "int8":
+        scale = _map(layout.path(number, "scale"), np.float32, (stop - start,))
+    return Shard(start, values, scale)
+
+
+def _map(path: pathlib.Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ElqError(
+            f"{path}: damaged ({error}); remove it and run encode_entities again"
+        ) from error
+    if array.dtype != dtype or array.shape != shape:
+        raise ElqError(
+            f"{path}: found {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}; "
+            "remove it and run encode_entities again"
+        )
+    return np.asarray(array)  # the same memory without np.memmap's slow indexing

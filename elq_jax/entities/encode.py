@@ -1,0 +1,156 @@
+"""Entity vectors of a whole catalogue."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elq_jax.core import devices as devices_lib
+from elq_jax.entities.catalogue import Catalogue
+from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter
+from elq_jax.model.bundle import entity_encoder_fingerprint
+from elq_jax.model.elq import ElqConfig, EntityEncoder
+from elq_jax.text.padding import bucket
+from elq_jax.text.tokenization import Tokenizer
+
+TOKEN_BUCKETS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 192, 256, 384, 512)
+
+
+class CatalogueEncoder:
+    """A frozen entity encoder on all local devices.
+
+    Args:
+      config: the entity side of a model.
+      params: the entity encoder's tree.
+      tokenizer: of the entities.
+      batch_size: entities per call; rounded up to a multiple of the devices.
+      dtype: of the matrix products.
+      devices: of this process; all of them by default.
+    """
+
+    def __init__(
+        self,
+        config: ElqConfig,
+        params: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int = 64,
+        dtype: str = "float32",
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        self.config, self.tokenizer = config, tokenizer
+        self.fingerprint = entity_encoder_fingerprint(config, params, tokenizer)
+        devices = list(devices or devices_lib.local(devices_lib.all_devices()))
+        self._devices = devices
+        self._batch_size = -(-batch_size // len(devices)) * len(devices)
+        self._params = devices_lib.replicate({"params": params}, devices)
+        self._apply = devices_lib.parallel(EntityEncoder(config, jnp.dtype(dtype)).apply, devices)
+
+    def encode(
+        self,
+        titles: Sequence[str],
+        texts: Sequence[str],
+        progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Vectors of entities: [N, D] float32.
+
+        Entities of similar length go together, so that short ones are not padded to the longest.
+
+        Args:
+          titles: N titles.
+          texts: N descriptions.
+          progress: called after each batch with its number of entities.
+        """
+        tokens = self.tokenizer.encode_entities(titles, texts, self.config.max_entity_tokens)
+        order = np.argsort([len(ids) for ids in tokens], kind="stable")
+        starts = np.arange(0, len(order), self._batch_size)
+        # Short and long ones in turn, so that the rate so far says how long the rest takes.
+        starts = np.random.default_rng(0).permutation(starts)
+        vectors = np.empty((len(tokens), self.config.vector_width), np.float32)
+        for start in starts.tolist():
+            rows = order[start : start + self._batch_size]
+            vectors[rows] = self._encode_batch([tokens[row] for row in rows])
+            if progress:
+                progress(len(rows))
+        return vectors
+
+    def _encode_batch(self, tokens: list[np.ndarray]) -> np.ndarray:
+        length = bucket(max(len(ids) for ids in tokens), TOKEN_BUCKETS)
+        input_ids = np.zeros((self._batch_size, length), np.int32)
+        mask = np.zeros((self._batch_size, length), bool)
+        for i, ids in enumerate(tokens):
+            input_ids[i, : len(ids)] = ids
+            mask[i, : len(ids)] = True
+        batch = devices_lib.split({"input_ids": input_ids, "mask": mask}, self._devices)
+        vectors = self._apply(self._params, batch["input_ids"], batch["mask"])
+        return devices_lib.merge(vectors, self._devices, len(tokens))
+
+
+def encode_catalogue(
+    encoder: CatalogueEncoder,
+    catalogue: Catalogue,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+    shard_rows: int = 16384,
+    progress: Callable[[int], None] | None = None,
+    exchange: Callable[[], None] = lambda: None,
+) -> Embeddings:
+    """Encodes all entities into shards; goes on with the missing shards of an earlier call.
+
+    A shard is a function of its rows alone, so an interrupted run and an unbroken one write the
+    same files. Where several processes work together, each encodes every so many-th of the shards
+    that are missing; the folder is one that all see, or `exchange` makes it so.
+
+    Args:
+      encoder: the frozen encoder.
+      catalogue: E entities.
+      folder: where the shards go.
+      dtype: on disk, "float32", "bfloat16" or "int8" (with a scale per row).
+      shard_rows: entities per shard.
+      progress: called with the number of entities done since, first with those found on disk. Of
+        what other processes do it hears when this one has written its shard.
+      exchange: called by every process before and after its work, to bring the shards that others
+        wrote into its folder.
+
+    Returns:
+      the embeddings, memory-mapped.
+
+    Raises:
+      ElqError: the folder holds embeddings of another catalogue, encoder or setting.
+    """
+    writer = EmbeddingsWriter(
+        folder,
+        rows=len(catalogue),
+        width=encoder.config.vector_width,
+        dtype=dtype,
+        shard_rows=shard_rows,
+        catalogue_fingerprint=catalogue.fingerprint,
+        encoder_fingerprint=encoder.fingerprint,
+    )
+    exchange()
+    devices_lib.wait_for_all(f"{folder}: shards of earlier calls")
+    missing = writer.missing_shards()
+    devices_lib.wait_for_all(f"{folder}: missing shards")
+    rows = [stop - start for start, stop in map(writer.shard_range, range(writer.num_shards))]
+    if progress:
+        progress(sum(rows) - sum(rows[shard] for shard in missing))
+    index, count = jax.process_index(), jax.process_count()
+    for first in range(0, len(missing), count):
+        together = missing[first : first + count]  # A shard for every process.
+        others = sum(rows[shard] for shard in together)
+        if index < len(together):
+            span = range(*writer.shard_range(together[index]))
+            vectors = encoder.encode(catalogue.titles(span), catalogue.texts(span), progress)
+            writer.write_shard(together[index], vectors)
+            others -= len(span)
+        if progress and others:
+            progress(others)
+    exchange()
+    devices_lib.wait_for_all(f"{folder}: all shards")
+    return writer.finish()

@@ -1,0 +1,94 @@
+"""Wikidata ids of a catalogue from a table of titles."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+
+import pyarrow as pa
+
+from elq_jax.core.errors import DataError
+from elq_jax.entities.catalogue import Catalogue
+from elq_jax.storage.files import atomic_write, open_source, read_lines
+
+_WIKIDATA_ID = re.compile(r"Q[1-9]\d*", re.ASCII)
+
+
+def fill_wikidata_ids(catalogue: str | os.PathLike[str], table: str | os.PathLike[str]) -> int:
+    """Gives the entities of a catalogue that have no Wikidata id the one of their title.
+
+    The catalogue is written anew, batch by batch; its fingerprint stays the same. Doing it again
+    changes nothing.
+
+    Args:
+      catalogue: a catalogue.arrow.
+      table: title -> id: a JSON object (.json), or lines `title<TAB>id` (anything else; .gz too).
+
+    Returns:
+      the number of entities that still have none.
+
+    Raises:
+      ElqError: a file is missing, or not what it should be.
+    """
+    ids = read_wikidata_ids(table)
+    path = pathlib.Path(catalogue)
+    Catalogue.open(path)  # for its error messages
+    without = 0
+    with pa.memory_map(str(path)) as source, atomic_write(path) as target:
+        reader = pa.ipc.open_file(source)
+        with pa.ipc.new_file(target, reader.schema) as writer:
+            place = reader.schema.get_field_index("wikidata_id")
+            for number in range(reader.num_record_batches):
+                batch, metadata = reader.get_batch_with_custom_metadata(number)
+                columns = zip(
+                    batch.column("wikidata_id").to_pylist(),
+                    batch.column("title").to_pylist(),
+                    strict=True,
+                )
+                filled = [found or ids.get(title) for found, title in columns]
+                without += filled.count(None)
+                batch = batch.set_column(
+                    place, reader.schema.field(place), pa.array(filled, pa.string())
+                )
+                writer.write_batch(batch, custom_metadata=metadata)
+    return without
+
+
+def read_wikidata_ids(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Reads a table title -> Wikidata id; see `fill_wikidata_ids`.
+
+    Raises:
+      DataError: a line or a value is not one.
+    """
+    if os.fspath(path).endswith(".json"):
+        return _read_json(path)
+    ids: dict[str, str] = {}
+    with open_source(path) as source:
+        for line_number, line in read_lines(source, path):
+            try:
+                title, found = line.decode("utf-8").rstrip("\r\n").split("\t")
+            except ValueError as error:
+                message = f"found {line[:60]!r}, expected title<TAB>Wikidata id, in UTF-8"
+                raise DataError(message, path, line_number) from error
+            ids.setdefault(title, _checked(found, path, line_number))
+    return ids
+
+
+def _read_json(path: str | os.PathLike[str]) -> dict[str, str]:
+    with open_source(path) as source:
+        try:
+            table = json.load(source)
+        except ValueError as error:
+            raise DataError(f"not JSON ({error})", path) from error
+    if not isinstance(table, dict):
+        message = f"found a {type(table).__name__}, expected an object title -> Wikidata id"
+        raise DataError(message, path)
+    return {title: _checked(found, path) for title, found in table.items() if found is not None}
+
+
+def _checked(found: object, path: str | os.PathLike[str], line: int | None = None) -> str:
+    if not isinstance(found, str) or not _WIKIDATA_ID.fullmatch(found):
+        raise DataError(f'found {found!r}, expected a Wikidata id such as "Q42"', path, line)
+    return found

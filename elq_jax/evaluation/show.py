@@ -1,0 +1,110 @@
+"""Reports for people: tables, curves, error files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from elq_jax.storage.files import atomic_write
+
+if TYPE_CHECKING:
+    import rich.console
+from elq_jax.evaluation.sweep import Sweep
+
+LABELS = {
+    "in_catalogue": "in catalogue",
+    "all": "all questions",
+    "mention_detection": "mentions only",
+}
+
+
+def write_errors(path: str | os.PathLike[str], errors: Sequence[dict[str, Any]]) -> None:
+    """Writes the records of `Evaluation.errors` as .jsonl; the file appears only when whole."""
+    with atomic_write(path, "w") as file:
+        for error in errors:
+            file.write(json.dumps(error, ensure_ascii=False) + "\n")
+
+
+def print_report(console: rich.console.Console, report: dict[str, Any]) -> None:
+    """Prints the dict of `Evaluation.report` as tables."""
+    from rich import box
+    from rich.table import Table
+
+    def table(title: str, *columns: str) -> Table:
+        made = Table(
+            title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
+            caption_justify="left",
+        )  # fmt: skip
+        for number, name in enumerate(columns):
+            made.add_column(name, justify="right" if number else "left", no_wrap=True)
+        return made
+
+    scores = table(
+        f"Links with a score above {report['threshold']:.3f}",
+        *("", "questions", "gold", "predicted", "match", "P", "R", "F1"),
+    )
+    for key in ("in_catalogue", "all", "mention_detection"):
+        part = report[key]
+        left = [LABELS[key], *(str(part[name]) for name in ("questions", "gold", "predicted"))]
+        for metric in ("weak", "strong"):
+            values = part[metric]
+            shown = [f"{values[name]:.3f}" for name in ("precision", "recall", "f1")]
+            if interval := values.get("f1_interval"):
+                shown[-1] += f" ±{(interval[1] - interval[0]) / 2:.3f}"
+                scores.caption = "±: half the width of the 95% bootstrap interval"
+            scores.add_row(*left, metric, *shown)
+            left = [""] * 4
+        scores.add_section()
+    console.print(scores)
+
+    if report["disambiguation"]:
+        cuts = [c for c in report["disambiguation"]["all"]["recall"] if c != "1"]
+        recalls = (f"recall@{c}" for c in cuts)
+        ranking = table("Entities at the gold spans", "", "gold", "accuracy", *recalls)
+        for key, part in report["disambiguation"].items():
+            values = (part["accuracy"], *(part["recall"].get(c, 0.0) for c in cuts))
+            ranking.add_row(LABELS[key], str(part["total"]), *(f"{v:.3f}" for v in values))
+        console.print(ranking)
+    kinds = (f"{number} {kind.replace('_', ' ')}" for kind, number in report["errors"].items())
+    console.print("Errors: " + ", ".join(kinds))
+
+
+def plot_precision_recall(
+    path: str | os.PathLike[str], sweep: Sweep, threshold: float, title: str = ""
+) -> None:
+    """Draws weak and strong precision against recall over all thresholds, as a PNG.
+
+    Thin lines join points of equal F1; the dots mark `threshold`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 5.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for f1 in np.arange(0.1, 1.0, 0.1):
+        recall = np.linspace(f1 / (2 - f1), 1, 200)
+        axes.plot(recall, f1 * recall / (2 * recall - f1), color="0.85", linewidth=0.8, zorder=1)
+        label = f"F1 {f1:.1f}" if f1 > 0.85 else f"{f1:.1f}"
+        axes.annotate(
+            label, (1, f1 / (2 - f1)), (3, 0), textcoords="offset points",
+            va="center", fontsize=8, color="0.5", annotation_clip=False,
+        )  # fmt: skip
+    chosen = sweep.index(threshold)
+    for metric, colour in (("weak", "#0072B2"), ("strong", "#D55E00")):
+        precision, recall = sweep.precision(metric), sweep.recall(metric)
+        axes.plot(recall[1:], precision[1:], color=colour, linewidth=1.8, label=metric, zorder=2)
+        axes.plot(
+            recall[chosen], precision[chosen], "o", color=colour, markersize=7, zorder=3,
+            markeredgecolor="white",
+            label=f"{metric} at {threshold:.2f}: F1 {sweep.f1(metric)[chosen]:.3f}",
+        )  # fmt: skip
+    axes.set(xlabel="Recall", ylabel="Precision", xlim=(0, 1), ylim=(0, 1.02), title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="best", edgecolor="white", framealpha=1)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=150)

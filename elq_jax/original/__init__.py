@@ -1,0 +1,3 @@
+"""The original ELQ: its files, its training, decoding and evaluation.
+
+Nothing else needs this package."""

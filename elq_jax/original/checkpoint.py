@@ -1,0 +1,542 @@
+"""Models of the original ELQ: checkpoint and parameter file to a linker's model, and back.
+
+The original is github.com/facebookresearch/BLINK, folder elq. A model of it is a checkpoint (a
+state dict saved by torch) and a parameter file (the training options as a dictionary).
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from elq_jax.core.errors import DataError, ElqError
+from elq_jax.model import bundle
+from elq_jax.model.bert import BertConfig
+from elq_jax.model.elq import (
+    MENTION_AGGREGATIONS,
+    ElqConfig,
+    original_names,
+    parameter_shapes,
+    params_from_original,
+)
+from elq_jax.original.torch_files import StoredTensor, open_torch_file
+from elq_jax.storage.files import atomic_write
+from elq_jax.text.tokenization import Tokenizer
+
+_MENTION_HEADS = {"qa_linear": "linear", "qa_mlp": "mlp", "qa": "mlp"}
+_UNUSED = "original.safetensors"
+_SIZES = {"base": (12, 768), "large": (24, 1024)}  # layers, width
+_VOCABULARIES = {True: 30522, False: 28996}  # uncased or not
+_GOOGLE_LAYERS, _GOOGLE_WIDTHS = (2, 4, 6, 8, 10, 12), (128, 256, 512, 768)
+_PUBLISHED_WIDTHS = (*_GOOGLE_WIDTHS, 1024)  # of the BERTs whose heads are 64 wide
+_SPECIAL_IDS = (101, 102, 0)  # [CLS], [SEP], [PAD]: numbers in the original's code
+_BERT_SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("intermediate_size", "max_position_embeddings", "type_vocab_size"),
+)
+_BERT_RATES = ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob")
+_HEADS = "classification_heads."
+# What a model of BLINK is given, which has no mention head.
+_UNTRAINED_HEADS = {"mention_aggregation_type": "all_avg", "mention_scoring_method": "qa_linear"}
+UNNAMED_BERT = "folder-of-the-bert"  # bert_model where no published BERT has such sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class OriginalModel:
+    """A model of the original, its tensors still in the files.
+
+    Attributes:
+      config: what it computes.
+      tensors: its state dict.
+      parameters: its parameter file.
+      untrained: tensors of the mention head, at random, where the files are of a model without one.
+    """
+
+    config: ElqConfig
+    tensors: dict[str, StoredTensor]
+    parameters: dict[str, Any]
+    untrained: dict[str, np.ndarray]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """{"question": tree, "entity": tree}, memory-mapped."""
+        arrays = {name: tensor.map() for name, tensor in self.tensors.items()}
+        return params_from_original(arrays | self.untrained, self.config)
+
+    @property
+    def has_poolers(self) -> bool:
+        """Whether the files have all that the original loads and never computes with."""
+        return self.tensors.keys() >= _unused_shapes(self.config).keys()
+
+
+def read_parameters(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a parameter file (elq_large_params.txt, training_params.txt).
+
+    Raises:
+      ElqError: there is none, or it holds neither a JSON object nor a Python dictionary.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ElqError(f"{path}: no such file; expected the model's parameter file")
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8").strip()
+        try:
+            parameters = json.loads(text)
+        except ValueError:
+            parameters = ast.literal_eval(text)
+        json.dumps(parameters)  # as it is kept
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+        shown = content[:40].decode("utf-8", "replace")
+        message = f"found {shown!r}..., expected a dictionary in Python's syntax, or JSON"
+        raise DataError(message, path) from error
+    if not isinstance(parameters, dict):
+        raise DataError(f"found a {type(parameters).__name__}, expected a dictionary", path)
+    return parameters
+
+
+def load_model(
+    checkpoint: str | os.PathLike[str] | None,
+    parameter_file: str | os.PathLike[str],
+    entity_checkpoint: str | os.PathLike[str] | None = None,
+    bert_config: str | os.PathLike[str] | None = None,
+    entity_bert_config: str | os.PathLike[str] | None = None,
+) -> OriginalModel:
+    """Opens a model of the original; only headers are read.
+
+    Args:
+      checkpoint: a state dict, such as elq_wiki_large.bin. None: there is only BLINK's; its context
+        encoder encodes questions, and the mention head starts at random.
+      parameter_file: such as elq_large_params.txt, or BLINK's biencoder_wiki_large.json.
+      entity_checkpoint: take the entity encoder (`cand_encoder`) of this state dict instead, such
+        as BLINK's biencoder_wiki_large.bin.
+      bert_config: config.json of the BERT; not needed for bert-base, bert-large and the smaller
+        ones published with them, whose attention heads are 64 wide.
+      entity_bert_config: the same of the entity encoder; `bert_config` by default, unless it comes
+        from a file of its own.
+
+    Raises:
+      ElqError: a file is no such thing or not whole, a tensor is missing, unexpected or of another
+        shape than the parameters say, or the parameters describe what the original cannot compute.
+    """
+    parameters = read_parameters(parameter_file)
+    two_files = bool(checkpoint and entity_checkpoint)
+    question_source = checkpoint or entity_checkpoint
+    entity_source = entity_checkpoint or checkpoint
+    if not question_source:
+        raise ElqError("checkpoint, entity_checkpoint: give one of them, or both")
+    tensors = _open_state_dict(question_source)
+    if two_files:
+        others = _open_state_dict(entity_source)
+        tensors = {name: x for name, x in tensors.items() if not name.startswith("cand_encoder.")}
+        tensors |= {name: x for name, x in others.items() if name.startswith("cand_encoder.")}
+    else:
+        entity_bert_config = entity_bert_config or bert_config
+    without_head = not checkpoint and not any(name.startswith(_HEADS) for name in tensors)
+    if without_head:
+        parameters = _UNTRAINED_HEADS | parameters
+
+    def source(name: str) -> str | os.PathLike[str]:
+        return entity_source if name.startswith("cand_encoder.") else question_source
+
+    def bert(encoder: str, config: str | os.PathLike[str] | None, name: str) -> BertConfig:
+        if config:
+            return _read_bert_config(config)
+        return _bert_config(tensors, encoder, source(f"{encoder}."), name, parameter_file)
+
+    name = parameters.get("bert_model", "")
+    if not isinstance(name, str):
+        raise DataError(f"bert_model: {name!r}; expected the name of a BERT", parameter_file)
+    question_bert = bert("context_encoder", bert_config, name)
+    entity_bert = bert("cand_encoder", entity_bert_config, "" if two_files else name)
+    config = _config(parameters, parameter_file, question_bert, entity_bert)
+    expected = original_shapes(config)
+    unused = _unused_shapes(config)
+    untrained = _random_heads(expected) if without_head else {}
+    for name in expected:
+        if name not in tensors and name not in untrained:
+            count = len(expected.keys() - tensors.keys() - untrained.keys())
+            message = (
+                f"tensor {name!r} is missing ({count} in all); expected a model of "
+                f"{config.question_bert.num_layers} layers as {parameter_file} describes it"
+            )
+            raise DataError(message, source(name))
+    for name, tensor in tensors.items():
+        shape = expected.get(name, unused.get(name))
+        if shape is None:
+            if name.endswith(".embeddings.position_ids"):
+                continue  # of newer libraries
+            message = (
+                f"tensor {name!r} is unexpected in a model with mention_aggregation_type "
+                f"{parameters['mention_aggregation_type']!r} and mention_scoring_method "
+                f"{parameters['mention_scoring_method']!r}; check {parameter_file}"
+            )
+            raise DataError(message, source(name))
+        if tensor.shape != shape:
+            message = f"tensor {name!r} is {tensor.shape}; {parameter_file} says {shape}"
+            raise DataError(message, source(name))
+    tensors = {name: x for name, x in tensors.items() if name in expected or name in unused}
+    return OriginalModel(config, tensors, parameters, untrained)
+
+
+def _random_heads(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    scales = {"weight": 0.02, "bias": 0.0}
+    return {
+        name: rng.normal(scale=scales[name.split(".")[-1]], size=shape).astype(np.float32)
+        for name, shape in shapes.items()
+        if name.startswith(_HEADS)
+    }
+
+
+def _open_state_dict(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
+    tensors = open_torch_file(path)
+    if not isinstance(tensors, dict) or not tensors:
+        kind = "an empty" if isinstance(tensors, dict) else f"a {type(tensors).__name__}, not a"
+        raise DataError(f"holds {kind} state dict; expected a model's checkpoint", path)
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise DataError(f"holds a key {name!r}; expected names (a state dict)", path)
+        if not isinstance(tensor, StoredTensor) or tensor.dtype.kind not in "fV":
+            if name.endswith(".embeddings.position_ids"):
+                continue
+            found = tensor.dtype if isinstance(tensor, StoredTensor) else type(tensor).__name__
+            raise DataError(f"{name!r} is {found}; expected float tensors (a state dict)", path)
+    return tensors
+
+
+def _read_bert_config(path: str | os.PathLike[str]) -> BertConfig:
+    try:
+        values = json.loads(pathlib.Path(path).read_text("utf-8"))
+        bert = BertConfig.from_huggingface(values)
+        for name in _BERT_SIZES:
+            if type(values[name]) is not int or values[name] < 1:
+                raise ValueError(f"{name}: {values[name]!r}; expected an integer, at least 1")
+        for name in _BERT_RATES:
+            if type(values.get(name, 0.0)) not in (int, float):
+                raise ValueError(f"{name}: {values[name]!r}; expected a number")
+        if bert.hidden_size % bert.num_heads:
+            raise ValueError(
+                f"num_attention_heads: {bert.num_heads}; expected a divisor of hidden_size = "
+                f"{bert.hidden_size}"
+            )
+        return bert
+    except FileNotFoundError as error:
+        raise ElqError(f"{path}: no such file; expected a BERT's config.json") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"not a BERT's config.json ({error})", path) from error
+
+
+def _bert_config(
+    tensors: Mapping[str, StoredTensor],
+    encoder: str,
+    path: str | os.PathLike[str],
+    bert_model: str,
+    parameter_file: str | os.PathLike[str],
+) -> BertConfig:
+    """Sizes of a BERT from its tensors, and from its name or width the heads, which leave no trace.
+
+    Raises:
+      DataError: the sizes are not those of the name, or nothing tells the number of heads.
+    """
+
+    def shape(name: str) -> tuple[int, ...]:
+        name = f"{encoder}.bert_model.{name}"
+        if name not in tensors:
+            message = f"tensor {name!r} is missing; expected the state dict of an ELQ model"
+            raise DataError(message, path)
+        if len(tensors[name].shape) != 2:
+            raise DataError(f"tensor {name!r} is {tensors[name].shape}; expected a matrix", path)
+        return tensors[name].shape
+
+    vocab_size, width = shape("embeddings.word_embeddings.weight")
+    inner = shape("encoder.layer.0.intermediate.dense.weight")[0]
+    pattern = re.compile(rf"{encoder}\.bert_model\.encoder\.layer\.(\d+)\.")
+    layers = len({match[1] for name in tensors if (match := pattern.match(name))})
+    google = re.search(r"uncased_L-(\d+)_H-(\d+)_A-(\d+)", bert_model)
+    named = re.search(r"bert-(base|large)-(un)?cased", bert_model)
+    expected = (layers, width)
+    if google:
+        expected = (int(google[1]), int(google[2]))
+    elif named:
+        expected = _SIZES[named[1]]
+    if expected != (layers, width):
+        raise DataError(
+            f"bert_model is {bert_model!r} ({expected[0]} layers, width {expected[1]}); {path} has "
+            f"{layers} layers, width {width}; give the parameter file of this checkpoint",
+            parameter_file,
+        )
+    if not google and (width not in _PUBLISHED_WIDTHS or inner != 4 * width):
+        flag = "bert_config" if encoder == "context_encoder" else "entity_bert_config"
+        raise DataError(
+            f"an encoder of width {width}, and nothing says how many attention heads it has; give "
+            f"its config.json with --{flag}",
+            path,
+        )
+    return BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        num_layers=layers,
+        num_heads=int(google[3]) if google else width // 64,
+        intermediate_size=inner,
+        max_positions=shape("embeddings.position_embeddings.weight")[0],
+        num_token_types=shape("embeddings.token_type_embeddings.weight")[0],
+    )
+
+
+def _config(
+    parameters: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    question_bert: BertConfig,
+    entity_bert: BertConfig,
+) -> ElqConfig:
+    def choice(name: str, allowed: Mapping[str, str]) -> str:
+        found = parameters.get(name)
+        if not isinstance(found, str) or found not in allowed:
+            shown = "missing" if name not in parameters else repr(found)
+            message = f"{name}: {shown}; can convert {', '.join(allowed)}"
+            raise DataError(message, path)
+        return allowed[found]
+
+    def number(name: str, default: int, least: int = 1) -> int:
+        found = parameters.get(name, default)
+        if not isinstance(found, int) or isinstance(found, bool) or found < least:
+            raise DataError(f"{name}: {found!r}; expected an integer, at least {least}", path)
+        return found
+
+    if parameters.get("max_mention_length", 10) is None:
+        max_mention_width = question_bert.max_positions  # no limit
+    else:
+        max_mention_width = number("max_mention_length", 10, least=0) + 1
+    pooling = {"entity_pooling": "cls"}
+    if parameters.get("add_linear"):
+        pooling = {"entity_pooling": "pooler_linear", "entity_width": number("out_dim", 1)}
+    try:
+        return ElqConfig(
+            question_bert,
+            entity_bert,
+            mention_head=choice("mention_scoring_method", _MENTION_HEADS),
+            mention_aggregation=choice(
+                "mention_aggregation_type", {name: name for name in MENTION_AGGREGATIONS}
+            ),
+            max_mention_width=max_mention_width,
+            max_question_tokens=number("max_context_length", 128),
+            max_entity_tokens=number("max_cand_length", 128),
+            **pooling,
+        )
+    except ValueError as error:
+        if isinstance(error, ElqError):
+            raise
+        raise DataError(str(error), path) from error
+
+
+def original_shapes(config: ElqConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that a model of the original computes with."""
+    shapes = parameter_shapes(config)
+    return {
+        name: shapes[path][::-1] if transposed else shapes[path]
+        for name, (path, transposed) in original_names(config).items()
+    }
+
+
+def _unused_shapes(config: ElqConfig) -> dict[str, tuple[int, ...]]:
+    """The same of the tensors that it also has, and never computes with."""
+    shapes = {}
+
+    def dense(prefix: str, inputs: int, outputs: int) -> None:
+        shapes[f"{prefix}.weight"] = (outputs, inputs)
+        shapes[f"{prefix}.bias"] = (outputs,)
+
+    width, entity_width = config.question_bert.hidden_size, config.entity_bert.hidden_size
+    dense("context_encoder.bert_model.pooler.dense", width, width)
+    if config.entity_pooling == "pooler_linear":
+        dense("context_encoder.additional_linear", width, config.vector_width)
+    else:
+        dense("cand_encoder.bert_model.pooler.dense", entity_width, entity_width)
+    return shapes
+
+
+def check_tokenizer(tokenizer: Tokenizer, model: OriginalModel, source: str) -> None:
+    """Raises an ElqError unless a tokenizer can be the one that a model was trained with."""
+    for bert in (model.config.question_bert, model.config.entity_bert):
+        if tokenizer.vocab_size != bert.vocab_size:
+            raise ElqError(
+                f"{source}: a vocabulary of {tokenizer.vocab_size:,}, the model's has "
+                f"{bert.vocab_size:,}; give the tokenizer of the BERT that it was trained from"
+            )
+    lowercase = bool(model.parameters.get("lowercase", True))
+    if _is_uncased(tokenizer) != lowercase:
+        kinds = {True: "an uncased", False: "a cased"}
+        raise ElqError(
+            f"{source}: {kinds[not lowercase]} tokenizer; the parameter file says lowercase = "
+            f"{lowercase}; give {kinds[lowercase]} one"
+        )
+
+
+def _is_uncased(tokenizer: Tokenizer) -> bool:
+    upper, lower = tokenizer.encode_questions(["Paris", "paris"], 8)
+    return upper.ids.tolist() == lower.ids.tolist()
+
+
+def save_model(
+    folder: str | os.PathLike[str],
+    model: OriginalModel,
+    tokenizer: Tokenizer,
+    linking: Mapping[str, Any],
+) -> None:
+    """Writes a model as a linker directory, without catalogue and embeddings.
+
+    Tensors stay in their files and are copied one by one. Besides what every linker has,
+    original.safetensors keeps what only `state_dict` needs.
+    """
+    bundle.save_model(folder, model.config, model.params, tokenizer, linking)
+    unused = {
+        name: np.array(model.tensors[name].map(), np.float32, order="C")
+        for name in _unused_shapes(model.config)
+        if name in model.tensors
+    }
+    metadata = {"parameters": json.dumps(model.parameters)}
+    with atomic_write(pathlib.Path(folder) / _UNUSED) as file:
+        file.write(safetensors.numpy.save(unused, metadata))
+
+
+def state_dict(
+    folder: str | os.PathLike[str],
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A linker's model as the original has it.
+
+    Tensors that the original loads without computing with them (the question encoder's pooler, and
+    the entity encoder's unless it is used) come from original.safetensors, which `save_model`
+    wrote; a linker that was trained since has none, and they are zeros.
+
+    Args:
+      folder: a linker directory.
+
+    Returns:
+      the state dict, which the original's strict loading accepts, and its parameter file.
+
+    Raises:
+      ElqError: not a linker directory, or the original cannot compute such a model.
+    """
+    config, _ = bundle.load_config(folder)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    _check_original_can(config, tokenizer, folder)
+    flat = traverse_util.flatten_dict(bundle.load_params(folder))
+    kept, parameters = _read_unused(folder)
+    tensors = {
+        name: np.ascontiguousarray(flat[path].T if transposed else flat[path])
+        for name, (path, transposed) in original_names(config).items()
+    }
+    for name, shape in _unused_shapes(config).items():
+        tensors[name] = kept.get(name, np.zeros(shape, np.float32))
+    return tensors, _parameters(config, parameters, tokenizer)
+
+
+def _check_original_can(
+    config: ElqConfig, tokenizer: Tokenizer, folder: str | os.PathLike[str]
+) -> None:
+    allowed = {
+        "normalize_mentions": (False,),
+        "normalize_entities": (False,),
+        "score_scale": (None,),
+        "entity_pooling": ("cls", "pooler_linear"),
+    }
+    for name, values in allowed.items():
+        if (found := getattr(config, name)) not in values:
+            raise ElqError(
+                f"{folder}: the original ELQ cannot compute {name} = {found!r}; it knows "
+                f"{' or '.join(map(repr, values))} only"
+            )
+    sizes = [
+        dataclasses.replace(bert, dropout_rate=0.0, attention_dropout_rate=0.0)
+        for bert in (config.question_bert, config.entity_bert)
+    ]
+    if sizes[0] != sizes[1]:
+        raise ElqError(f"{folder}: the encoders differ in size; the original builds both alike")
+    width = config.entity_bert.hidden_size
+    if config.vector_width != width:
+        raise ElqError(
+            f"{folder}: entity vectors of width {config.vector_width} from an encoder of width "
+            f"{width}; the original's mention vectors have the encoder's"
+        )
+    special = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
+    if special != _SPECIAL_IDS:
+        raise ElqError(
+            f"{folder}: [CLS], [SEP] and [PAD] are the tokens {special}; in the original they are "
+            f"{_SPECIAL_IDS}, whatever the vocabulary"
+        )
+
+
+def _read_unused(
+    folder: str | os.PathLike[str],
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    path = pathlib.Path(folder) / _UNUSED
+    if not path.is_file():
+        return {}, {}
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, json.loads(file.metadata()["parameters"])
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        message = f"not what convert wrote ({error}); remove it to go on with zeros"
+        raise DataError(message, path) from error
+
+
+def _parameters(config: ElqConfig, kept: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The parameter file of a model, with every key that the original asks for."""
+    lowercase = _is_uncased(tokenizer)
+    unlimited = config.max_mention_width >= config.question_bert.max_positions
+    heads = {ours: theirs for theirs, ours in reversed(_MENTION_HEADS.items())}
+    defaults = {
+        "bert_model": _bert_name(config.question_bert, lowercase),
+        "pull_from_layer": -1,
+        "lowercase": lowercase,
+        "out_dim": 1,
+        "no_mention_bounds": True,
+        "debug": False,
+        "silent": False,
+        "data_parallel": False,
+        "no_cuda": True,
+    }
+    of_model = {
+        "add_linear": config.entity_pooling == "pooler_linear",
+        "mention_aggregation_type": config.mention_aggregation,
+        "mention_scoring_method": heads[config.mention_head],
+        "max_mention_length": None if unlimited else config.max_mention_width - 1,
+        "max_context_length": config.max_question_tokens,
+        "max_cand_length": config.max_entity_tokens,
+    }
+    if config.entity_width:
+        of_model["out_dim"] = config.entity_width
+    return {**defaults, **kept, **of_model}
+
+
+def _bert_name(bert: BertConfig, lowercase: bool) -> str:
+    """The published BERT of these sizes; `UNNAMED_BERT` where there is none."""
+    layers, width = size = bert.num_layers, bert.hidden_size
+    published = dataclasses.replace(
+        bert,
+        vocab_size=_VOCABULARIES[lowercase],
+        num_heads=width // 64,
+        intermediate_size=4 * width,
+        max_positions=BertConfig.max_positions,
+        num_token_types=BertConfig.num_token_types,
+        layer_norm_eps=BertConfig.layer_norm_eps,
+    )
+    names = {value: f"bert-{key}-{'un' * lowercase}cased" for key, value in _SIZES.items()}
+    if bert == published and size in names:
+        return names[size]
+    if bert == published and lowercase and layers in _GOOGLE_LAYERS and width in _GOOGLE_WIDTHS:
+        return f"google/bert_uncased_L-{layers}_H-{width}_A-{bert.num_heads}"
+    return UNNAMED_BERT

@@ -1,0 +1,214 @@
+"""The original's two ways of counting labelled questions of the EL4QA form, to compare numbers.
+
+Both use the token ids of the file and count in token positions. For anything else use `predict`,
+which counts in characters of the question.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from elq_jax.core.errors import ElqError
+from elq_jax.evaluation.matching import Counts, Triple, count_matches
+from elq_jax.evaluation.predictions import BATCHES_AT_ONCE
+from elq_jax.linking.decoding import Decoded
+from elq_jax.linking.linker import EntityLinker
+from elq_jax.questions.records import Question
+from elq_jax.text.tokenization import EncodedQuestion
+from elq_jax.text.windows import QuestionWindow, question_window
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LinkedWindow:
+    """What was linked in the part of a question that the encoder saw.
+
+    Attributes:
+      question: of the EL4QA form.
+      window: its tokens, and those gold mentions that are inside.
+      links: best score first; positions in the window ([CLS] is 0), inclusive.
+    """
+
+    question: Question
+    window: QuestionWindow
+    links: list[Decoded]
+
+    @property
+    def gold(self) -> list[Triple]:
+        """(row, start, end) of the gold mentions in it, half-open positions in the window."""
+        return self._gold(self.window.bounds, 1)
+
+    @property
+    def predicted(self) -> list[Triple]:
+        """The same of the links."""
+        return [(int(link.rows[0]), link.start, link.end + 1) for link in self.links]
+
+    @property
+    def text_gold(self) -> list[Triple]:
+        """`gold` as the original prints it.
+
+        Cutting the window overwrites the positions of its questions: where no mention was moved or
+        dropped they count from the window's beginning, else from that of the text.
+        """
+        order = self.window.order
+        if order.tolist() == list(range(len(self.question.mentions))):
+            return self._gold(self.window.bounds - [1, 1], 1)
+        return self._gold(np.array(self.question.token_mentions)[order], 0)
+
+    @property
+    def text_predicted(self) -> list[Triple]:
+        """`predicted` as the original prints it: positions in `tokenized_text_ids`."""
+        shift = self.window.offset - 1  # [CLS] is not in there
+        return [(row, start + shift, end + shift) for row, start, end in self.predicted]
+
+    def _gold(self, bounds: np.ndarray, one_past: int) -> list[Triple]:
+        rows = (self.question.mentions[number].row for number in self.window.order)
+        return [
+            (row if row >= 0 else None, start, end + one_past)
+            for row, (start, end) in zip(rows, bounds.tolist(), strict=True)
+        ]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WindowCounts:
+    """Counts of the original's evaluation of labelled questions.
+
+    Gold mentions that the window cuts off count in neither.
+
+    Attributes:
+      window: gold and predictions as positions in the window; the one to compare with.
+      text: what the original prints first, with the mistake of `LinkedWindow.text_gold`: in a
+        window that was cut on the left, nothing can match.
+    """
+
+    window: Counts
+    text: Counts
+
+
+def link_windows(
+    linker: EntityLinker,
+    questions: Sequence[Question],
+    threshold: float | None = None,
+    batch_size: int = 64,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> list[LinkedWindow]:
+    """Links questions of the EL4QA form as the original's evaluation does.
+
+    Mentions may contain [CLS] or [SEP]; a question that is too long is cut around its gold
+    mentions, whatever `linker.max_question_tokens` leaves room for.
+
+    Args:
+      linker: what is measured.
+      questions: with `token_ids` and `token_mentions`.
+      threshold: instead of the linker's own.
+      batch_size: questions encoded at a time.
+      progress: called with the number of questions just done.
+
+    Raises:
+      ElqError: a question is not of the EL4QA form, or its token ids are of another vocabulary.
+    """
+    return _link(linker, questions, batch_size, progress, threshold, threshold)
+
+
+def count_windows(linked: Sequence[LinkedWindow]) -> WindowCounts:
+    """Counts as the original's evaluation of labelled questions does."""
+    return WindowCounts(
+        sum((_counts(one.gold, one.predicted) for one in linked), Counts()),
+        sum((_counts(one.text_gold, one.text_predicted) for one in linked), Counts()),
+    )
+
+
+# Settings of the original's evaluation during training, whatever the linker's are.
+IN_TRAINING = {"max_mentions": 50, "num_candidates": 10, "threshold_type": "joint"}
+MENTION_THRESHOLD_IN_TRAINING, THRESHOLD_IN_TRAINING = -3.5, -2.5
+
+
+def count_as_in_training(
+    linker: EntityLinker,
+    questions: Sequence[Question],
+    batch_size: int = 64,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Counts:
+    """Counts as the original's evaluation during training with a frozen entity encoder does.
+
+    At most 50 mentions with a log-probability above -3.5, 10 candidates each, links with a score
+    above -2.5, overlapping or not; spans are compared one token shorter, so that a mention of one
+    token is never weakly correct. The original reports the weak precision, recall and F1 of these.
+
+    Args:
+      linker: what is measured.
+      questions: with `token_ids` and `token_mentions`; these may overlap.
+      batch_size: questions encoded at a time.
+      progress: called with the number of questions just done.
+
+    Raises:
+      ElqError: as `link_windows` does.
+    """
+    thresholds = MENTION_THRESHOLD_IN_TRAINING, THRESHOLD_IN_TRAINING
+    linker = linker.with_settings(**IN_TRAINING)
+    linked = _link(linker, questions, batch_size, progress, *thresholds, allow_overlaps=True)
+    counts = (_counts(one.gold, one.predicted, inclusive_ends=True) for one in linked)
+    return sum(counts, Counts())
+
+
+def _link(
+    linker: EntityLinker,
+    questions: Sequence[Question],
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+    mention_threshold: float | None,
+    threshold: float | None,
+    allow_overlaps: bool = False,
+) -> list[LinkedWindow]:
+    linker = linker.with_settings(allow_special_tokens=True, special_tokens_in_text=True)
+    linked: list[LinkedWindow] = []
+    step = BATCHES_AT_ONCE * batch_size
+    for start in range(0, len(questions), step):
+        part = questions[start : start + step]
+        windows = [_window(linker, question) for question in part]
+        scored = _score(linker, part, windows, mention_threshold, batch_size)
+        links = linker.decode_tokens(scored, threshold, allow_overlaps=allow_overlaps)
+        linked += map(LinkedWindow, part, windows, links)
+        if progress:
+            progress(len(part))
+    return linked
+
+
+def _window(linker: EntityLinker, question: Question) -> QuestionWindow:
+    if question.token_ids is None or question.token_mentions is None:
+        raise ElqError(
+            f"question {question.id}: no 'tokenized_text_ids'; the original's evaluation needs "
+            "files of the EL4QA form"
+        )
+    tokenizer = linker.tokenizer
+    if max(question.token_ids) >= tokenizer.vocab_size:
+        raise ElqError(
+            f"question {question.id}: token id {max(question.token_ids)} in 'tokenized_text_ids', "
+            f"but the vocabulary has {tokenizer.vocab_size}; use a linker with the tokenizer the "
+            "file was made with"
+        )
+    return question_window(
+        question.token_ids,
+        question.token_mentions,
+        linker.max_question_tokens,
+        cls_id=tokenizer.cls_id,
+        sep_id=tokenizer.sep_id,
+    )
+
+
+def _score(linker, questions, windows, threshold, batch_size):
+    encoded = [
+        EncodedQuestion(window.ids, np.zeros((len(window.ids), 2), np.int32), None)
+        for window in windows
+    ]
+    texts = [question.text for question in questions]
+    return linker.score_encoded(texts, encoded, threshold, batch_size)
+
+
+def _counts(gold: list[Triple], predicted: list[Triple], inclusive_ends: bool = False) -> Counts:
+    matches = count_matches(gold, predicted, inclusive_ends=inclusive_ends)
+    return Counts(*matches, len(predicted), len(gold))

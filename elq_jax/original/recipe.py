@@ -1,0 +1,247 @@
+"""The training of the original ELQ, step by step: what ours is compared with.
+
+A configuration with a section `original` (configs/original_recipe.py) is trained this way, with all
+that sets it apart from common practice:
+
+- AdamW has no bias correction. Weights decay after the update, those of layer norms too.
+- `type_optimization` says which parameters learn. Mention heads and poolers never do.
+- The gradients of those that do not learn are never cleared. They add up over the whole run and
+  count in the norm that all gradients are clipped to.
+- The learning rate is planned for whole updates of full batches, so it reaches 0 before the end.
+- Batches at the end of an epoch that make no whole update count in the first one of the next.
+- Questions come in the order of their files, in every epoch.
+- After the first epoch there is no dropout, but for what follows an evaluation within an epoch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from flax import traverse_util
+
+from elq_jax.core.errors import ElqError
+from elq_jax.model.elq import ElqConfig, original_names
+from elq_jax.questions.batches import TrainingBatches
+from elq_jax.training.optimizer import RECIPES, Recipe, create_learning_rate_schedule
+
+# Which parameters learn, by the original's names.
+_LEARNING = {
+    "additional_layers": "additional",
+    "top_layer": r"additional|bert_model\.encoder\.layer\.11\.",
+    "top4_layers": r"additional|bert_model\.encoder\.layer\.(8|9|10|11)\.",
+    "all_encoder_layers": r"additional|bert_model\.encoder\.layer\.",
+    "all": r"additional|bert_model\.(embeddings|encoder\.layer)\.",
+}
+_NOT_DECAYED = re.compile("bias|gamma|beta")
+
+
+@dataclasses.dataclass(frozen=True)
+class OriginalSettings:
+    """The `original` section of a configuration.
+
+    Attributes:
+      type_optimization: which parameters learn: "additional_layers", "top_layer", "top4_layers",
+        "all_encoder_layers" or "all" (embeddings too).
+      eval_interval: updates between the evaluations within an epoch; dropout comes back after one.
+    """
+
+    type_optimization: str = "all_encoder_layers"
+    eval_interval: int = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Updates:
+    """Which steps (batches, counted over all epochs) end an update; of ints and of arrays.
+
+    Attributes:
+      steps_per_epoch: batches of an epoch, with the partial one at its end.
+      accumulate_steps: batches of an update.
+    """
+
+    steps_per_epoch: int
+    accumulate_steps: int
+
+    def before(self, step: Any) -> Any:
+        """Number of updates made when a step begins."""
+        of_epoch = self.steps_per_epoch // self.accumulate_steps
+        place = step % self.steps_per_epoch
+        return step // self.steps_per_epoch * of_epoch + place // self.accumulate_steps
+
+    def ends_at(self, step: Any) -> Any:
+        """Whether a step ends in an update; counted anew in every epoch."""
+        return (step % self.steps_per_epoch + 1) % self.accumulate_steps == 0
+
+
+@RECIPES.register("original")
+def create_recipe(
+    settings: Mapping[str, Any],
+    stage: ml_collections.ConfigDict,
+    config: ElqConfig,
+    part: str | None,
+    batches: TrainingBatches,
+    num_steps: int,
+) -> Recipe:
+    """How the original trains.
+
+    Args:
+      settings: fields of `OriginalSettings`.
+      stage: of a configuration; its schedule and new_module_factor do not count.
+      config: of the model.
+      part: "question" where only that encoder is trained, None where both are.
+      batches: of the stage, not shuffled.
+      num_steps: of the stage.
+
+    Raises:
+      ElqError: unknown settings, no parameter would learn, or an epoch is less than an update.
+    """
+    names = {field.name for field in dataclasses.fields(OriginalSettings)}
+    if unknown := set(settings) - names:
+        raise ElqError(f"original: unknown {sorted(unknown)}; expected some of {sorted(names)}")
+    settings = OriginalSettings(**settings)
+    learning = learning_parameters(config, settings.type_optimization, part)
+    if not learning:
+        raise ElqError(
+            f"original.type_optimization: {settings.type_optimization!r} names no parameter of an "
+            f"encoder with {config.question_bert.num_layers} layers; nothing would be trained"
+        )
+    updates = Updates(batches.steps_per_epoch, stage.accumulate_steps)
+    of_epoch = batches.examples_per_epoch // (stage.batch_size * stage.accumulate_steps)
+    planned = of_epoch * num_steps // batches.steps_per_epoch
+    if not planned:
+        raise ElqError(
+            f"an epoch of {batches.examples_per_epoch} questions is less than one update "
+            f"({stage.accumulate_steps} x {stage.batch_size}), for which the original plans no "
+            "learning rate; lower batch_size or accumulate_steps"
+        )
+    schedule = create_learning_rate_schedule(
+        "linear", stage.learning_rate, planned, stage.warmup_fraction
+    )
+    tx = create_optimizer(schedule, learning, updates, stage.weight_decay, stage.max_grad_norm)
+    until_evaluation = settings.eval_interval * stage.accumulate_steps
+
+    def has_dropout(step: int) -> bool:
+        epoch, place = divmod(step, batches.steps_per_epoch)
+        return epoch == 0 or place >= until_evaluation
+
+    return Recipe(tx, lambda step: float(schedule(updates.before(step))), has_dropout)
+
+
+def learning_parameters(
+    config: ElqConfig, type_optimization: str, part: str | None = None
+) -> dict[str, bool]:
+    """Names of the parameters that learn, and whether they decay.
+
+    Args:
+      config: of the model.
+      type_optimization: see `OriginalSettings`.
+      part: only those below "question" or "entity", named from there.
+
+    Returns:
+      such as {"question/bert/layers_0/query/kernel": True}.
+
+    Raises:
+      ElqError: unknown `type_optimization`.
+    """
+    if type_optimization not in _LEARNING:
+        raise ElqError(
+            f"original.type_optimization: {type_optimization!r}; expected one of "
+            f"{', '.join(_LEARNING)}"
+        )
+    learns = re.compile(_LEARNING[type_optimization])
+    return {
+        "/".join(path[1:] if part else path): not _NOT_DECAYED.search(name)
+        for name, (path, _) in original_names(config).items()
+        if learns.search(name) and part in (None, path[0])
+    }
+
+
+class OriginalState(NamedTuple):
+    """State of `create_optimizer`; parameters by their names joined with "/".
+
+    Attributes:
+      step: int32, batches seen.
+      gradients: of all parameters, added up since they were last cleared.
+      grad_norm: float32, their global norm after the last batch, before clipping.
+      mean, variance: Adam's moments, of the parameters that learn.
+    """
+
+    step: jax.Array
+    gradients: dict[str, jax.Array]
+    grad_norm: jax.Array
+    mean: dict[str, jax.Array]
+    variance: dict[str, jax.Array]
+
+
+def create_optimizer(
+    learning_rate: optax.Schedule,
+    learning: Mapping[str, bool],
+    updates: Updates,
+    weight_decay: float = 0.01,
+    max_grad_norm: float = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+) -> optax.GradientTransformation:
+    """The original's optimiser: accumulation, clipping and AdamW as the module says.
+
+    Args:
+      learning_rate: of an update, counted from 0.
+      learning: names of the parameters that learn, and whether they decay.
+      updates: which batches end in an update.
+      weight_decay: times the learning rate, taken off after the update.
+      max_grad_norm: global L2 norm that all gradients are clipped to.
+      b1, b2, eps: of Adam.
+    """
+
+    def init(params: Any) -> OriginalState:
+        flat = traverse_util.flatten_dict(params, sep="/")
+        zeros = {name: jnp.zeros_like(value) for name, value in flat.items()}
+        moments = {name: zeros[name] for name in learning}
+        start = jnp.zeros((), jnp.int32), zeros, jnp.zeros(()), moments, moments
+        return OriginalState(*jax.tree.map(jnp.copy, start))
+
+    def update(grads: Any, state: OriginalState, params: Any) -> tuple[Any, OriginalState]:
+        weights = traverse_util.flatten_dict(params, sep="/")
+        found = traverse_util.flatten_dict(grads, sep="/")
+        pending = {
+            name: state.gradients[name] + value / updates.accumulate_steps
+            for name, value in found.items()
+        }
+        norm = optax.tree.norm(pending)
+        rate = learning_rate(updates.before(state.step))
+
+        def take() -> tuple[Any, ...]:
+            clip = jnp.minimum(1.0, max_grad_norm / (norm + 1e-6))
+            changes = {name: jnp.zeros_like(value) for name, value in weights.items()}
+            left = {name: clip * value for name, value in pending.items()}
+            mean, variance = {}, {}
+            for name, decays in learning.items():
+                gradient = left[name]
+                left[name] = jnp.zeros_like(gradient)
+                mean[name] = b1 * state.mean[name] + (1 - b1) * gradient
+                variance[name] = b2 * state.variance[name] + (1 - b2) * gradient**2
+                change = -rate * mean[name] / (jnp.sqrt(variance[name]) + eps)
+                if decays:
+                    change -= rate * weight_decay * (weights[name] + change)
+                changes[name] = change
+            return changes, left, mean, variance
+
+        def wait() -> tuple[Any, ...]:
+            changes = {name: jnp.zeros_like(value) for name, value in weights.items()}
+            return changes, pending, state.mean, state.variance
+
+        if updates.accumulate_steps == 1:
+            changes, left, mean, variance = take()
+        else:
+            changes, left, mean, variance = jax.lax.cond(updates.ends_at(state.step), take, wait)
+        changes = traverse_util.unflatten_dict(changes, sep="/")
+        return changes, OriginalState(state.step + 1, left, norm, mean, variance)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,369 @@
+"""Reading and writing files of `torch.save` without torch, tensor by tensor.
+
+Both formats hold a pickle, in which tensors are references to storages, and the storages' bytes.
+
+zip     (torch >= 1.6) members NAME/data.pkl and, not compressed, NAME/data/KEY for each storage.
+legacy  (older torch) five pickles: magic number, version, machine, the object, storage keys; then
+        for each key the number of elements (int64) and the elements.
+
+Of the pickle only dictionaries, lists, numbers, strings and tensors are understood, as with torch's
+`weights_only=True`; anything else is refused, and never run. Tensors stay on disk until they are
+asked for, so a file of any size is opened in milliseconds and read in bounded memory.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import pathlib
+import pickle
+import struct
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from elq_jax.core.errors import DataError, ElqError
+from elq_jax.storage.files import atomic_write
+
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+_PROTOCOL_VERSION = 1001
+_DTYPES = {
+    "DoubleStorage": np.dtype("<f8"),
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+_BLOCK_BYTES = 1 << 26
+
+
+@dataclasses.dataclass
+class _Storage:
+    """Elements that tensors are views of; `offset` is their place in the file, in bytes."""
+
+    dtype: np.dtype
+    size: int
+    offset: int = -1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor in a file, not read yet.
+
+    Attributes:
+      path: the file.
+      storage: where the elements are.
+      first: element of the storage that the tensor begins with.
+      shape: of the tensor.
+      strides: in elements.
+    """
+
+    path: pathlib.Path
+    storage: _Storage
+    first: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the elements."""
+        return self.storage.dtype
+
+    @property
+    def extent(self) -> int:
+        """Elements of the storage from the tensor's first to its last."""
+        if 0 in self.shape:
+            return 0
+        steps = zip(self.shape, self.strides, strict=True)
+        return 1 + sum((size - 1) * stride for size, stride in steps)
+
+    def map(self) -> np.ndarray:
+        """The tensor, memory-mapped and read-only; nothing is read yet."""
+        if not self.extent:
+            return np.zeros(self.shape, self.dtype)
+        offset = self.storage.offset + self.first * self.dtype.itemsize
+        elements = np.memmap(self.path, self.dtype, "r", offset, (self.extent,)).view(np.ndarray)
+        strides = [stride * self.dtype.itemsize for stride in self.strides]
+        return np.lib.stride_tricks.as_strided(elements, self.shape, strides, writeable=False)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Reads rows start..stop-1 of the first axis: [stop - start, ...], a copy.
+
+        Unlike pages of `map`, they do not stay in the memory of the process.
+
+        Raises:
+          ElqError: no such rows, or the tensor is not stored row by row.
+        """
+        if not self.shape or not 0 <= start <= stop <= self.shape[0]:
+            raise ElqError(f"rows {start} to {stop}: not in a tensor of shape {self.shape}")
+        row_size = int(np.prod(self.shape[1:], dtype=np.int64))
+        if self.strides != _row_major(self.shape):
+            message = "the tensor is not stored row by row; save it again after .contiguous()"
+            raise DataError(message, self.path)
+        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self.storage.offset + (self.first + start * row_size) * self.dtype.itemsize)
+            rest = memoryview(out.reshape(-1).view(np.uint8))
+            while rest:
+                count = file.readinto(rest)
+                if not count:
+                    raise DataError("the file ended while it was read", self.path)
+                rest = rest[count:]
+        return out
+
+
+def open_torch_file(path: str | os.PathLike[str]) -> Any:
+    """Opens what `torch.save` wrote; neither torch nor much memory is needed.
+
+    Args:
+      path: a file of either format.
+
+    Returns:
+      the saved object: a `StoredTensor`, or dicts, lists, numbers and strings with such leaves.
+
+    Raises:
+      ElqError: there is no such file.
+      DataError: it was not written by torch.save, is cut short, or holds something else than
+        tensors.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ElqError(f"{path}: no such file; expected one that torch.save wrote")
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+            file.seek(0)
+            if start == b"PK\x03\x04":
+                return _open_zip(file, path)
+            return _open_legacy(file, path)
+    except (ElqError, OSError):
+        raise
+    except (EOFError, zipfile.BadZipFile, struct.error) as error:
+        raise _cut_short(path, str(error) or "it ends too early") from error
+    except Exception as error:  # a damaged pickle raises anything
+        if isinstance(error, pickle.UnpicklingError) and "truncated" in str(error):
+            raise _cut_short(path, str(error)) from error
+        raise _foreign(path, f"{type(error).__name__}: {error}") from error
+
+
+def _foreign(path: pathlib.Path, found: str) -> DataError:
+    return DataError(f"not a file of torch.save ({found}); expected tensors", path)
+
+
+def _cut_short(path: pathlib.Path, found: str) -> DataError:
+    message = f"not a whole file of torch.save ({found}); copy or download it again"
+    return DataError(message, path)
+
+
+def _open_legacy(file: BinaryIO, path: pathlib.Path) -> Any:
+    if file.peek(1)[:1] != b"\x80":  # every pickle of protocol 2 begins so
+        raise _foreign(path, f"it begins with {file.read(8)!r}" if file.peek(1) else "empty")
+    storages: dict[str, _Storage] = {}
+
+    def load() -> Any:
+        return _TensorUnpickler(file, path, storages).load()
+
+    if load() != _MAGIC_NUMBER:
+        raise _foreign(path, "a pickle of something else")
+    version, machine = load(), load()
+    if version != _PROTOCOL_VERSION:
+        raise _foreign(path, f"version {version}; this program reads {_PROTOCOL_VERSION}")
+    _check_byte_order(machine.get("little_endian", True), path)
+    result, keys = load(), load()
+    size, offset = os.fstat(file.fileno()).st_size, file.tell()
+    for key in keys:
+        file.seek(offset)
+        (elements,) = struct.unpack("<q", file.read(8))
+        storage = storages[key]
+        if elements != storage.size:
+            raise _foreign(path, f"storage {key}: {elements} elements, expected {storage.size}")
+        storage.offset = offset + 8
+        offset = storage.offset + elements * storage.dtype.itemsize
+        if offset > size:
+            raise _cut_short(path, f"{size:,} bytes, expected at least {offset:,}")
+    _check_storages(storages, path)
+    return result
+
+
+def _open_zip(file: BinaryIO, path: pathlib.Path) -> Any:
+    with zipfile.ZipFile(file) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        name = next((name for name in members if name.endswith("/data.pkl")), None)
+        if name is None:
+            raise _foreign(path, "a zip file without data.pkl")
+        root = name.removesuffix("data.pkl")
+        if f"{root}byteorder" in members:
+            _check_byte_order(archive.read(f"{root}byteorder") == b"little", path)
+        storages: dict[str, _Storage] = {}
+        with archive.open(name) as pickled:
+            result = _TensorUnpickler(pickled, path, storages).load()
+    for key, storage in storages.items():
+        info = members.get(f"{root}data/{key}")
+        if info is None or info.file_size != storage.size * storage.dtype.itemsize:
+            found = "is missing" if info is None else f"has {info.file_size:,} bytes"
+            raise _cut_short(path, f"storage {key} {found}")
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise _foreign(path, "compressed; torch.save does not compress")
+        # The local header may be longer than the one that `archive` read.
+        file.seek(info.header_offset + 26)
+        name_size, extra_size = struct.unpack("<HH", file.read(4))
+        storage.offset = info.header_offset + 30 + name_size + extra_size
+        end, size = storage.offset + info.file_size, os.fstat(file.fileno()).st_size
+        if end > size:
+            raise _cut_short(path, f"storage {key} ends at byte {end:,} of {size:,}")
+    _check_storages(storages, path)
+    return result
+
+
+def _check_byte_order(little_endian: bool, path: pathlib.Path) -> None:
+    if not little_endian:
+        raise DataError("written on a big-endian machine; save it again on another", path)
+
+
+def _check_storages(storages: dict[str, _Storage], path: pathlib.Path) -> None:
+    for key, storage in storages.items():
+        if storage.offset < 0:
+            raise _cut_short(path, f"storage {key} is missing")
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Understands what state dicts and tensors consist of, and refuses everything else."""
+
+    def __init__(self, file: BinaryIO, path: pathlib.Path, storages: dict[str, _Storage]):
+        super().__init__(file, encoding="utf-8")
+        self._path, self._storages = path, storages
+        self._known: dict[tuple[str, str], Any] = {
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("torch", "Size"): tuple,
+            ("torch._utils", "_rebuild_tensor"): self._tensor,
+            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+        }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        if (module, name) not in self._known:
+            message = f"holds a {module}.{name}; expected nothing but tensors"
+            raise DataError(message, self._path)
+        return self._known[module, name]
+
+    def persistent_load(self, reference: Sequence[Any]) -> tuple[_Storage, int]:
+        """The storage, and the element of it that the reference means (always 0 but in views)."""
+        kind, dtype, key, _, size, *view = reference
+        if kind != "storage" or not isinstance(dtype, np.dtype):
+            raise _foreign(self._path, f"a reference to {kind!r}, {dtype!r}")
+        storage = self._storages.setdefault(key, _Storage(dtype, size))
+        return storage, (view[0][1] if view and view[0] else 0)
+
+    def _tensor(
+        self,
+        storage: tuple[_Storage, int],
+        first: int,
+        shape: Sequence[int],
+        strides: Sequence[int],
+        *_: Any,
+    ) -> StoredTensor:
+        storage, start = storage
+        tensor = StoredTensor(self._path, storage, start + first, tuple(shape), tuple(strides))
+        last = tensor.first + tensor.extent - 1
+        if min(tensor.first, *shape, *strides, 0) < 0 or last >= storage.size:
+            raise _foreign(self._path, f"a tensor of shape {tensor.shape} outside its storage")
+        return tensor
+
+
+def _row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    strides = np.cumprod([1, *(max(n, 1) for n in reversed(shape[1:]))])[::-1]
+    return tuple(int(stride) for stride in strides[: len(shape)])
+
+
+def write_torch_file(
+    path: str | os.PathLike[str], tensors: np.ndarray | Mapping[str, np.ndarray]
+) -> None:
+    """Writes what `torch.load` reads, in the legacy format, which every version of torch knows.
+
+    Args:
+      path: the file; it appears when it is whole.
+      tensors: an array, or arrays by name (a state dict). They are written in blocks, so
+        memory-mapped ones may be larger than the memory.
+
+    Raises:
+      ElqError: an array of a type that torch does not have.
+    """
+    storages: dict[str, np.ndarray] = {}
+    if isinstance(tensors, Mapping):
+        saved: Any = collections.OrderedDict(
+            (name, _Tensor(array, storages)) for name, array in tensors.items()
+        )
+    else:
+        saved = _Tensor(tensors, storages)
+    machine = {
+        "protocol_version": _PROTOCOL_VERSION,
+        "little_endian": True,
+        "type_sizes": {"short": 2, "int": 4, "long": 4},
+    }
+    with atomic_write(path) as file:
+        for part in (_MAGIC_NUMBER, _PROTOCOL_VERSION, machine, saved, list(storages)):
+            _TensorPickler(file, protocol=2).dump(part)
+        for array in storages.values():
+            file.write(struct.pack("<q", array.size))
+            rows = np.atleast_1d(array)
+            step = max(1, _BLOCK_BYTES * len(rows) // max(array.nbytes, 1))
+            for start in range(0, len(rows), step):
+                block = np.ascontiguousarray(rows[start : start + step])
+                file.write(block.view(np.uint8).data)
+
+
+class _Name:
+    """A name in torch's modules, which a pickle can hold where torch is not installed."""
+
+    def __init__(self, module: str, name: str):
+        self.opcode = f"c{module}\n{name}\n".encode()
+
+    def __call__(self) -> None:
+        """Never called; `pickle` asks that it can be."""
+
+
+class _Tensor:
+    """An array on its way into a pickle."""
+
+    def __init__(self, array: np.ndarray, storages: dict[str, np.ndarray]):
+        names = {dtype: name for name, dtype in _DTYPES.items()}
+        if array.dtype not in names:
+            raise ElqError(
+                f"{array.dtype}: not a type of torch; expected {', '.join(map(str, names))}"
+            )
+        self.shape, key = array.shape, str(len(storages))
+        storages[key] = array
+        kind = _Name("torch", names[array.dtype])
+        self.storage = _Reference(("storage", kind, key, "cpu", array.size, None))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        strides = _row_major(self.shape)
+        hooks: dict[str, Any] = collections.OrderedDict()
+        arguments = (self.storage, 0, self.shape, strides, False, hooks)
+        return _Name("torch._utils", "_rebuild_tensor_v2"), arguments
+
+
+class _Reference(tuple):
+    """What a storage is to a pickle."""
+
+
+class _TensorPickler(pickle._Pickler):  # the one in Python, for its `save`
+    def save(self, obj: Any, save_persistent_id: bool = True) -> None:
+        if isinstance(obj, _Name):
+            self.write(obj.opcode)
+        else:
+            super().save(obj, save_persistent_id)
+
+    def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
+        return tuple(obj) if isinstance(obj, _Reference) else None

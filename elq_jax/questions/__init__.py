@@ -1,0 +1,1 @@
+"""Labelled questions: read, resolved against a catalogue, tokenised, batched."""

@@ -1,0 +1,100 @@
+"""Gold mentions in characters -> tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from elq_jax.questions.records import Question
+    from elq_jax.text.tokenization import EncodedQuestion
+
+
+@dataclass(frozen=True, slots=True)
+class MentionProblem:
+    """A gold mention that the tokens of its question cannot express.
+
+    Attributes:
+      kind: "misaligned" (a bound lies inside a token), "empty" (no token in it), "cut" (beyond
+        the part of the question that is kept), "no_offsets" (character offsets unknown); or of one
+        that stays in the gold: "shortened" (only its beginning is kept), "too_wide" (of more tokens
+        than a mention that can be found).
+      question_id: of the question.
+      mention: number of the mention in the question.
+      message: all of it for a person.
+    """
+
+    kind: Literal["misaligned", "empty", "cut", "no_offsets", "shortened", "too_wide"]
+    question_id: str
+    mention: int
+    message: str
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether the mention is missing from the gold."""
+        return self.kind not in ("shortened", "too_wide")
+
+
+class AlignedMentions(NamedTuple):
+    """Gold mentions as token positions.
+
+    Attributes:
+      bounds: [M, 2] int32, first and last token, both inclusive, [CLS] = 0.
+      rows: [M] int32, rows of the catalogue, -1 = not in there.
+      problems: one for each mention that is missing from `bounds`, or too wide.
+    """
+
+    bounds: np.ndarray
+    rows: np.ndarray
+    problems: list[MentionProblem]
+
+
+def align_mentions(
+    question: Question, encoded: EncodedQuestion, max_width: int | None = None
+) -> AlignedMentions:
+    """Finds the tokens of each mention from its character offsets, in the order of the question.
+
+    A mention is aligned if every token that touches it lies inside it, so blanks at its ends do no
+    harm. Nothing is snapped to the next token: a mention that is not aligned becomes a problem.
+
+    Args:
+      question: with character offsets of its mentions.
+      encoded: its tokens.
+      max_width: report mentions of more tokens; None: do not.
+    """
+    starts, ends = encoded.offsets[:, 0], encoded.offsets[:, 1]
+    cut_at = math.inf if encoded.truncated_at is None else encoded.truncated_at
+    bounds, rows, problems = [], [], []
+
+    def report(number: int, kind: str, reason: str) -> None:
+        mention = question.mentions[number]
+        quoted = question.text[mention.start : mention.end] if mention.start >= 0 else ""
+        place = f"mention {number} [{mention.start}, {mention.end}) {quoted[:60]!r}"
+        message = f"question {question.id}, {place}: {reason}"
+        problems.append(MentionProblem(kind, question.id, number, message))
+
+    for number, mention in enumerate(question.mentions):
+        touching = np.flatnonzero((starts < mention.end) & (ends > mention.start) & (ends > starts))
+        if mention.start < 0:
+            report(number, "no_offsets", "its character offsets are unknown")
+        elif mention.end > cut_at:
+            report(number, "cut", f"the question is cut at character {cut_at}")
+        elif not touching.size:
+            report(number, "empty", "it has no token")
+        elif starts[touching[0]] < mention.start or ends[touching[-1]] > mention.end:
+            report(number, "misaligned", "it begins or ends inside of a token")
+        else:
+            bounds.append((touching[0], touching[-1]))
+            rows.append(mention.row)
+            if max_width is not None and len(touching) > max_width:
+                report(number, "too_wide", _too_wide(len(touching), max_width))
+    return AlignedMentions(
+        np.array(bounds, np.int32).reshape(-1, 2), np.array(rows, np.int32), problems
+    )
+
+
+def _too_wide(width: int, max_width: int) -> str:
+    return f"its {width} tokens are more than max_mention_width = {max_width}: never found"

@@ -1,0 +1,203 @@
+"""Batches of training examples, in an order that a step number decides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from elq_jax.core.errors import ElqError
+
+if TYPE_CHECKING:
+    pass
+from elq_jax.questions.examples import Examples, TrainingExample
+from elq_jax.text.padding import LENGTH_BUCKETS, bucket, pad_tokens
+
+
+class TrainingBatches:
+    """Batches by step number: `batches[step]` is the same whenever and wherever it is asked for.
+
+    So the position of a run in its data is the number of its step, and a run goes on after any
+    step as if it had not stopped. Every epoch has its own order, decided by the seed and the epoch.
+
+    A batch is a dict of the rows of this process:
+      input_ids [B, T] int32, mask [B, T] bool: questions, padded;
+      gold_bounds [B, M, 2] int32: first and last token of gold mentions (padding [0, 1]);
+      gold_rows [B, M] int32: their rows of the catalogue (not in there: -1; padding: -1);
+      gold_mask [B, M] bool: True = a gold mention;
+      example_mask [B] bool: False = no question (end of an epoch). Its mask is False throughout;
+      negative_rows [B, M, N] int32, only if the examples have mined negatives (padding: -1);
+      mention_counts [batch_size] int32: gold mentions of each question of the global batch, the
+        same in all processes (padding: 0).
+    M is one number for all batches. T is the length bucket of the longest question of the global
+    batch, so all processes agree on it.
+
+    Attributes:
+      steps_per_epoch: number of batches of an epoch.
+      examples_per_epoch: number of examples of an epoch, the repeated ones counted each time.
+      max_mentions: M.
+    """
+
+    def __init__(
+        self,
+        examples: Examples | Sequence[Examples],
+        batch_size: int,
+        seed: int = 0,
+        *,
+        shuffle: bool = True,
+        repeats: Sequence[float] | None = None,
+        drop_last: bool = False,
+        process_index: int = 0,
+        process_count: int = 1,
+        length_buckets: Sequence[int] = LENGTH_BUCKETS,
+        max_mentions: int | None = None,
+        pad_id: int = 0,
+    ):
+        """Plans the order; reads no example if `max_mentions` is given.
+
+        Args:
+          examples: what to learn from; with `repeats`, several such sets.
+          batch_size: number of examples of a global batch (over all processes).
+          seed: decides the order; 0 <= seed < 2**32.
+          shuffle: False: the order given, in every epoch.
+          repeats: how often an epoch has the examples of each set. 2.5 has each of them twice, and
+            half of them, others in every epoch, once more. Sets are shuffled into each other.
+          drop_last: leave the rest of an epoch that fills no batch out, instead of padding it.
+          process_index: number of this process.
+          process_count: number of processes; each gets `batch_size / process_count` rows.
+          length_buckets: T to choose from.
+          max_mentions: M; None: the largest number of mentions of an example, rounded up to a
+            power of two.
+          pad_id: id to fill `input_ids` with.
+
+        Raises:
+          ElqError: no examples, or arguments that do not fit together.
+        """
+        import grain
+
+        sets = [examples] if repeats is None else list(examples)
+        repeats = [1.0] if repeats is None else list(repeats)
+        _check_training_arguments(sets, repeats, batch_size, seed, process_index, process_count)
+
+        datasets = []
+        *set_seeds, epoch_seed = map(
+            int, np.random.SeedSequence(seed).generate_state(len(sets) + 1)
+        )
+        for one, repeat, set_seed in zip(sets, repeats, set_seeds, strict=True):
+            dataset = grain.MapDataset.source(one)
+            if shuffle:
+                dataset = dataset.shuffle(seed=set_seed)
+            # Cut so that the next epoch begins with a new order of the set.
+            size = max(1, round(repeat * len(one)))
+            datasets.append(dataset.repeat(math.ceil(repeat))[:size])
+        dataset = grain.MapDataset.concatenate(datasets)
+        if shuffle:
+            dataset = dataset.shuffle(seed=epoch_seed)
+
+        self.examples_per_epoch = len(dataset)
+        rounded = math.floor if drop_last else math.ceil
+        self.steps_per_epoch = rounded(self.examples_per_epoch / batch_size)
+        if not self.steps_per_epoch:
+            raise ElqError(
+                f"an epoch has {self.examples_per_epoch} examples, less than one batch of "
+                f"{batch_size}; use a smaller batch or drop_last=False"
+            )
+        if max_mentions is None:
+            most = max(len(one[index].rows) for one in sets for index in range(len(one)))
+            max_mentions = 1 << max(most - 1, 0).bit_length()
+        self.max_mentions = max_mentions
+        self._rows = slice(
+            process_index * batch_size // process_count,
+            (process_index + 1) * batch_size // process_count,
+        )
+        self._batch_size = batch_size
+        self._length_buckets = length_buckets
+        self._pad_id = pad_id
+        dataset = dataset.batch(batch_size, drop_remainder=drop_last, batch_fn=self._collate)
+        self._dataset = dataset.repeat()
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        """The batch of a step, counted from 0 over all epochs."""
+        if step < 0:
+            raise IndexError(f"step {step} is negative")
+        return self._dataset[int(step)]
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self.iterate()
+
+    def iterate(self, start: int = 0, prefetch: int = 2) -> Iterator[dict[str, np.ndarray]]:
+        """Yields the batches of steps `start`, `start + 1`, ... without end, made in a thread.
+
+        Args:
+          start: first step.
+          prefetch: number of batches to make in advance.
+        """
+        import grain
+
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+        iterator = iter(self._dataset.to_iter_dataset(options))
+        iterator.set_state({"next_index": int(start)})
+        return iterator
+
+    def _collate(self, examples: Sequence[TrainingExample]) -> dict[str, np.ndarray]:
+        """The rows of this process from the examples of a global batch."""
+        length = bucket(max(len(example.ids) for example in examples), self._length_buckets)
+        size = self._rows.stop - self._rows.start
+        mine = examples[self._rows]
+        input_ids, mask = pad_tokens([e.ids for e in mine], length, size, self._pad_id)
+        gold_bounds = np.tile(np.array([0, 1], np.int32), (size, self.max_mentions, 1))
+        gold_rows = np.full((size, self.max_mentions), -1, np.int32)
+        gold_mask = np.zeros((size, self.max_mentions), bool)
+        mention_counts = np.zeros(self._batch_size, np.int32)
+        mention_counts[: len(examples)] = [len(example.rows) for example in examples]
+        batch = {}
+        if examples[0].negatives is not None:
+            shape = (size, self.max_mentions, examples[0].negatives.shape[1])
+            batch["negative_rows"] = np.full(shape, -1, np.int32)
+        for row, example in enumerate(mine):
+            mentions = len(example.rows)
+            if mentions > self.max_mentions:
+                raise ElqError(
+                    f"an example has {mentions} mentions, more than max_mentions="
+                    f"{self.max_mentions}"
+                )
+            gold_bounds[row, :mentions] = example.bounds
+            gold_rows[row, :mentions] = example.rows
+            gold_mask[row, :mentions] = True
+            if batch:
+                batch["negative_rows"][row, :mentions] = example.negatives
+        return batch | {
+            "input_ids": input_ids,
+            "mask": mask,
+            "gold_bounds": gold_bounds,
+            "gold_rows": gold_rows,
+            "gold_mask": gold_mask,
+            "example_mask": np.arange(size) < len(mine),
+            "mention_counts": mention_counts,
+        }
+
+
+def _check_training_arguments(
+    sets: Sequence[Any],
+    repeats: Sequence[float],
+    batch_size: int,
+    seed: int,
+    process_index: int,
+    process_count: int,
+) -> None:
+    if len(sets) != len(repeats):
+        raise ElqError(f"found {len(sets)} sets of examples and {len(repeats)} repeats")
+    if not sets or not all(len(one) for one in sets):
+        raise ElqError("found a set without examples; every set to train on needs at least one")
+    if not all(repeat > 0 and math.isfinite(repeat) for repeat in repeats):
+        raise ElqError(f"repeats are {list(repeats)}, expected numbers above 0")
+    if not 0 <= seed < 2**32:
+        raise ElqError(f"seed is {seed}, expected 0 to 2**32 - 1")
+    if not 0 <= process_index < process_count:
+        raise ElqError(f"process_index is {process_index} of {process_count} processes")
+    if batch_size < 1 or batch_size % process_count:
+        raise ElqError(
+            f"batch_size is {batch_size}, expected a multiple of the {process_count} processes"
+        )

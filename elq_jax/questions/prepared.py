@@ -1,0 +1,243 @@
+"""TFDS data set of labelled questions. Importing this module imports tensorflow-datasets."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import absl.logging
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from elq_jax.core.errors import ElqError
+from elq_jax.entities.catalogue import Catalogue
+from elq_jax.questions.read import iter_questions
+from elq_jax.questions.records import Mention, Question
+from elq_jax.questions.resolve import ResolutionReport
+
+
+@dataclasses.dataclass
+class LabelledQuestionsConfig(tfds.core.BuilderConfig):
+    """What one data set is made from.
+
+    Attributes:
+      splits: split name -> source file.
+      catalogue: where gold is looked up.
+      on_error: "stop" or "skip".
+      trust_label_ids: see `iter_questions`.
+    """
+
+    splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    catalogue: Catalogue | None = None
+    on_error: Literal["stop", "skip"] = "stop"
+    trust_label_ids: bool = False
+
+
+class LabelledQuestions(tfds.core.GeneratorBasedBuilder):
+    """Questions with gold mentions, in the order of their files. Made by `prepare`."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    # TFDS 4.9.10 finds this out with importlib_resources, which it does not install.
+    code_path = epath.Path(__file__)
+    RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (as TFDS declares it)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "id": tfds.features.Text(),
+            "text": tfds.features.Text(),
+            # [M, 2], [M] and M strings; "" stands for None.
+            "mentions": tfds.features.Tensor(shape=(None, 2), dtype=np.int32),
+            "rows": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+            "titles": tfds.features.Sequence(tfds.features.Text()),
+            "wikidata_ids": tfds.features.Sequence(tfds.features.Text()),
+            # EL4QA form; no token ids in the plain form.
+            "token_ids": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+            "token_mentions": tfds.features.Tensor(shape=(None, 2), dtype=np.int32),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Questions with gold mentions linked to a catalogue of entities.",
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        del dl_manager
+        return {name: self._generate_examples(name) for name in self.builder_config.splits}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        config = self.builder_config
+        report = ResolutionReport(config.splits[split])
+        questions = iter_questions(
+            config.splits[split],
+            config.catalogue,
+            config.on_error,
+            trust_label_ids=config.trust_label_ids,
+            report=report,
+        )
+        for number, question in enumerate(questions):
+            yield number, _record(question)
+        self.info.metadata[split] = {**vars(report), "counts": dict(report.counts)}
+
+    @property
+    def reports(self) -> dict[str, ResolutionReport]:
+        """How the gold of each split was resolved when it was prepared."""
+        return {
+            split: ResolutionReport(**{**report, "counts": Counter(report["counts"])})
+            for split, report in self.info.metadata.items()
+        }
+
+    def open_split(self, split: str) -> QuestionSource:
+        """Random access to the questions of a split; nothing is loaded before it is asked for."""
+        if split not in self.info.splits:
+            raise ElqError(f"no split {split!r}; there are {', '.join(sorted(self.info.splits))}")
+        return QuestionSource(self.as_data_source(split))
+
+
+class QuestionSource(Sequence[Question]):
+    """The questions of a prepared split, as a source for grain or a plain sequence."""
+
+    def __init__(self, records: Sequence[Mapping[str, Any]]):
+        """Wraps a TFDS data source."""
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, number: int) -> Question:
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"question {number} of {len(self)}")
+        return _question(self._records[int(number) % len(self)])
+
+    def __repr__(self) -> str:
+        return f"QuestionSource({len(self):,} questions)"
+
+
+def prepare(
+    name: str,
+    splits: Mapping[str, str | os.PathLike[str]],
+    data_dir: str | os.PathLike[str],
+    catalogue: Catalogue | None = None,
+    on_error: Literal["stop", "skip"] = "stop",
+    trust_label_ids: bool = False,
+) -> LabelledQuestions:
+    """Keeps labelled questions as a TFDS data set of array_record files; needs no TensorFlow.
+
+    A second call with the same files and the same catalogue opens what the first one wrote. Its
+    name in `data_dir` has a hash of them, so that changed files never meet old records.
+
+    Args:
+      name: of the data set, for instance "webqsp".
+      splits: split name -> .jsonl or .jsonl.gz file, see `iter_questions`.
+      data_dir: folder that holds prepared data sets.
+      catalogue: where gold is looked up.
+      on_error: "stop" at a row that cannot be used, or "skip" it.
+      trust_label_ids: see `iter_questions`.
+
+    Returns:
+      A TFDS builder: `builder.open_split("train")` is a random access source of `Question`s,
+      `builder.reports["train"]` its `ResolutionReport`.
+
+    Raises:
+      ElqError, DataError: as `read_questions` does; nothing is left behind then.
+    """
+    sources = {split: os.fspath(path) for split, path in splits.items()}
+    described = {
+        "splits": {split: _file_digest(path) for split, path in sorted(sources.items())},
+        "catalogue": catalogue.fingerprint if catalogue is not None else None,
+        "on_error": on_error,
+        "trust_label_ids": trust_label_ids,
+    }
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+    def builder() -> LabelledQuestions:
+        config = LabelledQuestionsConfig(
+            name=f"{name}-{digest[:16]}",
+            description=json.dumps(described),
+            splits=sources,
+            catalogue=catalogue,
+            on_error=on_error,
+            trust_label_ids=trust_label_ids,
+        )
+        folder = os.fspath(data_dir)
+        return LabelledQuestions(data_dir=folder, config=config, file_format="array_record")
+
+    with _quiet():
+        prepared = builder()
+        if not prepared.data_path.exists():
+            try:
+                prepared.download_and_prepare(file_format="array_record")
+            except (OSError, RuntimeError) as error:
+                if "No space left on device" in str(error):  # array_record: a RuntimeError
+                    message = "not written, the disk is full; free some space and run again"
+                    raise ElqError(f"{prepared.data_path}: {message}") from error
+                if not prepared.data_path.exists():  # else another process was faster
+                    raise
+            prepared = builder()
+    return prepared
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back what TFDS says on stdout, its progress bars, and its warnings."""
+    tfds.disable_progress_bar()
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        absl.logging.set_verbosity(verbosity)
+
+
+def _file_digest(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise ElqError(f"{path}: no such file; give an existing .jsonl or .jsonl.gz") from error
+
+
+def _record(question: Question) -> dict[str, Any]:
+    mentions = question.mentions
+    return {
+        "id": question.id,
+        "text": question.text,
+        "mentions": np.array([(m.start, m.end) for m in mentions], np.int32).reshape(-1, 2),
+        "rows": np.array([m.row for m in mentions], np.int32),
+        "titles": [m.title or "" for m in mentions],
+        "wikidata_ids": [m.wikidata_id or "" for m in mentions],
+        "token_ids": np.array(question.token_ids or (), np.int32),
+        "token_mentions": np.array(question.token_mentions or (), np.int32).reshape(-1, 2),
+    }
+
+
+def _question(record: Mapping[str, Any]) -> Question:
+    mentions = tuple(
+        Mention(start, end, row, title.decode() or None, wikidata_id.decode() or None)
+        for (start, end), row, title, wikidata_id in zip(
+            record["mentions"].tolist(),
+            record["rows"].tolist(),
+            record["titles"],
+            record["wikidata_ids"],
+            strict=True,
+        )
+    )
+    token_ids = tuple(record["token_ids"].tolist()) or None
+    token_mentions = tuple(map(tuple, record["token_mentions"].tolist()))
+    return Question(
+        id=record["id"].decode(),
+        text=record["text"].decode(),
+        mentions=mentions,
+        token_ids=token_ids,
+        token_mentions=token_mentions if token_ids else None,
+    )

@@ -1,0 +1,38 @@
+"""Writing safetensors files that are larger than the memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from elq_jax.storage.files import atomic_write
+
+
+def write_safetensors(
+    path: str | os.PathLike[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str], np.ndarray],
+) -> None:
+    """Writes float32 tensors, of which one at a time is in memory.
+
+    Args:
+      path: the file; it appears when it is whole.
+      shapes: of all tensors, by name.
+      read: called with each name, gives the array.
+    """
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        end = offset + 4 * int(np.prod(shape, dtype=np.int64))
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with atomic_write(path) as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name, shape in shapes.items():
+            array = np.asarray(read(name), "<f4", order="C")
+            assert array.shape == tuple(shape), (name, array.shape, shape)
+            file.write(array.reshape(-1).data)

@@ -1,0 +1,1 @@
+"""Text -> tokens -> padded arrays, and windows of long texts."""

@@ -1,0 +1,254 @@
+"""BERT WordPiece tokenization of questions and entities, with character offsets."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tokenizers
+
+from elq_jax.core.errors import ElqError
+from elq_jax.storage.files import atomic_write
+from elq_jax.storage.hub import resolve_encoder
+
+ENTITY_TAG = "[unused2]"  # between an entity's title and its text
+_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class EncodedQuestion:
+    """Tokens of one question.
+
+    Attributes:
+      ids: [T] int32, [CLS] ... [SEP], not padded.
+      offsets: [T, 2] int32, half-open character offsets of each token in the original string;
+        (0, 0) for [CLS] and [SEP]. Tokens of one character (decomposed Hangul) share its offsets.
+      truncated_at: character offset of the first token that was cut off; None if nothing was.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    truncated_at: int | None
+
+
+class Tokenizer:
+    """A BERT tokenizer: text to WordPiece ids, without padding.
+
+    Attributes:
+      vocab_size: number of ids.
+      cls_id: id of [CLS].
+      sep_id: id of [SEP].
+      pad_id: id of [PAD].
+      unk_id: id of [UNK].
+      entity_tag_id: id of [unused2], which stands between an entity's title and its text.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, source: str = "tokenizer"):
+        """Wraps a BERT tokenizer of the `tokenizers` library and changes its settings.
+
+        Args:
+          backend: a WordPiece tokenizer whose vocabulary has the special tokens and [unused2].
+          source: where it came from, for error messages.
+
+        Raises:
+          ElqError: it is not a BERT vocabulary.
+        """
+        self._backend = backend
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        # Literal special tokens in a text are ordinary text.
+        self._backend.encode_special_tokens = True
+
+        def id_of(token: str) -> int:
+            found = self._backend.token_to_id(token)
+            if found is None:
+                raise ElqError(
+                    f"{source}: the vocabulary has no {token}; expected a BERT vocabulary "
+                    "(with [CLS], [SEP], [PAD], [UNK] and [unused2])"
+                )
+            return found
+
+        self.vocab_size: int = self._backend.get_vocab_size()
+        self.cls_id = id_of("[CLS]")
+        self.sep_id = id_of("[SEP]")
+        self.pad_id = id_of("[PAD]")
+        self.unk_id = id_of("[UNK]")
+        self.entity_tag_id = id_of(ENTITY_TAG)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> Tokenizer:
+        """Loads tokenizer.json, or else vocab.txt (with tokenizer_config.json), of an encoder.
+
+        Args:
+          name_or_path: a linker directory, or whatever `resolve_encoder` accepts.
+
+        Raises:
+          ElqError: no such encoder, no tokenizer in it, or not a BERT tokenizer.
+        """
+        folder = resolve_encoder(name_or_path)
+        path = folder / "tokenizer.json"
+        if path.is_file():
+            try:
+                backend = tokenizers.Tokenizer.from_file(str(path))
+            except Exception as error:  # the library raises bare Exception
+                raise ElqError(f"{path}: not a tokenizer file ({error})") from error
+        elif (folder / "vocab.txt").is_file():
+            path = folder / "vocab.txt"
+            backend = _from_vocabulary(folder)
+        else:
+            raise ElqError(f"{folder}: found neither tokenizer.json nor vocab.txt in it")
+        return cls(backend, source=str(path))
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes tokenizer.json into `folder`."""
+        with atomic_write(pathlib.Path(folder) / "tokenizer.json", "w") as file:
+            file.write(self._backend.to_str())
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides which ids a text gets."""
+        settings = json.loads(self._backend.to_str())
+        parts = [settings[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def encode_questions(
+        self, texts: Sequence[str], max_length: int, special_tokens_in_text: bool = False
+    ) -> list[EncodedQuestion]:
+        """Encodes questions as `[CLS] tokens [SEP]`, at most `max_length` ids each.
+
+        Args:
+          texts: the questions. What is over-long loses its tail; a text of blanks alone gives
+            [CLS] [SEP].
+          max_length: largest number of ids, [CLS] and [SEP] included.
+          special_tokens_in_text: False: a literal "[SEP]" or "[PAD]" in a question is text like
+            any other. True: it becomes that token, as in the original implementation (where a
+            [PAD] makes a hole in the attention mask).
+
+        Raises:
+          ElqError: `texts` is no sequence of strings, or `max_length` is below 3.
+        """
+        backend = self._backend_with_special_tokens if special_tokens_in_text else self._backend
+        encodings = backend.encode_batch(_check_texts(texts, "texts"), add_special_tokens=False)
+        room = _check_length(max_length) - 2
+        return [
+            self._question(text, encoding, room)
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
+
+    def _question(self, text: str, encoding: tokenizers.Encoding, room: int) -> EncodedQuestion:
+        ids, offsets = encoding.ids, encoding.offsets
+        truncated_at = offsets[room][0] if len(ids) > room else None
+        if not text.isascii():
+            offsets = _with_combining_marks(text, offsets)
+        ids, offsets = ids[:room], offsets[:room]
+        return EncodedQuestion(
+            ids=np.array([self.cls_id, *ids, self.sep_id], np.int32),
+            offsets=np.array([(0, 0), *offsets, (0, 0)], np.int32),
+            truncated_at=truncated_at,
+        )
+
+    def encode_entities(
+        self, titles: Sequence[str | None], texts: Sequence[str], max_length: int
+    ) -> list[np.ndarray]:
+        """Encodes entities as `[CLS] title [unused2] text [SEP]`, at most `max_length` ids each.
+
+        Args:
+          titles: titles; without one (None) the tag is left out too.
+          texts: descriptions, as many.
+          max_length: largest number of ids, [CLS] and [SEP] included; the tail is cut.
+
+        Returns:
+          int32 arrays [T], not padded. Literal special tokens are ordinary text.
+
+        Raises:
+          ElqError: the arguments are not strings or not equally many, `max_length` is below 3.
+        """
+        if len(titles) != len(texts):
+            raise ElqError(f"found {len(titles)} titles and {len(texts)} texts; give as many")
+        room = _check_length(max_length) - 2
+        named = _check_texts([title or "" for title in titles], "titles")
+        # Offsets are not needed here, and the fast variant leaves them out.
+        title_encodings = self._backend.encode_batch_fast(named, add_special_tokens=False)
+        text_encodings = self._backend.encode_batch_fast(
+            _check_texts(texts, "texts"), add_special_tokens=False
+        )
+        entities = []
+        for title, head, body in zip(titles, title_encodings, text_encodings, strict=True):
+            tag = [] if title is None else [self.entity_tag_id]
+            ids = [*head.ids[:room], *tag, *body.ids[:room]][:room]
+            entities.append(np.array([self.cls_id, *ids, self.sep_id], np.int32))
+        return entities
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids to text by the rules of transformers 3.1, which the original prints with.
+
+        For comparing with the original's output only: this is not the text that was encoded. Use
+        the offsets to quote a question.
+        """
+        tokens = [self._backend.id_to_token(int(token)) or "[UNK]" for token in ids]
+        text = " ".join(tokens).replace(" ##", "").strip()
+        for mark in (" .", " ?", " !", " ,"):
+            text = text.replace(mark, mark[1:])
+        text = text.replace(" ' ", "'")
+        for ending in (" n't", " 'm", " 's", " 've", " 're"):
+            text = text.replace(ending, ending[1:])
+        return text
+
+    @functools.cached_property
+    def _backend_with_special_tokens(self) -> tokenizers.Tokenizer:
+        backend = copy.deepcopy(self._backend)
+        backend.encode_special_tokens = False
+        return backend
+
+
+def _from_vocabulary(folder: pathlib.Path) -> tokenizers.Tokenizer:
+    """A BERT tokenizer from vocab.txt; uncased unless tokenizer_config.json says otherwise."""
+    import transformers
+
+    try:
+        return transformers.BertTokenizerFast.from_pretrained(folder).backend_tokenizer
+    except (OSError, ValueError) as error:
+        raise ElqError(f"{folder}: its vocabulary cannot be read ({error})") from error
+
+
+def _check_texts(texts: Sequence[str], argument: str) -> list[str]:
+    """The texts as the library can take them: lone surrogates, which no UTF-8 has, replaced."""
+    if isinstance(texts, str):
+        raise ElqError(f"{argument}: found one string; give a list of strings")
+    checked = []
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            raise ElqError(f"{argument}[{number}]: found {kind}, expected a string")
+        checked.append(text if text.isascii() else _SURROGATE.sub("\ufffd", text))
+    return checked
+
+
+def _check_length(max_length: int) -> int:
+    if max_length < 3:
+        raise ElqError(f"max_length is {max_length}; give 3 or more ([CLS], a token, [SEP])")
+    return max_length
+
+
+def _with_combining_marks(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ends each token behind the combining marks that normalization stripped after it.
+
+    Otherwise the last letter of a decomposed "cafe\u0301" would lose its accent.
+    """
+    moved = []
+    next_starts = [start for start, _ in offsets[1:]] + [len(text)]
+    for (start, end), next_start in zip(offsets, next_starts, strict=False):
+        while end < next_start and unicodedata.category(text[end]) == "Mn":
+            end += 1
+        moved.append((start, end))
+    return moved

@@ -1,0 +1,81 @@
+"""The part of a long text that the encoder sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from elq_jax.core.errors import ElqError
+
+if TYPE_CHECKING:
+    pass
+
+
+class QuestionWindow(NamedTuple):
+    """The part of a labelled question that the encoder sees.
+
+    Attributes:
+      ids: [T] int32, [CLS] ... [SEP], not padded.
+      bounds: [M, 2] int32, first and last token of the mentions that are left, inclusive.
+      order: [M] int64, which of the given mentions these are; sorted by their positions.
+      offset: number of tokens cut off on the left.
+    """
+
+    ids: np.ndarray
+    bounds: np.ndarray
+    order: np.ndarray
+    offset: int
+
+
+def question_window(
+    token_ids: Sequence[int] | np.ndarray,
+    mentions: Sequence[tuple[int, int]] | np.ndarray,
+    max_length: int,
+    cls_id: int = 101,
+    sep_id: int = 102,
+) -> QuestionWindow:
+    """Cuts a tokenized question to `max_length` around its mentions, as the original does.
+
+    From the last one on, mentions are dropped until the rest fits; one that is too long by itself
+    loses its end. What room is left goes to the left and the right context in equal parts, and
+    what one side does not need, to the other.
+
+    Args:
+      token_ids: without [CLS] and [SEP].
+      mentions: half-open positions in `token_ids`, in any order. None at all: the window is the
+        beginning of the question.
+      max_length: largest T, with [CLS] and [SEP].
+      cls_id: id of [CLS].
+      sep_id: id of [SEP].
+
+    Raises:
+      ElqError: `max_length` is below 3.
+    """
+    if max_length < 3:
+        raise ElqError(f"max_length is {max_length}; give 3 or more ([CLS], a token, [SEP])")
+    room = max_length - 2
+    spans = np.asarray(mentions, np.int64).reshape(-1, 2)
+    order = np.lexsort((spans[:, 1], spans[:, 0]))
+    while len(order) > 1 and spans[order[-1], 1] - spans[order[0], 0] > room:
+        order = order[:-1]
+    spans = spans[order]
+    if len(order) == 1:
+        spans[0, 1] = min(spans[0, 1], spans[0, 0] + room)
+    first, last = (int(spans[0, 0]), int(spans[-1, 1])) if len(order) else (0, 0)
+
+    left, right = first, len(token_ids) - last
+    left_room = (max_length - (last - first)) // 2 - 1
+    right_room = room - (last - first) - left_room
+    if left <= left_room and right > right_room:
+        right_room += left_room - left
+    elif left > left_room and right <= right_room:
+        left_room += right_room - right
+    begin = first - min(left, max(left_room, 0))
+    end = last + min(right, max(right_room, 0))
+
+    ids = np.array([cls_id, *token_ids[begin:end], sep_id], np.int32)
+    bounds = spans - begin + [1, 0]  # 1 for [CLS]; the end becomes inclusive
+    bounds = np.minimum(bounds, max_length - 1).astype(np.int32)
+    return QuestionWindow(ids, bounds, order, begin)

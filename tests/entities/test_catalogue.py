@@ -1,0 +1,306 @@
+"""The catalogue against the lines it was made of."""
+
+import errno
+import gzip
+import json
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from elq_jax.core.errors import DataError, ElqError
+from elq_jax.entities import build as build_module
+from elq_jax.entities.build import build_catalogue
+from elq_jax.entities.catalogue import Catalogue
+from elq_jax.storage import files
+
+
+def write_lines(path, records):
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def entity(title, text="A text.", **fields):
+    return {"title": title, "text": text, **fields}
+
+
+def build(tmp_path, records, **options):
+    source = write_lines(tmp_path / "entities.jsonl", records)
+    report = build_catalogue(source, tmp_path / "catalogue.arrow", **options)
+    return report, Catalogue.open(tmp_path / "catalogue.arrow")
+
+
+@pytest.fixture(params=[2, 7, 32768])
+def small_batches(request, monkeypatch):
+    """Several record batches, a last one that is full or not, and a single one."""
+    monkeypatch.setattr(build_module, "_ROWS_PER_BATCH", request.param)
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_published_entity_file_row_by_row(fixtures, tmp_path):
+    lines = (fixtures / "entity.jsonl").read_text().splitlines()[:28]
+    report, catalogue = build(tmp_path, lines)
+    expected = [json.loads(line) for line in lines]
+    assert report.rows == len(catalogue) == 28
+    assert report.fingerprint == catalogue.fingerprint
+    rows = np.random.default_rng(0).integers(0, 28, 50)
+    assert catalogue.titles(rows) == [expected[row]["title"] for row in rows]
+    assert catalogue.texts(rows) == [expected[row]["text"] for row in rows]
+    assert catalogue.wikidata_ids(rows) == [expected[row].get("kb_idx") for row in rows]
+    assert catalogue.aliases(rows) == [[]] * 50
+    assert [found.title for found in catalogue] == [record["title"] for record in expected]
+    assert catalogue[27].row == 27
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_lookup_equals_a_slow_search(tmp_path):
+    random = np.random.default_rng(1)
+    records = [
+        entity(f"t{random.integers(12)}", wikidata_id=random.choice([None, "Q1", "Q2", "Q33"]))
+        for _ in range(30)
+    ]
+    report, catalogue = build(tmp_path, records)
+    titles = [record["title"] for record in records]
+    ids = [record["wikidata_id"] for record in records]
+    assert report.duplicate_titles == 30 - len(set(titles))
+    for wanted in (["t3", "t99", "t3", "T3", "", None, "t0", "x\ud800"], [], titles):
+        slow = [titles.index(value) if value in titles else -1 for value in wanted]
+        found = catalogue.rows_of_titles(wanted)
+        assert found.dtype == np.int64
+        assert found.tolist() == slow
+    for wanted in (["Q33", None, "Q1", "Q7", "Q1"], [None], ids):
+        slow = [ids.index(v) if v is not None and v in ids else -1 for v in wanted]
+        assert catalogue.rows_of_wikidata_ids(wanted).tolist() == slow
+
+
+def test_optional_fields(tmp_path):
+    records = [
+        entity("Paris", wikidata_id="Q90", kb_idx="Q1", aliases=["Lutetia", "City of Light"]),
+        entity("Albedo", kb_idx="enwiki:39", wikidata_id=None, aliases=None),
+        entity("Thor", kb_idx="Q42952", unknown_field=[1]),
+        entity("naïve 😀", text=" Côte\u2028d'Ivoire \u0301"),
+    ]
+    report, catalogue = build(tmp_path, records)
+    assert catalogue.wikidata_ids(range(4)) == ["Q90", None, "Q42952", None]
+    assert catalogue[0].aliases == ("Lutetia", "City of Light")
+    assert catalogue[1].aliases == ()
+    assert catalogue[3].title == "naïve 😀"
+    assert catalogue[3].text == " Côte\u2028d'Ivoire \u0301"
+    assert (report.empty_texts, report.duplicate_titles, report.skipped) == (0, 0, [])
+
+
+def test_catalogue_of_one_entity(tmp_path):
+    report, catalogue = build(tmp_path, [entity("Dune")])
+    assert (report.rows, len(catalogue)) == (1, 1)
+    assert catalogue.rows_of_titles(["Dune", "dune"]).tolist() == [0, -1]
+    assert catalogue.titles([]) == []
+
+
+def test_duplicate_titles_are_kept_and_counted(tmp_path):
+    report, catalogue = build(tmp_path, [entity("Dune", "A film."), entity("Dune", "A book.")])
+    assert report.duplicate_titles == 1
+    assert catalogue.texts([0, 1]) == ["A film.", "A book."]
+    assert catalogue.rows_of_titles(["Dune"]).tolist() == [0]
+
+
+def test_empty_text_is_kept_and_counted(tmp_path):
+    report, catalogue = build(tmp_path, [entity("Dune", "")])
+    assert report.empty_texts == 1
+    assert catalogue.texts([0]) == [""]
+
+
+def test_gzip_byte_order_mark_and_windows_line_ends(tmp_path):
+    records = [entity("Dune"), entity("Thor")]
+    data = "\ufeff" + "".join(json.dumps(record) + "\r\n" for record in records) + "\n\n"
+    with gzip.open(tmp_path / "entities.jsonl.gz", "wt", encoding="utf-8", newline="") as file:
+        file.write(data)
+    build_catalogue(tmp_path / "entities.jsonl.gz", tmp_path / "catalogue.arrow")
+    assert Catalogue.open(tmp_path / "catalogue.arrow").titles([0, 1]) == ["Dune", "Thor"]
+
+
+def test_fingerprint_is_of_titles_and_texts_in_order(tmp_path):
+    def fingerprint(*records):
+        return build(tmp_path, records)[1].fingerprint
+
+    first = fingerprint(entity("a", "b"), entity("c", "d"))
+    assert fingerprint(entity("a", "b", wikidata_id="Q1"), entity("c", "d")) == first
+    others = {
+        fingerprint(entity("a", "b")),
+        fingerprint(entity("c", "d"), entity("a", "b")),
+        fingerprint(entity("ab", ""), entity("c", "d")),
+        fingerprint(entity("a", "b"), entity("c", "e")),
+    }
+    assert len(others | {first}) == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"title": "x", ', "invalid JSON"),
+        ("[1]", "expected a JSON object"),
+        ({"text": "x"}, "field 'title': missing"),
+        ({"title": " ", "text": "x"}, "field 'title': found"),
+        ({"title": 1984, "text": "x"}, "field 'title': found 1984, expected a string"),
+        ({"title": "x"}, "field 'text': missing"),
+        ({"title": "x", "text": None}, "field 'text': found null"),
+        ({"title": "x", "text": "", "wikidata_id": 42}, "field 'wikidata_id': found 42"),
+        ({"title": "x", "text": "", "wikidata_id": "P31"}, "field 'wikidata_id'"),
+        ({"title": "x", "text": "", "aliases": "y"}, "field 'aliases'"),
+        ({"title": "x", "text": "", "aliases": [1]}, "field 'aliases'"),
+        ('{"title": "\\ud800", "text": ""}', "surrogate"),
+        ("", "blank line"),
+    ],
+)
+def test_bad_third_line(tmp_path, line, message):
+    records = [entity("a"), entity("b"), line, entity("c")]
+    with pytest.raises(DataError, match=rf"entities\.jsonl:3: .*{message}"):
+        build(tmp_path, records)
+    assert [path.name for path in tmp_path.iterdir()] == ["entities.jsonl"]
+    report, catalogue = build(tmp_path, records, on_error="skip")
+    assert catalogue.titles(range(len(catalogue))) == ["a", "b", "c"]
+    [skipped] = report.skipped
+    assert "entities.jsonl:3: " in skipped
+    assert message.split("'")[0] in skipped
+
+
+def test_line_that_is_not_utf8(tmp_path):
+    path = tmp_path / "entities.jsonl"
+    path.write_bytes(b'{"title": "a", "text": ""}\n{"title": "\xff", "text": ""}\n')
+    with pytest.raises(DataError, match=r"entities\.jsonl:2: not UTF-8"):
+        build_catalogue(path, tmp_path / "catalogue.arrow")
+    report = build_catalogue(path, tmp_path / "catalogue.arrow", on_error="skip")
+    assert (report.rows, len(report.skipped)) == (1, 1)
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_empty_file(tmp_path, content):
+    (tmp_path / "entities.jsonl").write_text(content)
+    with pytest.raises(DataError, match="found an empty file"):
+        build_catalogue(tmp_path / "entities.jsonl", tmp_path / "catalogue.arrow")
+    assert not (tmp_path / "catalogue.arrow").exists()
+
+
+def test_nothing_but_bad_lines(tmp_path):
+    with pytest.raises(DataError, match=r"found 2 lines that cannot be used(.|\n)*jsonl:1: "):
+        build(tmp_path, ["x", "y"], on_error="skip")
+
+
+def test_no_such_file_and_wrong_option(tmp_path):
+    with pytest.raises(ElqError, match="no such file"):
+        build_catalogue(tmp_path / "nothing.jsonl", tmp_path / "catalogue.arrow")
+    with pytest.raises(ElqError, match="on_error is 'ignore'"):
+        build(tmp_path, [entity("a")], on_error="ignore")
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_gzip_cut_short_or_not_gzip(tmp_path, on_error):
+    records = "".join(json.dumps(entity(f"entity {i}")) + "\n" for i in range(2000))
+    data = gzip.compress(records.encode())
+    path = tmp_path / "entities.jsonl.gz"
+    for damaged in (data[: len(data) // 2], data[:-4], records.encode()):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"entities\.jsonl\.gz:\d+: not a whole gzip file"):
+            build_catalogue(path, tmp_path / "catalogue.arrow", on_error=on_error)
+        assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
+class FullDisk:
+    """A file on a disk that takes `room` more bytes."""
+
+    def __init__(self, file, room):
+        self._file, self._room = file, room
+
+    def write(self, data):
+        self._room -= len(data)
+        if self._room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._file.write(data)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._file.close()
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+
+@pytest.mark.parametrize("room", [0, 500, 5000])
+def test_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, room):
+    build(tmp_path, [entity("old")])
+    names = sorted(path.name for path in tmp_path.iterdir())
+    fdopen = files.os.fdopen
+    monkeypatch.setattr(files.os, "fdopen", lambda *a, **k: FullDisk(fdopen(*a, **k), room))
+    monkeypatch.setattr(build_module, "_ROWS_PER_BATCH", 10)
+    with pytest.raises(ElqError, match=r"catalogue\.arrow: not written, the disk is full"):
+        build(tmp_path, [entity(f"new {i}") for i in range(1000)])
+    monkeypatch.undo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert Catalogue.open(tmp_path / "catalogue.arrow").titles([0]) == ["old"]
+
+
+def test_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
+    parse = build_module._parse_entity
+
+    def interrupt(line, source, line_number):
+        if line_number == 3:
+            raise KeyboardInterrupt
+        return parse(line, source, line_number)
+
+    monkeypatch.setattr(build_module, "_parse_entity", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path, [entity("a"), entity("b"), entity("c")])
+    assert [path.name for path in tmp_path.iterdir()] == ["entities.jsonl"]
+
+
+def test_open_what_is_not_a_catalogue(tmp_path):
+    path = tmp_path / "catalogue.arrow"
+    with pytest.raises(ElqError, match="no such file"):
+        Catalogue.open(path)
+    for content in (b"", b"hello\n", b"x" * 1000):
+        path.write_bytes(content)
+        with pytest.raises(ElqError, match="not a whole Arrow file"):
+            Catalogue.open(path)
+    table = pa.table({"title": ["a"]})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(ElqError, match="not a catalogue"):
+        Catalogue.open(path)
+    build(tmp_path, [entity(f"entity {i}") for i in range(100)])
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ElqError, match="not a whole Arrow file"):
+        Catalogue.open(path)
+
+
+@pytest.mark.parametrize("rows", [[-1], [0, 3], np.array([3])])
+def test_row_outside(tmp_path, rows):
+    _, catalogue = build(tmp_path, [entity("a"), entity("b"), entity("c")])
+    with pytest.raises(IndexError, match=r"row -?\d is not in the catalogue \(0 to 2\)"):
+        catalogue.titles(rows)
+
+
+def test_rows_of_a_wrong_kind(tmp_path):
+    _, catalogue = build(tmp_path, [entity("a")])
+    for rows in ([0.0], [[0]], ["0"], [True]):
+        with pytest.raises(ElqError, match="rows: found"):
+            catalogue.titles(rows)
+
+
+def test_opening_reads_no_rows(tmp_path):
+    build(tmp_path, [entity(f"entity {i}", "x" * 1000) for i in range(2000)])
+    before = pa.total_allocated_bytes()
+    catalogue = Catalogue.open(tmp_path / "catalogue.arrow")
+    assert pa.total_allocated_bytes() - before < 100_000
+    assert len(catalogue) == 2000
+
+
+def test_save_and_pickle(tmp_path):
+    _, catalogue = build(tmp_path, [entity("a"), entity("b")])
+    catalogue.save(tmp_path / "linker" / "catalogue.arrow")
+    copy = Catalogue.open(tmp_path / "linker" / "catalogue.arrow")
+    assert copy.fingerprint == catalogue.fingerprint
+    assert copy.titles([0, 1]) == ["a", "b"]
+    assert pickle.loads(pickle.dumps(catalogue)).titles([1]) == ["b"]

@@ -1,0 +1,254 @@
+"""Sweeps, scores, intervals, errors and outputs of the evaluation against slow recomputation."""
+
+import io
+import json
+import struct
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from elq_jax.core.errors import ElqError
+from elq_jax.evaluation import show
+from elq_jax.evaluation.matching import Counts, count_matches
+from elq_jax.evaluation.sweep import Evaluation, Gold, Predicted, QuestionResult
+from elq_jax.linking import decoding
+
+
+def random_results(seed, questions=40):
+    """Disjoint spans on a line of 30 characters, few rows and few scores, so that all collide."""
+    rng = np.random.default_rng(seed)
+
+    def spans():
+        cuts = np.sort(rng.choice(30, 2 * rng.integers(0, 5), replace=False)).tolist()
+        return zip(cuts[::2], cuts[1::2], strict=True)
+
+    results = []
+    for number in range(questions):
+        gold = tuple(Gold(s, e, int(rng.integers(-1, 3))) for s, e in spans())
+        predicted = [
+            Predicted(s, e, int(rng.integers(0, 3)), -float(rng.integers(1, 12)) / 4)
+            for s, e in spans()
+        ]
+        predicted += [Predicted(g.start, g.end, g.row, -0.3) for g in gold[:1] if g.row > 1]
+        results.append(QuestionResult(str(number), "x" * 30, gold, tuple(predicted)))
+    return results
+
+
+def slow_counts(results, threshold):
+    total = Counts()
+    for result in results:
+        gold = [("none" if g.row < 0 else g.row, g.start, g.end) for g in result.gold]
+        kept = [(p.row, p.start, p.end) for p in result.predicted if p.score > threshold]
+        total += Counts(*count_matches(gold, kept), len(kept), len(gold))
+    return total
+
+
+def test_filtering_by_score_equals_decoding_again():
+    """Greedy resolution at a higher threshold is a prefix of the one at a lower threshold."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        start = rng.integers(1, 12, 15)
+        bounds = np.stack([start, np.minimum(start + rng.integers(0, 5, 15), 12)], -1)
+        scores = -np.sort(-rng.normal(0, 2, (15, 4)), -1).astype(np.float32)
+        rows = rng.integers(0, 99, (15, 4))
+        arrays = (rng.normal(0, 2, 15).astype(np.float32), bounds, np.ones(15, bool), scores, rows)
+        low = decoding.decode(*arrays, -6.0, length=14)
+        for threshold in (-6.0, *(m.score for m in low), -1.234, 0.0):
+            high = decoding.decode(*arrays, threshold, length=14)
+            assert [(m.start, m.end, m.score) for m in high] == [
+                (m.start, m.end, m.score) for m in low if m.score > threshold
+            ]
+
+
+def test_sweep_equals_counting_at_each_threshold():
+    for seed in range(5):
+        results = random_results(seed)
+        evaluation = Evaluation(results)
+        sweep = evaluation.sweep
+        scores = {p.score for r in results for p in r.predicted}
+        assert len(sweep.thresholds) == len(scores) + 1
+        assert (np.diff(sweep.thresholds) < 0).all()
+        for i, threshold in enumerate(sweep.thresholds):
+            counts = slow_counts(results, threshold)
+            assert evaluation.counts(threshold) == counts
+            assert (sweep.weak[i], sweep.strong[i]) == (counts.weak, counts.strong)
+            assert (sweep.predicted[i], sweep.gold) == (counts.predicted, counts.gold)
+            for metric in ("weak", "strong"):
+                for name in ("precision", "recall", "f1"):
+                    value = getattr(sweep, name)(metric)[i]
+                    assert value == pytest.approx(getattr(counts, f"{metric}_{name}"))
+        for threshold in np.linspace(-4, 0.5, 50):
+            point = sweep.index(threshold)
+            counts = slow_counts(results, threshold)
+            assert (sweep.weak[point], sweep.predicted[point]) == (counts.weak, counts.predicted)
+        for metric in ("weak", "strong"):
+            best = slow_counts(results, sweep.best_threshold(metric))
+            highest = max(
+                getattr(slow_counts(results, t), f"{metric}_f1") for t in np.linspace(-4, 0, 401)
+            )
+            assert getattr(best, f"{metric}_f1") == pytest.approx(highest)
+
+
+def test_sweep_without_predictions():
+    results = [QuestionResult("1", "dune?", (Gold(0, 4, 3),), ())]
+    sweep = Evaluation(results, decoded_at=-5.0).sweep
+    assert sweep.thresholds.tolist() == [-5.0]
+    assert sweep.best_threshold() == -5.0
+    assert sweep.f1().tolist() == [0.0]
+    assert Evaluation([]).report(-1.0)["all"]["weak"]["f1"] == 0
+
+
+def test_threshold_below_the_predictions_is_refused():
+    evaluation = Evaluation(random_results(0), decoded_at=-3.0)
+    assert evaluation.sweep.thresholds.min() == -3.0
+    with pytest.raises(ElqError, match="threshold -4 is below -3"):
+        evaluation.counts(-4.0)
+
+
+TEXT = "who wrote dune and emma in paris?"
+DUNE, EMMA, PARIS = (10, 14), (19, 23), (27, 32)
+
+
+def example():
+    """One question each: right, wrong entity, wrong bounds, missed + spurious, not in catalogue."""
+    return [
+        QuestionResult("ok", TEXT, (Gold(*DUNE, 1),), (Predicted(*DUNE, 1, -0.1),), ([1, 2, 3],)),
+        QuestionResult(
+            "entity", TEXT, (Gold(*DUNE, 1),), (Predicted(*DUNE, 2, -0.2, (2, 3, 1)),), ([2, 3, 1],)
+        ),
+        QuestionResult(
+            "bounds", TEXT, (Gold(*EMMA, 4),), (Predicted(15, 23, 4, -0.3),), ([4, 5, 6],)
+        ),
+        QuestionResult("other", TEXT, (Gold(*PARIS, 5),), (Predicted(0, 3, 9, -0.4),), ([8, 5],)),
+        QuestionResult(
+            "outside",
+            TEXT,
+            (Gold(*PARIS, -1, "Paris, Texas"), Gold(*DUNE, 1)),
+            (Predicted(*PARIS, 5, -0.5), Predicted(*DUNE, 1, -9.0)),
+            ([-1, 5], []),
+        ),
+    ]
+
+
+def test_scores():
+    evaluation = Evaluation(example())
+    assert evaluation.counts(-1.0) == Counts(weak=2, strong=1, predicted=5, gold=6)
+    assert evaluation.counts(-10.0) == Counts(weak=3, strong=2, predicted=6, gold=6)
+    known = evaluation.in_catalogue()
+    assert known.counts(-10.0) == Counts(weak=2, strong=1, predicted=4, gold=4)
+    mentions = evaluation.counts(-1.0, mentions_only=True)
+    assert mentions == Counts(weak=4, strong=3, predicted=5, gold=6)
+
+
+def test_disambiguation_at_gold_spans():
+    ranking = Evaluation(example()).disambiguation()
+    assert ranking.total == 6
+    assert ranking.hits.tolist() == [2, 3, 4]
+    assert (ranking.accuracy, ranking.recall(2), ranking.recall(50)) == (2 / 6, 3 / 6, 4 / 6)
+    known = Evaluation(example()).in_catalogue().disambiguation()
+    assert (known.total, known.accuracy, known.recall(3)) == (4, 0.5, 1.0)
+    assert Evaluation(random_results(0)).disambiguation() is None
+    with pytest.raises(ElqError, match="question '7': gold_candidates has 2 entries, expected one"):
+        Evaluation([QuestionResult("7", TEXT, (Gold(*DUNE, 1),), (), ([1], [2]))])
+
+
+def test_errors(tmp_path):
+    asked = []
+
+    def titles(rows):
+        asked.append(list(rows))
+        return [f"title {row}" for row in rows]
+
+    errors = Evaluation(example()).errors(-1.0, titles)
+    assert len(asked) == 1  # the catalogue is read once
+    shown = [(e["id"], e["error"], e["gold"], e["predicted"], e["gold_rank"]) for e in errors]
+
+    def record(start, end, row, title, **score):
+        return dict(start=start, end=end, mention=TEXT[start:end], entity=row, title=title, **score)
+
+    assert shown == [
+        (
+            "entity",
+            "wrong_entity",
+            record(*DUNE, 1, "title 1"),
+            record(*DUNE, 2, "title 2", score=-0.2),
+            2,
+        ),
+        (
+            "bounds",
+            "wrong_bounds",
+            record(*EMMA, 4, "title 4"),
+            record(15, 23, 4, "title 4", score=-0.3),
+            None,
+        ),
+        ("other", "spurious", None, record(0, 3, 9, "title 9", score=-0.4), None),
+        ("other", "missed", record(*PARIS, 5, "title 5"), None, None),
+        ("outside", "missed", record(*DUNE, 1, "title 1"), None, None),
+        (
+            "outside",
+            "wrong_entity",
+            record(*PARIS, None, "Paris, Texas"),
+            record(*PARIS, 5, "title 5", score=-0.5),
+            None,
+        ),
+    ]
+    show.write_errors(tmp_path / "errors.jsonl", errors)
+    lines = (tmp_path / "errors.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == errors
+
+
+def test_errors_account_for_everything_that_is_not_exact():
+    """Every gold mention and every prediction is exactly right or in one error record."""
+    for seed in range(5):
+        results = random_results(seed)
+        errors = Evaluation(results).errors(-2.0)
+        counts = slow_counts(results, -2.0)
+        assert sum(e["gold"] is not None for e in errors) == counts.gold - counts.strong
+        assert sum(e["predicted"] is not None for e in errors) == counts.predicted - counts.strong
+
+
+def test_bootstrap_interval_agrees_with_the_binomial():
+    """With one gold mention and one prediction per question, F1 is a share of n coin flips."""
+    n, p = 400, 0.8
+    results = [
+        QuestionResult(str(i), TEXT, (Gold(*DUNE, 1),), (Predicted(*DUNE, 1 + (i >= n * p), -1.0),))
+        for i in range(n)
+    ]
+    evaluation = Evaluation(results)
+    low, high = evaluation.f1_interval(-2.0)
+    half = 1.96 * np.sqrt(p * (1 - p) / n)
+    np.testing.assert_allclose([low, high], [p - half, p + half], atol=0.01)
+    assert (low, high) == evaluation.f1_interval(-2.0)
+    assert evaluation.f1_interval(-2.0, mentions_only=True) == (1.0, 1.0)
+
+
+def test_report_is_json_and_prints():
+    evaluation = Evaluation(example())
+    made = evaluation.report(-1.0, resamples=50)
+    assert json.loads(json.dumps(made)) == made
+    assert made["all"]["questions"] == 5
+    assert made["in_catalogue"]["questions"] == 4
+    assert made["all"]["strong"]["correct"] == 1
+    assert made["disambiguation"]["in_catalogue"]["recall"] == {"1": 0.5, "3": 1.0}
+    assert made["errors"] == {"missed": 2, "spurious": 1, "wrong_entity": 2, "wrong_bounds": 1}
+    assert "f1_interval" not in evaluation.report(-1.0, resamples=0)["all"]["weak"]
+    stream = io.StringIO()
+    show.print_report(Console(file=stream, width=80), made)
+    text = stream.getvalue()
+    assert "…" not in text  # nothing is cut at 80 columns
+    for part in ("in catalogue", "all questions", "mentions only", "recall@3", "2 wrong entity"):
+        assert part in text
+    f1 = made["all"]["weak"]["f1"]
+    assert f"{f1:.3f} ±" in text
+
+
+def test_plot(tmp_path):
+    evaluation = Evaluation(random_results(1))
+    path = tmp_path / "curve.png"
+    show.plot_precision_recall(path, evaluation.sweep, -1.3, "random")
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", data[16:24]) == (900, 810)
+    assert [p.name for p in tmp_path.iterdir()] == ["curve.png"]
+    show.plot_precision_recall(path, Evaluation([]).sweep, 0.0)

@@ -1,0 +1,610 @@
+"""EntityLinker on the fixtures' model: offsets, batches, devices, thresholds, directories."""
+
+import dataclasses
+import errno
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import unicodedata
+
+import jax
+import numpy as np
+import pytest
+from reference import arrays, tiny_config, tiny_linker_directory, tiny_params, write_embeddings
+
+from elq_jax import EntityLinker, LinkingSettings
+from elq_jax.core.errors import ElqError
+from elq_jax.entities.build import build_catalogue
+from elq_jax.entities.catalogue import Catalogue
+from elq_jax.linking import directory
+from elq_jax.model import bundle
+from elq_jax.model.bundle import initial_params
+from elq_jax.retrieval.exact import QUERY_BUCKETS, ExactIndex
+from elq_jax.text.tokenization import Tokenizer
+
+# Of 12 tokens at most but for two: every other shape is compiled anew.
+QUESTIONS = [
+    "who is the governor of ohio 2011 ?",
+    "",
+    "spoken in Côte d'Ivoire?",
+    "was 👩‍👩‍👧 obama 🇨🇮 born",
+    "cafe\u0301, A\u030angstro\u0308m and\tnai\u0308ve\u200b words",
+    "   東京 は どこ   ですか",
+    "Paris is [PAD] of [SEP] [unused2]",
+    "hi",
+]
+SHORT = [QUESTIONS[0], QUESTIONS[1], QUESTIONS[3]]
+SCORE = dict(rel=0, abs=2e-5)
+
+
+def one_device():
+    return jax.devices()[:1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_linker_directory(tmp_path_factory.mktemp("linker"), threshold=-4.5)
+
+
+@pytest.fixture(scope="module")
+def linker(folder):
+    return EntityLinker.from_pretrained(folder, devices=one_device())
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    """A linker directory to be damaged."""
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def assert_same(found, expected):
+    """Equal links, their scores to float tolerance."""
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert [(x.start, x.end, x.title) for x in one] == [
+            (x.start, x.end, x.title) for x in other
+        ]
+        for x, y in zip(one, other, strict=True):
+            assert x.score == pytest.approx(y.score, **SCORE)
+            assert x.mention_score == pytest.approx(y.mention_score, **SCORE)
+            for a, b in zip(x.candidates, y.candidates, strict=True):
+                assert a.score == pytest.approx(b.score, **SCORE)
+
+
+def slow_normalize(text):
+    """Lower case without accents, marks, control characters and white space."""
+    kept = []
+    for character in unicodedata.normalize("NFD", text.lower()):
+        category = unicodedata.category(character)
+        if category != "Mn" and category[0] not in "CZ":
+            kept.append(character)
+    return "".join(kept)
+
+
+def test_offsets_index_the_original_string(linker):
+    scored = linker.score_batch(QUESTIONS, -np.inf)
+    tokens = linker.decode_tokens(scored, -np.inf)
+    links = linker.decode(scored, -np.inf)
+    assert sum(map(len, links)) > 15
+    assert links[1] == []  # the empty question
+    for text, question, spans, found in zip(QUESTIONS, scored, tokens, links, strict=True):
+        assert [link.start for link in found] == sorted(link.start for link in found)
+        spans = sorted(spans, key=lambda span: span.start)
+        last = 0
+        for span, link in zip(spans, found, strict=True):
+            assert last <= link.start < link.end <= len(text)
+            last = link.end
+            assert text[link.start : link.end] == link.mention == link.mention.strip()
+            ids = question.encoded.ids[span.start : span.end + 1]
+            pieces = linker.tokenizer.decode(ids).removeprefix("##")
+            if "[UNK]" not in pieces:
+                assert slow_normalize(link.mention) == slow_normalize(pieces)
+
+
+def test_a_link_holds_what_the_catalogue_says(linker):
+    [link, *_] = linker(QUESTIONS[0], threshold=-np.inf)
+    entity = linker.catalogue[link.entity]
+    assert (link.title, link.wikidata_id) == (entity.title, entity.wikidata_id)
+    assert link.candidates[0].entity == link.entity
+    assert link.candidates[0].score == link.score < link.mention_score < 0
+    assert len(link.candidates) == 10
+    scores = [candidate.score for candidate in link.candidates]
+    assert scores == sorted(scores, reverse=True)
+    # The softmax runs over the candidates retrieved.
+    assert np.exp(np.array(scores) - link.mention_score).sum() == pytest.approx(1)
+
+
+def test_batches_give_what_single_questions_give(linker):
+    together = linker.link_batch(QUESTIONS, -np.inf)
+    assert_same(together, [linker(text, -np.inf) for text in QUESTIONS])
+    assert_same(together, linker.link_batch(QUESTIONS, -np.inf, batch_size=4))
+    assert linker.link_batch([]) == []
+
+
+def test_more_questions_than_are_held_at_once(linker, monkeypatch):
+    expected = linker.link_batch(QUESTIONS, -np.inf)
+    monkeypatch.setattr("elq_jax.linking.linker._BATCHES_IN_FLIGHT", 2)
+    assert_same(linker.link_batch(QUESTIONS * 3, -np.inf, batch_size=1), expected * 3)
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_devices_give_the_same_links(folder, linker, count):
+    several = EntityLinker.from_pretrained(folder, devices=jax.devices()[:count])
+    found = several.link_batch(SHORT, -np.inf)  # no device count divides them
+    assert_same(found, linker.link_batch(SHORT, -np.inf))
+
+
+@pytest.mark.parametrize("threshold", [-3.0, -4.2, -np.inf])
+def test_scored_once_decoded_at_any_threshold(linker, threshold):
+    scored = linker.score_batch(QUESTIONS, -np.inf)
+    found = linker.decode(scored, threshold)
+    assert_same(found, linker.link_batch(QUESTIONS, threshold))
+    assert all(link.score > threshold for links in found for link in links)
+
+
+def test_threshold_below_that_of_scoring(linker):
+    scored = linker.score_batch(QUESTIONS, -3.0)
+    with pytest.raises(ElqError, match=r"threshold -3\.5 is below -3.*score them again"):
+        linker.decode(scored, -3.5)
+
+
+def test_long_questions_are_cut_with_a_warning(linker):
+    text = "what did obama say? " * 500  # 10,000 characters
+    with pytest.warns(UserWarning, match="only the first 5.. of 10000 characters"):
+        [links] = linker.link_batch([text], -np.inf)
+    [scored] = linker.score_batch([text])
+    assert len(scored.encoded.ids) == 128
+    assert links
+    assert max(link.end for link in links) <= scored.encoded.truncated_at
+    # 5 tokens a sentence, 126 to be had.
+    assert scored.encoded.truncated_at == 25 * 20 + len("what ")
+
+
+def test_literal_special_tokens_are_text(linker):
+    texts = ["is [SEP] it [PAD]", "is sep it pad", "[unused2]", "unused2"]
+    with_them, without, tag, no_tag = linker.encode(texts)
+    tokenizer = linker.tokenizer
+    special = {tokenizer.sep_id, tokenizer.pad_id, tokenizer.entity_tag_id}
+    assert not special & {*with_them.ids[1:-1].tolist(), *tag.ids.tolist()[1:-1]}
+    assert len(with_them.ids) == len(without.ids) + 4  # four brackets
+    assert tag.ids.tolist()[2:-2] == no_tag.ids.tolist()[1:-1]
+
+
+def test_one_string_is_not_a_list_of_questions(linker):
+    with pytest.raises(ElqError, match="give a list"):
+        linker.link_batch("who wrote dune?")
+    with pytest.raises(ElqError, match=r"texts\[1\]: found NoneType"):
+        linker.link_batch(["who", None])
+
+
+def count_compilations(function):
+    """How many programs XLA compiles during a call."""
+    count = 0
+
+    def listen(event, duration, **_):
+        nonlocal count
+        count += event == "/jax/core/compile/backend_compile_duration"
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    function()
+    found, count = count, -(10**9)
+    return found
+
+
+def test_a_stream_of_questions_compiles_a_handful_of_programs(folder):
+    opened = EntityLinker.from_pretrained(folder)
+    linker = EntityLinker(
+        tiny_config(max_question_tokens=16),
+        tiny_params()["question"],
+        opened.tokenizer,
+        opened.catalogue,
+        opened.index,
+        devices=one_device(),
+    )
+    rng = random.Random(0)
+    words = ["who", "wrote", "the", "book", "about", "obama", "and", "paris", "in", "ohio"]
+    questions = [" ".join(rng.choices(words, k=rng.randint(0, 14))) for _ in range(300)]
+
+    def stream():
+        rest = list(questions)
+        while rest:
+            size = rng.randint(1, 70)
+            linker.link_batch(rest[:size], -np.inf, batch_size=4)
+            rest = rest[size:]
+
+    programs = 2 * 2  # lengths 12 and 16, batches of 1 and 4
+    assert 0 < count_compilations(stream) <= programs + len(QUERY_BUCKETS) + 5  # and small ones
+    for _ in range(3):
+        assert count_compilations(stream) <= 3  # a size that had not come up
+
+
+def test_other_parameters_compile_nothing(linker):
+    question = QUESTIONS[0]
+    before = linker([question][0], -np.inf)
+    params = jax.tree.map(lambda x: 0.9 * x, tiny_params()["question"])
+    changed = linker.with_params(params)
+    links = None
+
+    def link():
+        nonlocal links
+        links = changed(question, -np.inf)
+
+    assert count_compilations(link) == 0
+    assert [link.score for link in links] != [link.score for link in before]
+    rebuilt = EntityLinker(
+        linker.config,
+        params,
+        linker.tokenizer,
+        linker.catalogue,
+        linker.index,
+        linker.settings,
+        devices=one_device(),
+    )
+    assert_same([links], [rebuilt(question, -np.inf)])
+    assert_same([linker(question, -np.inf)], [before])
+    with pytest.raises(ElqError, match="put together in memory"):
+        changed.save_pretrained("anywhere")
+
+
+def test_settings_of_the_directory_and_of_the_caller(folder):
+    opened = EntityLinker.from_pretrained(
+        folder, threshold=-2.0, num_candidates=3, max_mentions=2, devices=one_device()
+    )
+    assert opened.settings == LinkingSettings(threshold=-2.0, num_candidates=3, max_mentions=2)
+    links = opened.link_batch(SHORT, -np.inf)
+    assert max(map(len, links)) == 2
+    assert {len(link.candidates) for found in links for link in found} == {3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"treshold": -1}, "setting 'treshold': unknown; expected one of threshold, max_mentions"),
+        ({"max_mentions": 0}, "max_mentions: 0; expected an integer, at least 1"),
+        ({"max_mentions": 2.5}, "max_mentions: 2.5; expected an integer"),
+        ({"num_candidates": "3"}, "num_candidates: '3'; expected an integer"),
+        ({"threshold": float("nan")}, "threshold: nan; expected a number"),
+        ({"threshold": None}, "threshold: None; expected a number"),
+        ({"threshold": "high"}, "threshold: 'high'; expected a number"),
+        ({"threshold_type": "best"}, "threshold_type: 'best'"),
+        ({"max_question_tokens": 2}, "max_question_tokens: 2; expected an integer, at least 3"),
+    ],
+)
+def test_settings_that_cannot_be(folder, linker, copy, settings, message):
+    """Given when a linker is opened, later, and in the directory."""
+    with pytest.raises(ElqError, match=message):
+        EntityLinker.from_pretrained(folder, **settings)
+    with pytest.raises(ElqError, match=message):
+        linker.with_settings(**settings)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"linking": settings}))
+    with pytest.raises(ElqError, match=rf'config\.json: "linking": {message}'):
+        EntityLinker.from_pretrained(copy)
+
+
+def test_arguments_that_cannot_be(folder, linker):
+    for texts, message in (
+        ("one string", "texts: found one string"),
+        (None, "texts: found NoneType"),
+        ([None], r"texts\[0\]: found NoneType, expected a string"),
+    ):
+        with pytest.raises(ElqError, match=message):
+            linker.link_batch(texts)
+    for size in (0, None, "8", 2.5, True):
+        with pytest.raises(ElqError, match=f"batch_size: {size!r}; expected an integer"):
+            linker.link_batch(SHORT, batch_size=size)
+    with pytest.raises(ElqError, match="threshold: 'high'; expected a number"):
+        linker(SHORT[0], "high")
+    with pytest.raises(ElqError, match="dtype: 'fp16'; expected one of"):
+        EntityLinker.from_pretrained(folder, dtype="fp16")
+    with pytest.raises(
+        ElqError, match=r"bounds\[0\]: \[1, 200\]; expected first and last token of"
+    ):
+        linker.candidates_at(["who is obama"], [np.array([[1, 200]])])
+    with pytest.raises(ElqError, match="bounds: found 0, expected one for each"):
+        linker.candidates_at(["who is obama"], [])
+
+
+def test_texts_of_any_iterable(linker):
+    expected = linker.link_batch(SHORT, -np.inf)
+    assert_same(linker.link_batch(iter(SHORT), -np.inf), expected)
+    assert_same(linker.link_batch(dict.fromkeys(SHORT).keys(), -np.inf), expected)
+    assert_same(linker.link_batch(np.array(SHORT), -np.inf), expected)
+
+
+def test_questions_cut_shorter_than_the_directory_says(folder, linker):
+    words = "who is obama in ohio and paris and dune"
+    shorter = EntityLinker.from_pretrained(folder, max_question_tokens=5, devices=one_device())
+    [cut], [whole] = shorter.encode([words]), linker.encode([words])
+    assert cut.ids.tolist() == [*whole.ids[:4], whole.ids[-1]]
+    [back] = shorter.with_settings(max_question_tokens=None).encode([words])
+    assert back.ids.tolist() == whole.ids.tolist()
+    with pytest.raises(ElqError, match="max_question_tokens: 1000; expected 3 to 512"):
+        EntityLinker.from_pretrained(folder, max_question_tokens=1000)
+
+
+def test_save_pretrained_and_open_again(linker, tmp_path):
+    target = tmp_path / "saved"
+    linker.with_settings(threshold=-4.4).save_pretrained(target)
+    again = EntityLinker.from_pretrained(target, devices=one_device())
+    assert again.settings == dataclasses.replace(linker.settings, threshold=-4.4)
+    assert_same(again.link_batch(SHORT), linker.link_batch(SHORT, -4.4))
+    # Into itself: only the settings change.
+    again.with_settings(threshold=-3.0).save_pretrained(target)
+    assert EntityLinker.from_pretrained(target).settings.threshold == -3.0
+    assert linker.settings.threshold == -4.5
+    again.with_settings(threshold=-np.inf, max_question_tokens=9).save_pretrained(target)
+    json.loads((target / "config.json").read_text(), parse_constant=pytest.fail)
+    everything = EntityLinker.from_pretrained(target)
+    assert everything.settings.threshold == -np.inf
+    assert everything.max_question_tokens == 9
+
+
+def test_save_pretrained_spares_other_folders(linker, tmp_path):
+    (tmp_path / "thesis.txt").write_text("important")
+    with pytest.raises(ElqError, match="not a linker directory; give another name"):
+        linker.save_pretrained(tmp_path)
+    with pytest.raises(ElqError, match="not a linker directory; give another name"):
+        linker.save_pretrained(tmp_path / "thesis.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_save_pretrained_from_and_to_relative_paths(copy, tmp_path, monkeypatch):
+    monkeypatch.chdir(copy.parent)
+    linker = EntityLinker.from_pretrained(copy.name, devices=one_device())
+    with pytest.raises(ElqError, match="lies in the directory to be copied"):
+        linker.save_pretrained(copy / "sub")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    linker.save_pretrained(".")
+    assert bundle.is_linker_directory(tmp_path / "empty")
+
+
+def test_a_copy_that_does_not_fit_on_the_disk(linker, tmp_path, monkeypatch):
+    """Linking is not possible (another disk), copying not either: what was there stays."""
+    target = tmp_path / "saved"
+    linker.save_pretrained(target)
+
+    def fail(number):
+        def function(*_):
+            raise OSError(number, "")
+
+        return function
+
+    monkeypatch.setattr(directory.os, "link", fail(errno.EXDEV))
+    linker.with_settings(threshold=-1.0).save_pretrained(target)
+    assert EntityLinker.from_pretrained(target).settings.threshold == -1.0
+    monkeypatch.setattr(directory.shutil, "copyfileobj", fail(errno.ENOSPC))
+    with pytest.raises(ElqError, match="not written, the disk is full"):
+        linker.save_pretrained(target)
+    assert EntityLinker.from_pretrained(target).settings.threshold == -1.0
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_folders_that_are_no_linker(tmp_path, copy):
+    with pytest.raises(ElqError, match=r"no config\.json here; expected a linker directory"):
+        EntityLinker.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"hidden_size": 384}')
+    with pytest.raises(ElqError, match=r'config\.json: "format" is None; expected'):
+        EntityLinker.from_pretrained(tmp_path)
+    (copy / "config.json").write_text("{")
+    with pytest.raises(ElqError, match=r"config\.json: not the configuration of a linker"):
+        EntityLinker.from_pretrained(copy)
+
+
+def test_parameters_of_another_model(copy):
+    """config.json and model.safetensors say different things; or there are NaNs."""
+    config = json.loads((copy / "config.json").read_text())
+    for layers, message in (
+        (3, r"question/bert/layers_2/.*: found nothing, config\.json says \(64,\)"),
+        (1, r"question/bert/layers_1/.*: found \(64,\), config\.json says nothing"),
+    ):
+        config["model"]["question_bert"]["num_layers"] = layers
+        (copy / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ElqError, match=message):
+            EntityLinker.from_pretrained(copy)
+    config["model"]["question_bert"]["num_layers"] = 2
+    config["model"]["max_mention_width"] = 0
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ElqError, match="max_mention_width: 0; expected at least 1"):
+        EntityLinker.from_pretrained(copy)
+
+
+def test_parameters_that_are_no_numbers(tmp_path):
+    params = jax.tree.map(np.array, tiny_params())
+    params["question"]["bert"]["layers_1"]["output"]["bias"][3] = np.nan
+    bundle.save_model(tmp_path, tiny_config(), params, Tokenizer.from_pretrained("minilm"))
+    bundle.load_params(tmp_path, ("entity",))
+    with pytest.raises(ElqError, match="question/bert/layers_1/output/bias: holds NaN"):
+        bundle.load_params(tmp_path)
+
+
+def test_a_tokenizer_of_more_tokens_than_the_encoder_knows(linker):
+    bert = dataclasses.replace(linker.config.question_bert, vocab_size=1000)
+    with pytest.raises(ElqError, match="tokenizer has 30,522 tokens, the question encoder 1,000"):
+        EntityLinker(
+            dataclasses.replace(linker.config, question_bert=bert),
+            tiny_params()["question"],
+            linker.tokenizer,
+            linker.catalogue,
+            linker.index,
+        )
+
+
+COMPILES = """
+import sys, jax
+from jax._src import monitoring
+from elq_jax import EntityLinker
+jax.jit(lambda x: x + 1)(1.0)  # The caller has compiled something before.
+hits = []
+monitoring.register_event_listener(lambda name, **_: hits.append(name))
+EntityLinker.from_pretrained(sys.argv[1], threshold=-100.0, devices=jax.devices()[:1])("who")
+print(sum(name.endswith("/cache_hits") for name in hits))
+"""
+
+
+def test_compiled_programs_are_kept_on_disk(folder, tmp_path):
+    """The second process finds what the first one compiled."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    environment |= {"ELQ_JAX_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
+    hits = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", COMPILES, folder],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for _ in range(2)
+    ]
+    assert hits[0] == 0 < hits[1]
+    assert list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("model.safetensors", "model.safetensors: no such file"),
+        ("catalogue.arrow", "catalogue.arrow: no such file"),
+        ("embeddings", "embeddings: no entity embeddings here"),
+        ("tokenizer.json", "neither tokenizer.json nor vocab.txt"),
+    ],
+)
+def test_missing_parts(copy, part, message):
+    path = copy / part
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(ElqError, match=message):
+        EntityLinker.from_pretrained(copy)
+
+
+def test_damaged_parts(copy):
+    model = copy / "model.safetensors"
+    whole = model.read_bytes()
+    model.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ElqError, match="not a whole safetensors file"):
+        EntityLinker.from_pretrained(copy)
+    model.write_bytes(whole)
+    [shard, *_] = sorted((copy / "embeddings").glob("shard-*"))
+    values = np.load(shard)
+    values[17, 3] = np.nan
+    np.save(shard, values)
+    with pytest.raises(ElqError, match="row 17 holds NaN or infinity"):
+        EntityLinker.from_pretrained(copy)
+
+
+def test_embeddings_of_another_catalogue(copy, tmp_path):
+    lines = [json.dumps({"title": f"entity {i}", "text": ""}) for i in range(500)]
+    (tmp_path / "other.jsonl").write_text("\n".join(lines))
+    build_catalogue(tmp_path / "other.jsonl", copy / "catalogue.arrow")
+    with pytest.raises(ElqError, match="embeddings of another catalogue"):
+        EntityLinker.from_pretrained(copy)
+
+
+def test_embeddings_of_another_entity_encoder(copy, tmp_path):
+    """Right catalogue, right width; they differ in one number of one parameter."""
+    config, _ = bundle.load_config(copy)
+    tokenizer, catalogue = Tokenizer.from_pretrained(copy), Catalogue.open(copy / "catalogue.arrow")
+    vectors = arrays("kb")["entity_encodings"]
+    other = jax.tree.map(np.array, tiny_params()["entity"])
+    other["bert"]["layers_1"]["output"]["bias"][3] += 1e-3
+    names = {}
+    for name, params in (("own", tiny_params()["entity"]), ("other", other), ("unknown", None)):
+        names[name] = params and bundle.entity_encoder_fingerprint(config, params, tokenizer)
+        write_embeddings(tmp_path / name, catalogue, vectors, names[name] or "")
+
+    def with_embeddings(name):
+        shutil.rmtree(copy / "embeddings")
+        shutil.copytree(tmp_path / name, copy / "embeddings")
+        return EntityLinker.from_pretrained(copy, devices=one_device())
+
+    with_embeddings("unknown")
+    with_embeddings("own").save_pretrained(tmp_path / "saved")
+    with pytest.raises(ElqError, match="embeddings of another entity encoder") as refused:
+        with_embeddings("other")
+    assert names["other"] in str(refused.value)
+    assert names["own"] in str(refused.value)
+    # A saved copy still knows its encoder; a directory from before this was kept knows none.
+    shutil.rmtree(tmp_path / "saved" / "embeddings")
+    shutil.copytree(tmp_path / "other", tmp_path / "saved" / "embeddings")
+    with pytest.raises(ElqError, match="embeddings of another entity encoder"):
+        EntityLinker.from_pretrained(tmp_path / "saved")
+    settings = json.loads((copy / "config.json").read_text())
+    assert settings.pop("entity_encoder") == names["own"]
+    (copy / "config.json").write_text(json.dumps(settings))
+    EntityLinker.from_pretrained(copy, devices=one_device())
+
+
+def test_parts_that_do_not_fit(linker, copy):
+    vectors = arrays("kb")["entity_encodings"]
+    for table, message in ((vectors[:100], "index has 100 rows"), (vectors[:, :32], "width 32")):
+        with pytest.raises(ElqError, match=message):
+            EntityLinker(
+                linker.config,
+                tiny_params()["question"],
+                linker.tokenizer,
+                linker.catalogue,
+                ExactIndex(table),
+            )
+    # The same in a directory.
+    shutil.rmtree(copy / "embeddings")
+    catalogue = Catalogue.open(copy / "catalogue.arrow")
+    write_embeddings(copy / "embeddings", catalogue, vectors[:, :32])
+    with pytest.raises(ElqError, match="width 32, the model of 64"):
+        EntityLinker.from_pretrained(copy)
+
+
+def test_catalogue_of_one_entity(tmp_path):
+    folder = tiny_linker_directory(tmp_path, entities=1)
+    linker = EntityLinker.from_pretrained(folder, devices=one_device())
+    links = linker(QUESTIONS[0], -np.inf)
+    assert links
+    for link in links:
+        assert [candidate.entity for candidate in link.candidates] == [0]
+        assert link.score == link.mention_score  # log softmax over one candidate is 0
+
+
+class ShortIndex:
+    """Finds two entities, whatever it is asked for."""
+
+    kind = "short"
+    shape = (500, 64)
+
+    def search(self, queries, k):
+        rows = np.full((len(queries), k), -1, np.int32)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        rows[:, :2], scores[:, :2] = [7, 3], [2.0, 1.0]
+        return scores, rows
+
+
+def test_an_index_may_find_fewer_candidates(linker):
+    short = EntityLinker(
+        linker.config,
+        tiny_params()["question"],
+        linker.tokenizer,
+        linker.catalogue,
+        ShortIndex(),
+        devices=one_device(),
+    )
+    links = short(QUESTIONS[0], -np.inf)
+    assert links
+    for link in links:
+        assert [candidate.entity for candidate in link.candidates] == [7, 3]
+        share = np.exp(link.score - link.mention_score)
+        assert share == pytest.approx(1 / (1 + np.exp(-1)))
+
+
+def test_scalars_keep_their_shape_on_disk(tmp_path):
+    """A learned scale has shape (); a saved and opened model must compute with it as before."""
+    config = tiny_config(score_scale=20.0, mention_aggregation="all_avg_linear")
+    params = initial_params(config)
+    tokenizer = Tokenizer.from_pretrained("minilm")
+    bundle.save_model(tmp_path / "model", config, params, tokenizer)
+    found = bundle.load_params(tmp_path / "model")
+    expected = jax.tree.map(np.shape, params)
+    assert jax.tree.map(np.shape, found) == expected
+    np.testing.assert_allclose(found["question"]["log_scale"], np.log(20.0), rtol=1e-6)

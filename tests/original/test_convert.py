@@ -1,0 +1,983 @@
+"""Files of the original through `convert`, and the way back; test_parity has the answers."""
+
+import collections
+import contextlib
+import errno
+import io
+import json
+import os
+import pickle
+import pickletools
+import re
+import struct
+import subprocess
+import sys
+import types
+import zipfile
+
+import jax
+import ml_collections
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from reference import arrays, tiny_config, tiny_params
+
+from elq_jax.core.errors import ElqError
+from elq_jax.entities.catalogue import Catalogue
+from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter
+from elq_jax.entities.encode import CatalogueEncoder
+from elq_jax.linking.linker import EntityLinker
+from elq_jax.model import bundle
+from elq_jax.model.bert import BertConfig
+from elq_jax.model.bundle import initial_params
+from elq_jax.model.elq import params_from_original
+from elq_jax.original import checkpoint as original
+from elq_jax.original import convert as conversion
+from elq_jax.original import torch_files
+from elq_jax.original.presets import PRESETS, get_preset, with_preset
+from elq_jax.original.torch_files import open_torch_file, write_torch_file
+from elq_jax.retrieval import open_index
+from elq_jax.retrieval.scann import ScannIndex
+from elq_jax.storage.files import atomic_write
+from elq_jax.text.tokenization import Tokenizer
+from elq_jax.training import loop
+
+FIXTURE = json.loads((FIXTURES / "params.json").read_text())
+HEAD = "classification_heads.mention_scores.bound_classifier."
+LINEAR = "classification_heads.get_context_embeds.mention_agg_linear."
+
+try:
+    import torch
+except ImportError:
+    torch = None
+needs_torch = pytest.mark.skipif(torch is None, reason="torch is not installed")
+
+
+def save_zip(path, tensors):
+    """The zip format, as torch lays it out, without torch."""
+    storages, file = {}, io.BytesIO()
+    state = {name: torch_files._Tensor(array, storages) for name, array in tensors.items()}
+    torch_files._TensorPickler(file, protocol=2).dump(collections.OrderedDict(state))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("elq/data.pkl", file.getvalue())
+        archive.writestr("elq/byteorder", "little")
+        for key, array in storages.items():
+            archive.writestr(f"elq/data/{key}", array.tobytes())
+
+
+def save_with_torch(path, tensors, new_format):
+    state = {name: torch.from_numpy(array) for name, array in tensors.items()}
+    state = collections.OrderedDict(state)
+    state._metadata = {"": {"version": 1}}  # as that of a module
+    torch.save(state, path, _use_new_zipfile_serialization=new_format)
+
+
+WRITERS = {
+    "legacy": write_torch_file,
+    "zip": save_zip,
+    "torch legacy": lambda path, tensors: save_with_torch(path, tensors, False),
+    "torch zip": lambda path, tensors: save_with_torch(path, tensors, True),
+}
+FORMATS = [pytest.param(name, marks=needs_torch if "torch" in name else ()) for name in WRITERS]
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    return Tokenizer.from_pretrained("minilm")
+
+
+class Release:
+    """Files of a published model, and `convert` of them."""
+
+    def __init__(self, folder):
+        self.folder, self.output = folder, folder / "linker"
+        self.parameters = dict(FIXTURE["params"])
+        self.tensors = dict(arrays("state_dict"))
+        self.files = {
+            "checkpoint": folder / "elq.bin",
+            "parameter_file": folder / "params.txt",
+            "tokenizer": "minilm",
+            "bert_config": folder / "bert.json",
+        }
+
+    def write(self, save=write_torch_file):
+        save(self.files["checkpoint"], self.tensors)
+        self.files["parameter_file"].write_text(str(self.parameters))
+        (self.folder / "bert.json").write_text(json.dumps(FIXTURE["config"]))
+        return self
+
+    def write_entities(self, count=500, vectors=None):
+        vectors = arrays("kb")["entity_encodings"] if vectors is None else vectors
+        lines = (FIXTURES / "entity.jsonl").read_text().splitlines(keepends=True)[:count]
+        ids = arrays("kb")["entity_token_ids"][:count]
+        self.files |= {
+            "catalogue": self.folder / "entity.jsonl",
+            "embeddings": self.folder / "all.t7",
+            "token_ids": self.folder / "ids.t7",
+        }
+        self.files["catalogue"].write_text("".join(lines))
+        write_torch_file(self.files["embeddings"], vectors[:count])
+        write_torch_file(self.files["token_ids"], np.pad(ids, [(0, 0), (0, 128 - ids.shape[1])]))
+        return self
+
+    def convert(self, **options):
+        conversion.convert(self.output, **self.files | options)
+        return self.output
+
+    def load(self):
+        return original.load_model(
+            self.files["checkpoint"],
+            self.files["parameter_file"],
+            self.files.get("entity_checkpoint"),
+            self.files.get("bert_config"),
+            self.files.get("entity_bert_config"),
+        )
+
+    def use_blink(self, save=write_torch_file):
+        """Without heads, and without options of a mention head: another file's entity encoder."""
+        heads = {k: v for k, v in self.tensors.items() if k.startswith(original._HEADS)}
+        blink = {k: v for k, v in self.tensors.items() if k not in heads}
+        self.files["entity_checkpoint"] = self.folder / "biencoder.bin"
+        self.files["entity_bert_config"] = self.folder / "bert.json"
+        save(self.files["entity_checkpoint"], blink)
+        return blink
+
+
+@pytest.fixture
+def release(tmp_path):
+    return Release(tmp_path)
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_checkpoint_formats(file_format, release):
+    release.write(WRITERS[file_format])
+    jax.tree.map(np.testing.assert_array_equal, release.load().params, dict(tiny_params()))
+
+
+def variant(aggregation, head):
+    """Parameters and state dict of a fixture's variant."""
+    tensors = {k: v for k, v in arrays("state_dict").items() if not k.startswith("classific")}
+    prefix = f"{aggregation}|{head}|w|"
+    heads = arrays("variants")
+    tensors |= {k.removeprefix(prefix): v for k, v in heads.items() if k.startswith(prefix)}
+    return {"mention_aggregation_type": aggregation, "mention_scoring_method": head}, tensors
+
+
+@pytest.mark.parametrize("head", ["qa_linear", "qa_mlp"])
+@pytest.mark.parametrize("aggregation", ["all_avg", "fl_avg", "fl_linear", "all_avg_linear"])
+def test_round_trip(aggregation, head, release, minilm):
+    """Every variant comes back bit by bit, poolers included, with its parameters."""
+    changes, release.tensors = variant(aggregation, head)
+    release.parameters |= changes
+    release.write()
+    model = release.load()
+    expected = params_from_original(release.tensors, model.config)
+    jax.tree.map(np.testing.assert_array_equal, model.params, expected)
+    original.save_model(release.output, model, minilm, {})
+    tensors, parameters = original.state_dict(release.output)
+    assert tensors.keys() == release.tensors.keys()
+    for name, tensor in release.tensors.items():
+        assert tensors[name].dtype == tensor.dtype
+        np.testing.assert_array_equal(tensors[name], tensor)
+    assert parameters == release.parameters
+
+
+def test_program_round_trip(release):
+    """The program, both ways; a JSON parameter file; torch reads the result where it is.
+
+    What a preset says of lengths is a setting of linking, which another preset takes back.
+    """
+    release.parameters |= {"max_context_length": 128, "max_mention_length": None}
+    release.write().write_entities()
+    release.files["parameter_file"].write_text(json.dumps(release.parameters))
+    names = {"parameter_file": "params"}
+    command = [f"--{names.get(name, name)}={path}" for name, path in release.files.items()]
+    run_program(*command, f"--output={release.output}", "--preset=webqsp", "--dtype=int8")
+    settings = json.loads((release.output / "config.json").read_text())
+    assert settings["linking"]["threshold"] == -2.9
+    device = jax.devices()[:1]
+    for preset, length in ((None, 32), ("library", 128), ("webqsp", 32)):
+        changes = with_preset(preset, {})
+        linker = EntityLinker.from_pretrained(release.output, devices=device, **changes)
+        assert linker.max_question_tokens == length
+    back = release.folder / "back.bin"
+    printed = run_program(f"--linker={release.output}", f"--to_torch={back}")
+    assert printed.split() == [str(back), str(release.folder / "back_params.txt")]
+    shapes = {name: tuple(shape) for name, shape in FIXTURE["state_dict_shapes"].items()}
+    found = open_torch_file(back)
+    assert {name: tensor.shape for name, tensor in found.items()} == shapes
+    for name, tensor in release.tensors.items():
+        np.testing.assert_array_equal(found[name].map(), tensor)
+    assert original.read_parameters(release.folder / "back_params.txt") == release.parameters
+    if torch:
+        state = torch.load(back, weights_only=True)
+        for name, tensor in release.tensors.items():
+            np.testing.assert_array_equal(state[name].numpy(), tensor)
+
+
+def run_program(*arguments, status=0, errors=False):
+    done = subprocess.run(
+        [sys.executable, "-m", "elq_jax.convert", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "ELQ_JAX_CACHE": ""},
+        timeout=120,
+    )
+    assert done.returncode == status, done.stderr
+    return done.stderr if status or errors else done.stdout
+
+
+def test_program_errors(release):
+    error = run_program("--checkpoint=elq.bin", status=2)
+    assert error.startswith("error: --params: missing; needed are --checkpoint, --params, ")
+    error = run_program("--entity_checkpoint=blink.bin", status=2)
+    assert error.startswith("error: --params: missing; needed are --entity_checkpoint, --params, ")
+
+
+def test_to_torch_takes_nothing_else():
+    """Not a flag of the other direction is silently ignored, though it has a default."""
+    given = ("entity_checkpoint=x", "tokenizer=x", "token_ids=x", "index", "noindex", "output=x")
+    given += ("preset=webqsp", "max_question_tokens=32", "wikidata_ids=x", "dtype=int8")
+    program = """
+import sys
+from absl import flags
+from elq_jax import convert
+for argument in sys.argv[1:]:
+    flags.FLAGS(["convert", "--linker=a", "--to_torch=b.bin", argument])
+    try:
+        convert._to_torch()
+    except convert.ElqError as error:
+        print(error)
+    for name in flags.FLAGS:
+        flags.FLAGS[name].present = 0
+"""
+    command = [sys.executable, "-c", program, *(f"--{argument}" for argument in given)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    message = "cannot be combined with --to_torch and --linker"
+    names = [argument.split("=")[0].removeprefix("no") for argument in given]
+    assert done.stdout.splitlines() == [f"--{name}: {message}" for name in names]
+
+
+def test_blink_entity_encoder(release, minilm):
+    """cand_encoder of a bi-encoder without heads, and embeddings that it made."""
+    release.use_blink()
+    release.tensors = {k: v for k, v in release.tensors.items() if not k.startswith("cand_encoder")}
+    release.write().write_entities(64, arrays("kb")["encoded_first64"])
+    folder = release.convert()
+    config, _ = bundle.load_config(folder)
+    params = bundle.load_params(folder)
+    jax.tree.map(np.testing.assert_array_equal, params, dict(tiny_params()))
+    encoder = CatalogueEncoder(config, params["entity"], minilm)
+    catalogue = Catalogue.open(folder / "catalogue.arrow")
+    vectors = encoder.encode(catalogue.titles(range(64)), catalogue.texts(range(64)))
+    np.testing.assert_allclose(vectors, arrays("kb")["encoded_first64"], rtol=0, atol=2e-5)
+    embeddings = Embeddings.open(folder / "embeddings", catalogue.fingerprint)
+    assert embeddings.encoder_fingerprint == encoder.fingerprint
+
+
+def test_other_embeddings_are_not_said_to_be_the_encoders(release, capsys):
+    release.write().write_entities()
+    folder = release.convert()
+    assert "not the vectors that this entity encoder gives" in capsys.readouterr().err
+    assert Embeddings.open(folder / "embeddings").encoder_fingerprint == ""
+
+
+def test_blink_alone(release, minilm, capsys):
+    """Both encoders of BLINK, with a head at random: what encoding and training start from."""
+    release.tensors = release.use_blink()
+    mention_options = ("mention_aggregation_type", "mention_scoring_method", "max_mention_length")
+    for name in mention_options:
+        del release.parameters[name]
+    release.write().write_entities(64, arrays("kb")["encoded_first64"])
+    del release.files["checkpoint"]
+    folder = release.convert(checkpoint=None)
+    assert "biencoder.bin: no mention head in it; it starts at random" in capsys.readouterr().err
+    encoder = bundle.load_params(folder, ("entity",))["entity"]
+    jax.tree.map(np.testing.assert_array_equal, encoder, tiny_params()["entity"])
+    config = ml_collections.ConfigDict({"init_from": str(folder)})
+    model, params, _ = loop._initial_model(config)  # Has checked names and shapes.
+    jax.tree.map(
+        np.testing.assert_array_equal, params["question"]["bert"], tiny_params()["question"]["bert"]
+    )
+    assert (model.mention_head, model.mention_aggregation) == ("linear", "all_avg")
+    assert model.max_mention_width == 11
+    head = params["question"]["mention_head"]
+    assert 0 < np.abs(head["kernel"]).max() < 0.1
+    assert not head["bias"].any()
+    linker = EntityLinker.from_pretrained(folder, devices=jax.devices()[:1])
+    assert linker.max_question_tokens == release.parameters["max_context_length"]
+    tensors, parameters = original.state_dict(folder)
+    assert tensors.keys() == arrays("state_dict").keys()
+    assert parameters["mention_scoring_method"] == "qa_linear"
+    release.output = release.folder / "again"
+    again = bundle.load_params(release.convert(checkpoint=None))
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_neither_model(release):
+    release.write()
+    with pytest.raises(ElqError, match="checkpoint, entity_checkpoint: give one of them"):
+        release.convert(checkpoint=None)
+
+
+def test_heads_of_each_encoder(release):
+    """--bert_config is of the file that --checkpoint names, and of no other."""
+    release.write().use_blink()
+    path = release.files["entity_bert_config"] = release.folder / "entity.json"
+    path.write_text(json.dumps(FIXTURE["config"] | {"num_attention_heads": 8}))
+    config = release.load().config
+    assert (config.question_bert.num_heads, config.entity_bert.num_heads) == (4, 8)
+    del release.files["entity_bert_config"]
+    with pytest.raises(ElqError, match=r"biencoder\.bin: .*with --entity_bert_config"):
+        release.load()
+    del release.files["entity_checkpoint"]
+    config = release.load().config
+    assert (config.question_bert.num_heads, config.entity_bert.num_heads) == (4, 4)
+
+
+def test_without_poolers(release, capsys):
+    release.tensors = {k: v for k, v in release.tensors.items() if ".pooler." not in k}
+    folder = release.write().convert()
+    assert "elq.bin: no pooler in it" in capsys.readouterr().err
+    tensors, _ = original.state_dict(folder)
+    assert not tensors["cand_encoder.bert_model.pooler.dense.weight"].any()
+
+
+def test_additional_linear(release, minilm):
+    """add_linear: linear(pooler([CLS])), against NumPy."""
+    rng = np.random.default_rng(0)
+    tensors = release.tensors
+    for encoder in ("context_encoder", "cand_encoder"):
+        name = f"{encoder}.additional_linear"
+        tensors[f"{name}.weight"] = rng.normal(size=(64, 64)).astype(np.float32)
+        tensors[f"{name}.bias"] = rng.normal(size=64).astype(np.float32)
+    release.parameters |= {"add_linear": True, "out_dim": 64}
+    release.write()
+    model = release.load()
+    titles, texts = ["Ohio", "Paris"], ["a state", "a city of France"]
+    found = CatalogueEncoder(model.config, model.params["entity"], minilm).encode(titles, texts)
+    cls = CatalogueEncoder(tiny_config(), tiny_params()["entity"], minilm).encode(titles, texts)
+
+    def linear(name, x):
+        name = f"cand_encoder.{name}"
+        return x @ tensors[f"{name}.weight"].T + tensors[f"{name}.bias"]
+
+    pooled = np.tanh(linear("bert_model.pooler.dense", cls))
+    np.testing.assert_allclose(found, linear("additional_linear", pooled), rtol=0, atol=1e-4)
+    original.save_model(release.output, model, minilm, {})
+    back, parameters = original.state_dict(release.output)
+    assert back.keys() == tensors.keys()
+    for name in tensors:
+        np.testing.assert_array_equal(back[name], tensors[name])
+    assert parameters == release.parameters
+
+
+@pytest.mark.parametrize(
+    ("given", "width"),
+    [
+        ({}, 11),
+        ({"max_mention_length": 4}, 5),
+        ({"max_mention_length": 0}, 1),
+        ({"max_mention_length": None}, 512),  # No limit, whatever the length of questions.
+    ],
+)
+def test_mention_length(given, width, release, minilm):
+    del release.parameters["max_mention_length"]
+    release.parameters |= given
+    model = release.write().load()
+    assert model.config.max_mention_width == width
+    back = original._parameters(model.config, {}, minilm)
+    assert back["max_mention_length"] == given.get("max_mention_length", 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "width", "heads"),
+    [
+        ("bert-base-uncased", 12, 768, 12),
+        ("bert-large-uncased", 24, 1024, 16),
+        ("google/bert_uncased_L-2_H-128_A-2", 2, 128, 2),
+        ("experiments/my_bert", 4, 256, 4),
+    ],
+)
+def test_sizes_of_published_encoders(name, layers, width, heads):
+    """Of these no config.json is needed."""
+    tensors = {}
+    for key, shape in FIXTURE["state_dict_shapes"].items():
+        shape = [{64: width, 256: 4 * width}.get(n, n) for n in shape]
+        for layer in range(layers):
+            layer_key = key.replace(".layer.0.", f".layer.{layer}.")
+            tensors[layer_key] = types.SimpleNamespace(shape=tuple(shape))
+    bert = original._bert_config(tensors, "cand_encoder", "elq.bin", name, "")
+    sizes = bert.num_layers, bert.hidden_size, bert.num_heads, bert.intermediate_size
+    assert sizes == (layers, width, heads, 4 * width)
+    assert (bert.vocab_size, bert.max_positions, bert.num_token_types) == (30522, 512, 2)
+
+
+def remove(name):
+    return lambda release: release.tensors.pop(name)
+
+
+def rename(old, new):
+    return lambda release: release.tensors.update({new: release.tensors.pop(old)})
+
+
+def parameter(**changes):
+    return lambda release: release.parameters.update(changes)
+
+
+def cut(name, size):
+    """Cuts a file to `size` bytes, or by -`size`."""
+
+    def change(release):
+        path = release.files[name]
+        os.truncate(path, size if size > 0 else path.stat().st_size + size)
+
+    return change
+
+
+def overwrite(name, content):
+    return lambda release: release.files[name].write_bytes(content)
+
+
+def bert_config(**changes):
+    content = json.dumps(FIXTURE["config"] | changes)
+    return lambda release: release.files["bert_config"].write_text(content)
+
+
+def matrix(name, change):
+    def change_file(release):
+        path = release.files[name]
+        write_torch_file(path, change(open_torch_file(path).map()))
+
+    return change_file
+
+
+def with_nan(x):
+    x = x.copy()
+    x[321, 5] = np.nan
+    return x
+
+
+QUERY = "context_encoder.bert_model.encoder.layer.1.attention.self.query.weight"
+# Wrong models: changed before the files are written.
+MODEL_ERRORS = {
+    "missing": (remove(QUERY), rf"elq\.bin: tensor '{QUERY}' is missing \(1 in all\)"),
+    "no head": (remove(f"{HEAD}bias"), rf"elq\.bin: tensor '{HEAD}bias' is missing"),
+    "unexpected": (
+        rename("cand_encoder.bert_model.pooler.dense.bias", "cand_encoder.what"),
+        r"elq\.bin: tensor 'cand_encoder\.what' is unexpected",
+    ),
+    "head of another kind": (
+        parameter(mention_scoring_method="qa_mlp"),
+        rf"elq\.bin: tensor '{HEAD}0\.weight' is missing",
+    ),
+    "aggregation of another kind": (
+        parameter(mention_aggregation_type="all_avg_linear"),
+        rf"elq\.bin: tensor '{LINEAR}weight' is missing",
+    ),
+    "shape": (
+        lambda r: r.tensors.update({QUERY: np.zeros((64, 63), np.float32)}),
+        rf"tensor '{QUERY}' is \(64, 63\); .*params\.txt says \(64, 64\)",
+    ),
+    "old system": (
+        parameter(mention_aggregation_type=None),
+        r"params\.txt: mention_aggregation_type: None; can convert all_avg",
+    ),
+    "unknown aggregation": (
+        parameter(mention_aggregation_type="all_mlp"),
+        r"params\.txt: mention_aggregation_type: 'all_mlp'",
+    ),
+    "length": (parameter(max_cand_length="128"), r"params\.txt: max_cand_length: '128'"),
+    "head as a list": (
+        parameter(mention_scoring_method=["qa_linear"]),
+        r"params\.txt: mention_scoring_method: \['qa_linear'\]; can convert qa_linear",
+    ),
+    "aggregation as a dictionary": (
+        parameter(mention_aggregation_type={}),
+        r"params\.txt: mention_aggregation_type: \{\}; can convert all_avg",
+    ),
+    "no name": (parameter(bert_model=None), r"params\.txt: bert_model: None; expected the name"),
+    "number as name": (parameter(bert_model=3), r"params\.txt: bert_model: 3; expected the name"),
+    "too long": (parameter(max_context_length=999), r"params\.txt: max_question_tokens: 999"),
+    "cased": (parameter(lowercase=False), r"minilm: an uncased tokenizer"),
+    "heads unknown": (
+        lambda r: r.files.update(bert_config=None),
+        r"elq\.bin: an encoder of width 64, .*--bert_config",
+    ),
+    "other BERT": (
+        lambda r: [
+            r.files.update(bert_config=None),
+            r.parameters.update(bert_model="bert-large-uncased"),
+        ],
+        r"params\.txt: bert_model is 'bert-large-uncased' \(24 layers, width 1024\); .* 2 layers",
+    ),
+}
+# Wrong files: changed afterwards.
+FILE_ERRORS = {
+    "checkpoint cut": (cut("checkpoint", -5), r"elq\.bin: not a whole file .*expected at least"),
+    "checkpoint header cut": (cut("checkpoint", 900), r"elq\.bin: not a whole file"),
+    "no torch file": (overwrite("checkpoint", b"{}"), r"elq\.bin: not a file of torch\.save"),
+    "other pickle": (
+        overwrite("checkpoint", pickle.dumps({"a": 1})),
+        r"elq\.bin: not a file of torch\.save",
+    ),
+    "no tensors": (
+        matrix("embeddings", lambda x: {"a": x}),
+        r"all\.t7: holds a state dict; expected a float",
+    ),
+    "a matrix as checkpoint": (
+        lambda r: r.files.update(checkpoint=r.files["embeddings"]),
+        r"all\.t7: holds a StoredTensor, not a state dict",
+    ),
+    "number as key": (
+        lambda r: write_torch_file(r.files["checkpoint"], {3: np.zeros(2, np.float32)}),
+        r"elq\.bin: holds a key 3; expected names",
+    ),
+    "no parameters": (overwrite("parameter_file", b"hello ="), r"params\.txt: found 'hello ='"),
+    "binary parameters": (overwrite("parameter_file", b"\x80\x02"), r"params\.txt: found '.*'"),
+    "list as key": (overwrite("parameter_file", b"{[1]: 2}"), r"params\.txt: found '\{\[1\]: 2\}'"),
+    "set as value": (overwrite("parameter_file", b"{'a': {1}}"), r"params\.txt: found "),
+    "no heads": (bert_config(num_attention_heads=0), r"num_attention_heads: 0; expected an int"),
+    "heads": (bert_config(num_attention_heads=5), r"num_attention_heads: 5; expected a divisor"),
+    "text as heads": (bert_config(num_attention_heads="4"), r"num_attention_heads: '4'; expected"),
+    "null as heads": (bert_config(num_attention_heads=None), r"bert\.json: .*_heads: None; exp"),
+    "text as epsilon": (bert_config(layer_norm_eps="1e-12"), r"bert\.json: .*layer_norm_eps: '1e"),
+    "no dictionary": (overwrite("parameter_file", b"[1]"), r"params\.txt: found a list"),
+    "embeddings cut": (cut("embeddings", -1), r"all\.t7: not a whole file"),
+    "fewer embeddings": (
+        matrix("embeddings", lambda x: x[:499]),
+        r"all\.t7: 499 rows, and .*entity\.jsonl has 500 entities",
+    ),
+    "width": (
+        matrix("embeddings", lambda x: x[:, :32]),
+        r"all\.t7: vectors of width 32; the model's entity vectors have 64",
+    ),
+    "NaN": (matrix("embeddings", with_nan), r"row 321 holds NaN"),
+    "integers": (matrix("embeddings", lambda x: x.astype(np.int64)), r"all\.t7: holds int64"),
+    "fewer token ids": (matrix("token_ids", lambda x: x[1:]), r"ids\.t7: 499 rows"),
+    "other token ids": (
+        matrix("token_ids", lambda x: np.roll(x, 1, 0)),
+        r"ids\.t7: \d+ of 500 rows looked at are not the tokens .*: row 0 begins",
+    ),
+    "no embeddings": (
+        lambda r: r.files.update(embeddings=r.folder / "none.t7"),
+        r"none\.t7: no such file",
+    ),
+    "catalogue": (overwrite("catalogue", b'{"title": 3}\n'), r"entity\.jsonl:1: "),
+}
+
+
+@pytest.mark.parametrize("name", [*MODEL_ERRORS, *FILE_ERRORS])
+def test_errors_leave_nothing(name, release):
+    """Whatever is wrong is named, and there is neither an output nor a half of one."""
+    change, message = (MODEL_ERRORS | FILE_ERRORS)[name]
+    release.write_entities()
+    if name in MODEL_ERRORS:
+        change(release)
+    release.write()
+    if name in FILE_ERRORS:
+        change(release)
+    with pytest.raises(ElqError, match=message):
+        release.convert()
+    assert not release.output.exists()
+    assert not list(release.folder.glob("*.partial"))
+
+
+def test_only_some_files(release):
+    """A model alone; what cannot stand alone; an output that exists."""
+    release.write()
+    with pytest.raises(ElqError, match="max_question_tokens: 1000; expected 3 to 512"):
+        release.convert(max_question_tokens=1000)
+    with pytest.raises(ElqError, match="embeddings: needs a catalogue"):
+        release.convert(embeddings=release.files["checkpoint"])
+    folder = release.convert()
+    assert not (folder / "catalogue.arrow").exists()
+    with pytest.raises(ElqError, match="linker: exists; give another name"):
+        release.convert()
+    assert (folder / "config.json").exists()
+
+
+def test_index(release):
+    release.write().write_entities()
+    folder = release.convert(index=True, dtype="int8")
+    embeddings = Embeddings.open(folder / "embeddings")
+    index = open_index(folder / "index", embeddings)
+    assert index.kind == "scann"
+    _, rows = index.search(embeddings[:20], 1)
+    _, expected = open_index(folder / "index", embeddings, "exact").search(embeddings[:20], 1)
+    np.testing.assert_array_equal(rows, expected)
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_interrupted(release, monkeypatch, capsys):
+    """A second call goes on with the shards that are missing; the result is the same."""
+    release.write().write_entities()
+    whole = Embeddings.open(release.convert() / "embeddings")
+    monkeypatch.setattr(conversion, "_SHARD_BYTES", 4 * 64 * 100)  # five shards
+    release.output = release.folder / "again"
+    write_shard, written = EmbeddingsWriter.write_shard, []
+
+    def write_some(self, shard, values):
+        if len(written) == 2:
+            raise Killed
+        written.append(shard)
+        write_shard(self, shard, values)
+
+    monkeypatch.setattr(EmbeddingsWriter, "write_shard", write_some)
+    with pytest.raises(Killed):
+        release.convert()
+    assert not release.output.exists()
+    written[:] = ["resumed"]
+    monkeypatch.setattr(
+        EmbeddingsWriter, "write_shard", lambda *x: written.append(x[1]) or write_shard(*x)
+    )
+    again = Embeddings.open(release.convert() / "embeddings")
+    assert written == ["resumed", 2, 3, 4]
+    assert not list(release.folder.glob("*.partial"))
+    np.testing.assert_array_equal(again[:], whole[:])
+    assert "going on" in capsys.readouterr().err
+
+
+def test_other_inputs_begin_again(tmp_path, capsys):
+    """What was left of other files is not mixed with these."""
+    source, output = tmp_path / "source", tmp_path / "output"
+    for content in ("one", "other"):
+        source.write_text(content)
+        with (
+            contextlib.suppress(Killed),
+            conversion.resumable_folder(output, {"x": source}) as partial,
+        ):
+            assert [path.name for path in partial.iterdir()] == ["inputs.json"]
+            (partial / "half").touch()
+            raise Killed
+    with conversion.resumable_folder(output, {"x": source}) as partial:
+        assert (partial / "half").exists()
+    assert [path.name for path in output.iterdir()] == ["half"]
+    assert capsys.readouterr().err.count("begun again") == 1
+
+
+def test_what_a_killed_run_leaves(release, monkeypatch):
+    """Half-written files and an index that is not asked for again are no part of the result."""
+    release.write().write_entities()
+
+    def killed_while_it_writes(self, folder):
+        folder.mkdir()
+        (folder / "index.json").touch()
+        (folder.parent / ".index.1234").mkdir()
+        (folder.parent / ".index.1234" / "part").touch()
+        (folder.parent / "embeddings" / ".shard-00000-of-00001.npy.abcd").touch()
+        raise Killed
+
+    monkeypatch.setattr(ScannIndex, "save", killed_while_it_writes)
+    with pytest.raises(Killed):
+        release.convert(index=True)
+    names = sorted(path.name for path in release.convert().rglob("*"))
+    release.output = release.folder / "unbroken"
+    assert names == sorted(path.name for path in release.convert().rglob("*"))
+
+
+def test_full_disk(release, monkeypatch, capsys):
+    """What was written stays, to go on with when there is room."""
+    release.write().write_entities()
+    write_shard = EmbeddingsWriter.write_shard
+
+    def out_of_space(self, shard, values):
+        with atomic_write(release.folder / "any"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(EmbeddingsWriter, "write_shard", out_of_space)
+    with pytest.raises(ElqError, match="any: not written, the disk is full"):
+        release.convert()
+    assert (release.folder / "linker.partial" / "model.safetensors").exists()
+    monkeypatch.setattr(EmbeddingsWriter, "write_shard", write_shard)
+    assert len(Embeddings.open(release.convert() / "embeddings")) == 500
+    assert "going on with what is there" in capsys.readouterr().err
+
+
+def test_the_folder_one_is_in(tmp_path, monkeypatch):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with conversion.resumable_folder(".", {}) as partial:
+        assert partial == tmp_path / "empty.partial"
+        (partial / "file").touch()
+    assert (folder / "file").exists()
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 2**-8), ("int8", 1 / 254)])
+def test_smaller_types(dtype, error, release):
+    release.write().write_entities()
+    found = Embeddings.open(release.convert(dtype=dtype) / "embeddings")
+    assert found.dtype == dtype
+    expected = arrays("kb")["entity_encodings"]
+    largest = np.abs(expected).max(axis=1, keepdims=True)
+    assert (np.abs(found[:] - expected) <= error * largest * 1.001).all()
+
+
+@pytest.mark.parametrize("name", ["table.tsv", "table.json"])
+def test_wikidata_ids(name, release):
+    """Filled from the table where the catalogue has none, and only there."""
+    release.write().write_entities(50)
+    del release.files["embeddings"], release.files["token_ids"]
+    records = [json.loads(line) for line in release.files["catalogue"].read_text().splitlines()]
+    table = {record["title"]: f"Q{900 + i}" for i, record in enumerate(records[:25])}
+    lines = "".join(f"{title}\t{found}\n" for title, found in table.items())
+    path = release.folder / name
+    path.write_text(json.dumps(table) if name.endswith(".json") else lines)
+    plain = Catalogue.open(release.convert() / "catalogue.arrow")
+    release.output = release.folder / "filled"
+    catalogue = Catalogue.open(release.convert(wikidata_ids=path) / "catalogue.arrow")
+    assert catalogue.fingerprint == plain.fingerprint
+    expected = [record.get("kb_idx") or table.get(record["title"]) for record in records]
+    assert {None} < set(plain.wikidata_ids(range(25)))
+    assert catalogue.wikidata_ids(range(50)) == expected
+    path.write_text('{"Paris": 90}' if name.endswith(".json") else "Paris\tQ90\nOhio Q1397\n")
+    place = "" if name.endswith(".json") else ":2"
+    release.output = release.folder / "wrong"
+    with pytest.raises(ElqError, match=f"{name}{place}: found"):
+        release.convert(wikidata_ids=path)
+
+
+def test_back_from_a_trained_linker(tmp_path, minilm):
+    """Without what convert kept: zeros for the poolers, and parameters that say what it is."""
+    bundle.save_model(tmp_path, tiny_config(), tiny_params(), minilm)
+    tensors, parameters = original.state_dict(tmp_path)
+    expected = arrays("state_dict")
+    assert tensors.keys() == expected.keys()
+    for name, tensor in expected.items():
+        wanted = np.zeros_like(tensor) if ".pooler." in name else tensor
+        np.testing.assert_array_equal(tensors[name], wanted)
+    for name in ("mention_aggregation_type", "mention_scoring_method", "lowercase", "add_linear"):
+        assert parameters[name] == FIXTURE["params"][name]
+    assert parameters["max_mention_length"] == 10
+
+
+def sizes(layers, width, **changes):
+    given = {"num_heads": width // 64, "intermediate_size": 4 * width}
+    return BertConfig(num_layers=layers, hidden_size=width, **given | changes)
+
+
+@pytest.mark.parametrize(
+    ("bert", "lowercase", "name"),
+    [
+        (sizes(12, 768), True, "bert-base-uncased"),
+        (sizes(24, 1024, dropout_rate=0.0), True, "bert-large-uncased"),
+        (sizes(12, 768, vocab_size=28996), False, "bert-base-cased"),
+        (sizes(24, 1024, vocab_size=28996), False, "bert-large-cased"),
+        (sizes(4, 256), True, "google/bert_uncased_L-4_H-256_A-4"),
+        (sizes(6, 384, num_heads=12), True, None),  # MiniLM
+        (sizes(3, 256), True, None),
+        (sizes(4, 256, num_heads=8), True, None),
+        (sizes(12, 768, vocab_size=28996), True, None),
+        (sizes(12, 768, vocab_size=119547), False, None),
+        (sizes(24, 1024, max_positions=64), True, None),
+    ],
+)
+def test_name_of_the_bert(bert, lowercase, name):
+    """Only of BERTs that were published, with the vocabulary that they have."""
+    assert original._bert_name(bert, lowercase) == (name or original.UNNAMED_BERT)
+
+
+def test_no_published_bert(tmp_path, minilm):
+    bundle.save_model(tmp_path, tiny_config(), tiny_params(), minilm)
+    arguments = [f"--linker={tmp_path}", f"--to_torch={tmp_path / 'elq.bin'}"]
+    assert 'set "bert_model" to a folder' in run_program(*arguments, errors=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"normalize_mentions": True}, {"entity_pooling": "mean"}, {"normalize_entities": True}],
+)
+def test_not_a_model_of_the_original(change, tmp_path, minilm):
+    bundle.save_model(tmp_path, tiny_config(**change), tiny_params(), minilm)
+    with pytest.raises(ElqError, match=f"cannot compute {next(iter(change))}"):
+        original.state_dict(tmp_path)
+
+
+def test_not_a_width_of_the_original(tmp_path, minilm):
+    config = tiny_config(
+        mention_aggregation="fl_linear", entity_pooling="pooler_linear", entity_width=32
+    )
+    bundle.save_model(tmp_path, config, initial_params(config), minilm)
+    with pytest.raises(ElqError, match="entity vectors of width 32 from an encoder of width 64"):
+        original.state_dict(tmp_path)
+
+
+def test_not_a_vocabulary_of_the_original(tmp_path):
+    words = ("[PAD]", "[unused2]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "paris")
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    bundle.save_model(tmp_path / "linker", tiny_config(), tiny_params(), tokenizer)
+    with pytest.raises(ElqError, match=r"are the tokens \(3, 4, 0\); in the original they are"):
+        original.state_dict(tmp_path / "linker")
+
+
+def test_presets():
+    """The README's table of thresholds, and 10 or 50 mentions."""
+    thresholds = {
+        "interactive": -4.5,
+        "library": -4.5,
+        "webqsp": -2.9,
+        "graphquestions": -2.9,
+        "webqsp_finetuned": -1.5,
+        "graphquestions_finetuned": -0.9,
+    }
+    assert {name: preset.threshold for name, preset in PRESETS.items()} == thresholds
+    assert (PRESETS["library"].max_mentions, PRESETS["interactive"].max_mentions) == (10, 50)
+    with pytest.raises(ElqError, match="preset: 'wikipedia'; expected one of interactive"):
+        get_preset("wikipedia")
+    expected = {"threshold": -1.0, "max_mentions": 50, "num_candidates": 10}
+    expected["max_question_tokens"] = None
+    assert with_preset("interactive", {"threshold": -1.0, "max_mentions": None}) == expected
+    expected["max_question_tokens"] = 32
+    assert with_preset("graphquestions", {"threshold": -1.0}) == expected
+    assert with_preset(None, {"threshold": None, "max_mentions": 3}) == {"max_mentions": 3}
+    changed = with_preset("interactive", {"max_question_tokens": 20})
+    assert changed["max_question_tokens"] == 20
+
+
+TABLE = np.arange(24, dtype=np.float32).reshape(4, 6)
+OF_TORCH = {
+    "table": TABLE,
+    "view": TABLE[1:, 2:5],
+    "transposed": TABLE.T,
+    "half": (TABLE[:2, :2] / 8).astype(np.float16),
+    "bfloat16": (TABLE[:2, :2] / 8).astype(ml_dtypes.bfloat16),
+    "int64": np.array([[1, -2], [3, 2**40]]),
+    "parameter": np.array([0.5, -1.5], np.float32),
+    "bool": np.array([True, False]),
+    "scalar": np.array(3.0),
+    "empty": np.zeros((0, 3), np.float32),
+}
+
+
+@pytest.mark.parametrize("name", ["torch_legacy.bin", "torch_zip.bin"])
+def test_files_of_torch(name):
+    """Two files that torch wrote; the fixtures' README has the program."""
+    found = open_torch_file(FIXTURES / name)
+    assert list(found) == list(OF_TORCH)
+    assert found["view"].storage is found["table"].storage
+    for key, expected in OF_TORCH.items():
+        array = found[key].map()
+        assert (array.dtype, array.shape) == (expected.dtype, expected.shape)
+        np.testing.assert_array_equal(array, expected)
+    np.testing.assert_array_equal(found["table"].rows(1, 3), TABLE[1:3])
+
+
+def test_writes_as_torch_does(tmp_path):
+    """The same bytes and instructions, but for names of storages and how the pickle is packed."""
+    write_torch_file(tmp_path / "ours", {"table": TABLE})
+    (*ours, our_table), our_end = parts(tmp_path / "ours")
+    (*theirs, their_tables), their_end = parts(FIXTURES / "torch_legacy.bin")
+    assert ours == theirs
+    assert instructions(our_table) == instructions(their_tables)[: len(instructions(our_table))]
+    assert our_end == struct.pack("<q", 24) + TABLE.tobytes()
+    assert our_end in their_end
+
+
+def parts(path):
+    """Magic number, version, machine and object as they are pickled; the storages."""
+    with open(path, "rb") as file:
+        sizes = [len(list(pickletools.genops(file))) and file.tell() for _ in range(5)]
+        file.seek(0)
+        content = file.read()
+    starts = [0, *sizes]
+    pickles = [content[starts[i] : starts[i + 1]] for i in range(4)]
+    return pickles, content[sizes[-1] :]
+
+
+def instructions(pickled):
+    found = [(operation.name, value) for operation, value, _ in pickletools.genops(pickled)]
+    packing = ("BINPUT", "MARK", "SETITEM", "SETITEMS", "STOP")
+    return [
+        (name, re.sub(r"^\d+$", "key", value) if isinstance(value, str) else value)
+        for name, value in found
+        if name not in packing
+    ]
+
+
+def test_damaged_zip(tmp_path):
+    """A local header that says that its name is longer than the file."""
+    content = bytearray((FIXTURES / "torch_zip.bin").read_bytes())
+    header = content.index(b"torch_zip/data/0") - 30
+    assert content[header : header + 4] == b"PK\x03\x04"
+    content[header + 26 : header + 28] = b"\xff\xff"
+    (tmp_path / "damaged").write_bytes(content)
+    with pytest.raises(ElqError, match=r"damaged: not a whole file .*storage 0 ends at byte"):
+        open_torch_file(tmp_path / "damaged")
+
+
+@needs_torch
+@pytest.mark.parametrize("new_format", [False, True])
+def test_reads_what_torch_saves(new_format, tmp_path):
+    """All types, views, transposes, parameters, empty and scalar tensors."""
+    table = torch.arange(60.0).reshape(5, 12)
+    saved = {
+        "table": table,
+        "view": table[1:, 2:7],
+        "transposed": table.T,
+        "parameter": torch.nn.Parameter(table),
+        "scalar": torch.tensor(3.0),
+        "empty": torch.zeros(0, 3),
+        "nested": [torch.arange(6, dtype=torch.int64), {"bytes": torch.ones(3, dtype=torch.uint8)}],
+        "number": 7,
+    }
+    for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.bool):
+        saved[str(dtype)] = table.to(dtype)
+    path = tmp_path / "saved"
+    torch.save(saved, path, _use_new_zipfile_serialization=new_format)
+    found = open_torch_file(path)
+    assert found.keys() == saved.keys()
+
+    def check(found, saved):
+        if isinstance(saved, dict | list):
+            for key in saved if isinstance(saved, dict) else range(len(saved)):
+                check(found[key], saved[key])
+        elif isinstance(saved, torch.Tensor):
+            array = found.map()
+            assert array.shape == tuple(saved.shape)
+            assert array.dtype.name == str(saved.dtype).removeprefix("torch.")
+            expected = saved.detach().to(torch.float64).numpy()
+            np.testing.assert_array_equal(array.astype(np.float64), expected)
+        else:
+            assert found == saved
+
+    check(found, saved)
+    np.testing.assert_array_equal(found["table"].rows(1, 4), table[1:4].numpy())
+    with pytest.raises(ElqError, match="not stored row by row"):
+        found["transposed"].rows(0, 2)
+    with pytest.raises(ElqError, match="rows 4 to 6: not in a tensor"):
+        found["table"].rows(4, 6)
+
+
+@needs_torch
+@pytest.mark.parametrize("new_format", [False, True])
+def test_runs_nothing_from_a_file(new_format, tmp_path):
+    """A pickled module, or anything that is no tensor, is refused before it is called."""
+    path = tmp_path / "module"
+    torch.save(torch.nn.Linear(2, 2), path, _use_new_zipfile_serialization=new_format)
+    with pytest.raises(ElqError, match=r"module: holds a torch\.nn\.modules\.linear\.Linear"):
+        open_torch_file(path)
+
+
+@needs_torch
+def test_torch_reads_what_is_written(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "matrix": rng.normal(size=(300, 7)).astype(np.float32),
+        "transposed": rng.normal(size=(3, 5)).T,
+        "scalar": np.array(3, np.int64),
+        "empty": np.zeros((0, 3), np.float16),
+    }
+    write_torch_file(tmp_path / "file", arrays)
+    state = torch.load(tmp_path / "file", weights_only=True)
+    assert list(state) == list(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(state[name].numpy(), array)
+    write_torch_file(tmp_path / "file", arrays["matrix"])
+    matrix = torch.load(tmp_path / "file", weights_only=True)
+    np.testing.assert_array_equal(matrix.numpy(), arrays["matrix"])

@@ -1,0 +1,397 @@
+"""Training as the original trains, against what its own training printed and saved."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+from conftest import FIXTURES
+from flax import traverse_util
+from jax.experimental.compilation_cache import compilation_cache as compilation_cache_lib
+from reference import arrays, tiny_config, tiny_params
+
+from configs import original_recipe, webqsp
+from elq_jax.core import devices
+from elq_jax.core.errors import ElqError
+from elq_jax.entities.build import build_catalogue
+from elq_jax.entities.catalogue import Catalogue
+from elq_jax.entities.embeddings import EmbeddingsWriter
+from elq_jax.linking.linker import EntityLinker
+from elq_jax.model import bundle
+from elq_jax.model.bundle import initial_params
+from elq_jax.model.elq import EntityEncoder, QuestionEncoder, original_names
+from elq_jax.original import evaluation
+from elq_jax.original import recipe as original
+from elq_jax.questions.batches import TrainingBatches
+from elq_jax.questions.examples import make_examples
+from elq_jax.questions.read import read_questions
+from elq_jax.retrieval.exact import chunked_top_k
+from elq_jax.storage import layout
+from elq_jax.text.padding import pad_tokens
+from elq_jax.text.tokenization import Tokenizer
+from elq_jax.training import checkpoints, loop
+from elq_jax.training import optimizer as state
+from elq_jax.training.metrics import MetricsWriter
+from elq_jax.training.step import LossConfig, Table, joint_train_step
+
+OPTIM = json.loads((FIXTURES / "optim.json").read_text())
+
+
+def test_a_toy_parameter_moves_as_the_originals():
+    toy = OPTIM["toy"]
+    schedule = state.create_learning_rate_schedule("linear", toy["lr"], toy["t_total"], 0.2)
+    updates = original.Updates(steps_per_epoch=5, accumulate_steps=1)
+    tx = original.create_optimizer(
+        schedule, {"w": True}, updates, toy["weight_decay"], max_grad_norm=1e9, eps=toy["eps"]
+    )
+    found = state.create_train_state({"w": np.array(toy["init"], np.float32)}, tx)
+    for row in toy["trace"]:
+        assert float(schedule(updates.before(row["step"]))) == pytest.approx(row["lr"], abs=1e-9)
+        found = found.apply_gradients({"w": np.array(row["grad"], np.float32)})
+        np.testing.assert_allclose(found.params["w"], row["param"], rtol=1e-6)
+
+
+def test_the_data_is_that_of_webqsp():
+    ours, theirs = original_recipe.get_config(), webqsp.get_config()
+    for name in ("catalogue", "train_files", "train_repeats", "dev_file"):
+        assert ours[name] == theirs[name]
+
+
+@pytest.mark.parametrize("group", OPTIM["groups"], ids=lambda group: group["type"])
+def test_parameters_that_learn(group):
+    config = tiny_config()
+    names = {"/".join(path): name for name, (path, _) in original_names(config).items()}
+    learning = original.learning_parameters(config, group["type"])
+    for decays, expected in ((True, "decay"), (False, "no_decay")):
+        assert {names[name] for name, found in learning.items() if found is decays} == set(
+            group[expected]
+        )
+
+
+@pytest.mark.parametrize(
+    ("type_optimization", "layers"), [("top_layer", {11}), ("top4_layers", {8, 9, 10, 11})]
+)
+def test_top_layers_are_those_of_bert_base(type_optimization, layers):
+    bert = dataclasses.replace(tiny_config().question_bert, num_layers=24)
+    config = dataclasses.replace(tiny_config(), question_bert=bert, entity_bert=bert)
+    learning = original.learning_parameters(config, type_optimization, "question")
+    assert {name.split("/")[1] for name in learning} == {f"layers_{i}" for i in layers}
+
+
+@pytest.fixture
+def compilation_cache(tmp_path):
+    """A run that goes on need not compile again what it had."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path / "cache"),
+        "jax_persistent_cache_min_compile_time_secs": 0.3,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache_lib.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache_lib.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """The fixtures' model with the vectors that its training searched, as if it had made them."""
+    folder = tmp_path_factory.mktemp("start")
+    config, tokenizer = tiny_config(max_question_tokens=32), Tokenizer.from_pretrained("minilm")
+    bundle.save_model(folder, config, tiny_params(), tokenizer)
+    build_catalogue(FIXTURES / "entity.jsonl", folder / layout.CATALOGUE)
+    vectors = arrays("kb")["entity_encodings"]
+    writer = EmbeddingsWriter(
+        folder / layout.EMBEDDINGS,
+        *vectors.shape,
+        catalogue_fingerprint=Catalogue.open(folder / layout.CATALOGUE).fingerprint,
+        encoder_fingerprint=bundle.entity_encoder_fingerprint(
+            config, tiny_params()["entity"], tokenizer
+        ),
+    )
+    writer.write_shard(0, vectors)
+    return folder
+
+
+def configuration(start, settings):
+    """The recipe with the options that the original was run with."""
+    config = original_recipe.get_config()
+    config.init_from = config.catalogue = str(start)
+    config.train_files = (str(FIXTURES / "train_data/train.jsonl"),)
+    config.train_repeats = ()
+    config.dev_file = str(FIXTURES / "train_data/valid.jsonl")
+    config.num_devices = 1
+    config.original.type_optimization = settings["type_optimization"]
+    config.original.eval_interval = settings["eval_interval"]
+    config.stages = ("joint",) if settings["freeze_cand_enc"] else ("bi_encoder",)
+    stage = config[config.stages[0]]
+    stage.accumulate_steps = settings["gradient_accumulation_steps"]
+    stage.batch_size = settings["train_batch_size"] // stage.accumulate_steps
+    stage.num_epochs = float(settings["num_train_epochs"])
+    stage.learning_rate = settings["learning_rate"]
+    stage.warmup_fraction = settings["warmup_proportion"]
+    stage.max_grad_norm = settings["max_grad_norm"]
+    stage.log_every = stage.checkpoint_every = 1
+    return config
+
+
+@pytest.mark.parametrize("name", ["train_inbatch", "train_inbatch_accum", "train_adversarial"])
+def test_a_run_follows_the_originals(name, start, tmp_path, monkeypatch, compilation_cache):
+    """Every step, all gradients of the first update, the evaluation of each epoch, and the end.
+
+    One run is killed and given again. The original's F1 with hard negatives is 0 throughout, since
+    nothing can be learned of random entity vectors; `test_parity` has such F1s that are not.
+    """
+    expected = json.loads((FIXTURES / f"{name}.json").read_text())
+    config = configuration(start, expected["settings"])
+    states = keep_states(monkeypatch)
+    # One program for all batches: one shape, and dropout, of which this model has none, in all.
+    config.original.eval_interval = 0
+    one_length = functools.partial(TrainingBatches, length_buckets=(32,))
+    monkeypatch.setattr(loop, "TrainingBatches", one_length)
+    monkeypatch.setattr(loop, "_num_queries", lambda batch, *_: batch["gold_mask"].size)
+    if name == "train_inbatch_accum":
+        run_until_killed(config, tmp_path, monkeypatch, step=10)
+    loop.train_and_evaluate(config, tmp_path)
+
+    (stage,) = config.stages
+    lines = (tmp_path / stage / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows = [row for row in rows if "loss" in row]
+    assert len(rows) == len(expected["steps"])
+    for row, step in zip(rows, expected["steps"], strict=True):
+        assert row["loss"] == pytest.approx(step["loss"], abs=1e-4), row["step"]
+        if "lr" in step:  # Others end in no update.
+            assert row["learning_rate"] == pytest.approx(step["lr"], abs=1e-9), row["step"]
+            assert row["grad_norm"] == pytest.approx(step["grad_norm_before_clip"], rel=1e-3)
+
+    part = "question" if stage == "joint" else None
+    norms = first_gradient_norms(states[config[stage].accumulate_steps].opt_state)
+    for theirs, (path, _) in original_names(tiny_config()).items():
+        wanted = expected["first_step_grad_norms"][theirs]
+        if part in (None, path[0]):
+            found = norms["/".join(path[1:] if part else path)]
+            assert found == pytest.approx(wanted, rel=1e-3, abs=1e-4), theirs
+        else:
+            assert wanted is None
+
+    sizes = {"valid": 8, "train": config[stage].batch_size}  # each as it was loaded
+    evaluate = f1_of_frozen if part else in_batch_accuracy
+    epoch = len(rows) // expected["settings"]["num_train_epochs"]
+    evaluated = [("valid", tiny_params()[part] if part else tiny_params())]
+    for step in (epoch, 2 * epoch):
+        evaluated += [("valid", states[step].params), ("train", states[step].params)]
+    found = [evaluate(start, split, params, sizes[split]) for split, params in evaluated]
+    assert found == pytest.approx([one["normalized_f1"] for one in expected["evals"]], rel=1e-15)
+
+    learning = original.learning_parameters(tiny_config(), "all_encoder_layers", part)
+    params, optimizer = last_state(tmp_path / stage / "checkpoints", part, learning)
+    small, before = arrays(f"{name}_final_small"), arrays("state_dict")
+    for theirs, (path, transposed) in original_names(tiny_config()).items():
+        if part not in (None, path[0]):
+            continue
+        found = np.asarray(params["/".join(path[1:] if part else path)], np.float64)
+        found = found.T if transposed else found
+        wanted = expected["final"][theirs]
+        assert np.linalg.norm(found) == pytest.approx(wanted["norm"], rel=1e-4), theirs
+        moved = np.linalg.norm(found - before[theirs])
+        assert moved == pytest.approx(wanted["delta_norm"], rel=2e-3, abs=1e-4), theirs
+        np.testing.assert_allclose(found.ravel()[:6], wanted["head"], atol=1e-4, err_msg=theirs)
+        if theirs in small:
+            np.testing.assert_allclose(found, small[theirs], atol=1e-4, err_msg=theirs)
+    if "lr" in expected["steps"][-1]:
+        never = [value for key, value in optimizer.gradients.items() if key not in learning]
+        norm = np.sqrt(sum(np.sum(np.asarray(value, np.float64) ** 2) for value in never))
+        wanted = expected["steps"][-1]["norm_after_clip_of_never_updated"]
+        assert norm == pytest.approx(wanted, rel=1e-3)
+
+
+def keep_states(monkeypatch):
+    """Fills a dictionary with the states after every step; saves every third, and the last."""
+    states, save = {}, checkpoints.Checkpoints.save
+
+    def keep(self, state, record):
+        step = int(state.step)
+        states[step] = jax.device_get(state)
+        if step % 3 == 0 or step in (8, 14):
+            save(self, state, record)
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", keep)
+    return states
+
+
+def first_gradient_norms(optimizer):
+    """Norms of all gradients before they were clipped, from what the first update leaves."""
+    clip = min(1, 1 / (float(optimizer.grad_norm) + 1e-6))
+    learned = {name: mean / 0.1 for name, mean in optimizer.mean.items()}
+    gradients = optimizer.gradients | learned
+    return {name: float(np.linalg.norm(value)) / clip for name, value in gradients.items()}
+
+
+def read_split(start, split):
+    catalogue = Catalogue.open(start / layout.CATALOGUE)
+    return read_questions(FIXTURES / f"train_data/{split}.jsonl", catalogue)[0]
+
+
+def f1_of_frozen(start, split, params, size):
+    linker = EntityLinker.from_pretrained(start, devices=jax.local_devices()[:1])
+    linker = linker.with_params(params)
+    counts = evaluation.count_as_in_training(linker, read_split(start, split), batch_size=size)
+    assert counts.gold
+    return counts.weak_f1
+
+
+def in_batch_accuracy(start, split, params, size):
+    """Share of the mentions that are nearest to their own entity, of those in the same batch."""
+    tokenizer, config = Tokenizer.from_pretrained("minilm"), tiny_config()
+    examples, _ = make_examples(read_split(start, split), tokenizer, 32)
+    right = []
+    for first in range(0, len(examples), size):
+        some = examples[first : first + size]
+        vectors = np.concatenate([mention_vectors(config, params["question"], e) for e in some])
+        ids = arrays("kb")["entity_token_ids"][np.concatenate([e.rows for e in some])]
+        entities = EntityEncoder(config).apply({"params": params["entity"]}, ids, ids != 0)
+        nearest = np.argmax(vectors @ np.asarray(entities).T, axis=1)
+        right += (nearest == np.arange(len(nearest))).tolist()
+    return np.mean(right)
+
+
+def mention_vectors(config, params, example):
+    ids, mask = pad_tokens([example.ids], 32, 1)
+    _, vectors = QuestionEncoder(config).apply(
+        {"params": params}, ids, mask, example.bounds[None], method="encode_mentions"
+    )
+    return np.asarray(vectors[0])
+
+
+@pytest.mark.parametrize("name", ["train_inbatch", "train_inbatch_accum", "train_adversarial"])
+def test_the_first_batch_and_its_negatives(name, start):
+    """Questions in the order of the file, their mentions, and what each is scored against."""
+    step, settings = arrays(f"{name}_step0"), recipe_settings(name)
+    size = settings["train_batch_size"] // settings["gradient_accumulation_steps"]
+    config, tokenizer = tiny_config(), Tokenizer.from_pretrained("minilm")
+    examples, _ = make_examples(read_split(start, "train"), tokenizer, 32)
+    batches = TrainingBatches(examples, size, seed=0, shuffle=False, length_buckets=(32,))
+    batch = next(batches.iterate(0))
+    mask = batch["gold_mask"]
+    np.testing.assert_array_equal(batch["input_ids"], step["context_input"])
+    np.testing.assert_array_equal(mask, step["in_gold_mention_bounds_mask"])
+    np.testing.assert_array_equal(batch["gold_bounds"][mask], step["in_gold_mention_bounds"][mask])
+
+    params = tiny_params()
+    some = examples[:size]
+    vectors = np.concatenate([mention_vectors(config, params["question"], e) for e in some])
+    if name != "train_adversarial":
+        ids = arrays("kb")["entity_token_ids"][batch["gold_rows"][mask]]
+        entities = EntityEncoder(config).apply({"params": params["entity"]}, ids, ids != 0)
+        np.testing.assert_allclose(vectors @ entities.T, step["scores"], rtol=0, atol=1e-4)
+        return
+    np.testing.assert_allclose(vectors, step["mention_queries"], rtol=0, atol=2e-5)
+    scores, rows = chunked_top_k(vectors, arrays("kb")["entity_encodings"], 10)
+    np.testing.assert_array_equal(rows, step["neg_ids"])
+    np.testing.assert_allclose(scores, step["neg_scores"], rtol=0, atol=1e-4)
+
+
+def run_until_killed(config, workdir, monkeypatch, step):
+    class Killed(BaseException):
+        pass
+
+    write = MetricsWriter.write
+
+    def write_or_die(self, at, values):
+        if at == step:
+            raise Killed
+        write(self, at, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsWriter, "write", write_or_die)
+        with pytest.raises(Killed):
+            loop.train_and_evaluate(config, workdir)
+
+
+def last_state(folder, part, learning):
+    """Flat parameters, and the optimiser's state, of a stage's last checkpoint."""
+    params = tiny_params()[part] if part else tiny_params()
+    tx = original.create_optimizer(lambda step: 0.0, learning, original.Updates(1, 1))
+    found, _ = checkpoints.Checkpoints(folder).restore(state.create_train_state(params, tx))
+    return traverse_util.flatten_dict(found.params, sep="/"), found.opt_state
+
+
+class Batches:
+    """As far as a recipe looks at `TrainingBatches`."""
+
+    def __init__(self, examples, batch_size):
+        self.examples_per_epoch = examples
+        self.steps_per_epoch = -(-examples // batch_size)
+
+
+def recipe_settings(name):
+    return json.loads((FIXTURES / f"{name}.json").read_text())["settings"]
+
+
+def recipe(name="train_inbatch", examples=26, epochs=2, **changes):
+    config = configuration("unused", recipe_settings(name))
+    config.original.update(changes)
+    stage = config[config.stages[0]]
+    batches = Batches(examples, stage.batch_size)
+    num_steps = epochs * batches.steps_per_epoch
+    return original.create_recipe(config.original, stage, tiny_config(), None, batches, num_steps)
+
+
+@pytest.mark.parametrize("name", ["train_inbatch", "train_inbatch_accum", "train_adversarial"])
+def test_dropout_is_left_off_after_the_first_epoch(name):
+    steps = json.loads((FIXTURES / f"{name}.json").read_text())["steps"]
+    found = [recipe(name).has_dropout(step) for step in range(len(steps))]
+    assert found == [step["dropout_active"] for step in steps]
+
+
+def test_dropout_comes_back_after_an_evaluation():
+    """Three updates of two batches each, in epochs of ten batches."""
+    has_dropout = recipe("train_inbatch_accum", examples=40, eval_interval=3).has_dropout
+    assert [has_dropout(step) for step in range(20)] == [True] * 10 + [False] * 6 + [True] * 4
+
+
+def test_a_deterministic_step_draws_no_dropout():
+    bert = dataclasses.replace(tiny_config().question_bert, num_layers=1, dropout_rate=0.5)
+    config = dataclasses.replace(tiny_config(), question_bert=bert)
+    [device] = jax.local_devices()[:1]
+    step = devices.parallel(
+        joint_train_step(config, LossConfig("in_batch")), [device], static=(4, 5)
+    )
+    batch = {
+        "input_ids": np.full((1, 2, 6), 2000, np.int32),
+        "mask": np.ones((1, 2, 6), bool),
+        "gold_bounds": np.ones((1, 2, 1, 2), np.int32),
+        "gold_rows": np.arange(2, dtype=np.int32).reshape(1, 2, 1),
+        "gold_mask": np.ones((1, 2, 1), bool),
+    }
+    vectors = arrays("kb")["entity_encodings"][:2]
+    table = Table(devices.place(vectors[None], [device]), None, 2)
+    start = state.create_train_state(initial_params(config)["question"], optax.sgd(0.1))
+    start = devices.replicate(start, [device])
+    losses = {True: set(), False: set()}
+    for deterministic, found in losses.items():
+        for seed in range(2):
+            number = devices.replicate(np.int32(seed), [device])
+            _, metrics = step(start, batch, table, number, 2, deterministic)
+            found.add(float(metrics["loss"][0]))
+    assert (len(losses[True]), len(losses[False])) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"type_optimization": "heads"}, "type_optimization: 'heads'; expected one of additional"),
+        ({"type_optimization": "top_layer"}, "names no parameter of an encoder with 2 layers"),
+        ({"schedule": "cosine"}, r"unknown \['schedule'\]; expected some of"),
+        ({"examples": 7}, r"an epoch of 7 questions is less than one update \(1 x 8\)"),
+    ],
+)
+def test_settings_that_cannot_be_used(arguments, message):
+    with pytest.raises(ElqError, match=message):
+        recipe(**arguments)

@@ -1,0 +1,409 @@
+"""Alignment and windows against the original, batches against plain lists."""
+
+import dataclasses
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from elq_jax.core.errors import ElqError
+from elq_jax.questions.align import align_mentions
+from elq_jax.questions.batches import TrainingBatches
+from elq_jax.questions.examples import TrainingExample, make_examples
+from elq_jax.questions.read import read_questions
+from elq_jax.questions.records import Mention, Question
+from elq_jax.text import padding
+from elq_jax.text.padding import length_sorted_batches, pad_tokens
+from elq_jax.text.tokenization import Tokenizer
+from elq_jax.text.windows import question_window
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.from_pretrained("minilm")
+
+
+def ask(text, *quotes, rows=None):
+    """A question whose mentions are the given parts of its text."""
+    rows = rows or range(len(quotes))
+    starts = [text.index(quote) for quote in quotes]
+    mentions = [Mention(s, s + len(q), r) for s, q, r in zip(starts, quotes, rows, strict=True)]
+    return Question("q", text, tuple(mentions))
+
+
+# --- buckets and padding
+
+
+def test_bucket():
+    assert [padding.bucket(n, (4, 8)) for n in (0, 1, 4, 5, 8)] == [4, 4, 4, 8, 8]
+    with pytest.raises(ElqError, match="found size 9, the largest that is prepared for is 8"):
+        padding.bucket(9, (4, 8))
+
+
+def test_pad_tokens():
+    ids, mask = pad_tokens([np.array([5, 0, 7]), np.array([9])], length=4, batch=3)
+    assert ids.tolist() == [[5, 0, 7, 0], [9, 0, 0, 0], [0, 0, 0, 0]]
+    assert mask.tolist() == [[True] * 3 + [False], [True] + [False] * 3, [False] * 4]
+    assert (ids.dtype, mask.dtype) == (np.int32, bool)
+    with pytest.raises(ElqError, match="row 0 has 3 tokens"):
+        pad_tokens([np.arange(3)], length=2, batch=1)
+    with pytest.raises(ElqError, match="2 rows for a batch of 1"):
+        pad_tokens([np.arange(3)] * 2, length=3, batch=1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 64, 100])
+def test_length_sorted_batches(batch_size):
+    lengths = np.random.default_rng(0).integers(2, 60, 333)
+    planned = length_sorted_batches(lengths, batch_size)
+    seen = np.concatenate([batch.indices for batch in planned])
+    assert sorted(seen) == list(range(333))
+    for batch in planned:
+        assert len(batch.indices) <= batch.size <= batch_size
+        assert batch.size in (*padding.BATCH_BUCKETS, batch_size)
+        longest = lengths[batch.indices].max()
+        assert batch.length == min(b for b in padding.LENGTH_BUCKETS if b >= longest)
+    assert [b.length for b in planned] == sorted(b.length for b in planned)
+    partial = Counter(b.length for b in planned if len(b.indices) < batch_size)
+    assert max(partial.values(), default=0) <= 1
+
+
+def test_length_sorted_batches_of_nothing_and_too_long():
+    assert length_sorted_batches([], 8) == []
+    with pytest.raises(ElqError, match="found size 513"):
+        length_sorted_batches([10, 513], 8)
+    with pytest.raises(ElqError, match="batch_size: 0; expected an integer, at least 1"):
+        length_sorted_batches([10], 0)
+
+
+# --- alignment
+
+
+def test_aligned_mentions_quote_the_text(tokenizer):
+    text = "🎬🎬 did Amélie\u0301 Poulain, of the Deux Moulins, visit   東京?"
+    quotes = ["Amélie\u0301 Poulain", "Deux Moulins", "  東京", "東"]
+    [encoded] = tokenizer.encode_questions([text], 64)
+    aligned = align_mentions(ask(text, *quotes, rows=[5, -1, 7, 8]), encoded)
+    assert not aligned.problems
+    assert aligned.rows.tolist() == [5, -1, 7, 8]
+    quoted = [text[encoded.offsets[i, 0] : encoded.offsets[j, 1]] for i, j in aligned.bounds]
+    assert quoted == [quote.strip() for quote in quotes]
+    assert (aligned.bounds.dtype, aligned.rows.dtype) == (np.int32, np.int32)
+
+
+@pytest.mark.parametrize(
+    ("quote", "kind", "reason"),
+    [
+        ("wro", "misaligned", "inside of a token"),
+        ("rote dune", "misaligned", "inside of a token"),
+        ("wrote dun", "misaligned", "inside of a token"),
+        ("  ", "empty", "it has no token"),
+        ("asimov", "cut", "the question is cut at character 16"),
+        ("dune  or asimov", "cut", "the question is cut at character 16"),
+    ],
+)
+def test_each_problem_has_its_own_report(tokenizer, quote, kind, reason):
+    text = "who wrote dune  or asimov"
+    [encoded] = tokenizer.encode_questions([text], 5 if kind == "cut" else 32)
+    question = ask(text, "who", quote)
+    aligned = align_mentions(question, encoded)
+    assert aligned.bounds.tolist() == [[1, 1]]
+    assert aligned.rows.tolist() == [0]
+    [problem] = aligned.problems
+    assert (problem.kind, problem.question_id, problem.mention) == (kind, "q", 1)
+    assert f"question q, mention 1 [{text.index(quote)}, " in problem.message
+    assert repr(quote) in problem.message
+    assert reason in problem.message
+
+
+def test_unknown_offsets_are_a_problem_of_their_own(tokenizer):
+    [encoded] = tokenizer.encode_questions(["who"], 8)
+    aligned = align_mentions(Question("q", "who", (Mention(-1, -1, 0),)), encoded)
+    assert [problem.kind for problem in aligned.problems] == ["no_offsets"]
+    assert aligned.bounds.shape == (0, 2)
+
+
+# --- windows
+
+
+@pytest.mark.parametrize("setting", [0, 1])
+def test_windows_are_the_original_s(fixtures, tokenizer, setting):
+    expected = json.loads((fixtures / "windows.json").read_text())[setting]
+    max_length = expected["max_context_length"]
+    questions, _ = read_questions(fixtures / "labelled.jsonl")
+    most = max(len(question.mentions) for question in questions)
+
+    examples, report = make_examples(questions, tokenizer, max_length)
+    made = {"context": [], "label_idx": [], "mention_idxs": [], "mention_mask": []}
+    for example in examples:
+        [ids], _ = pad_tokens([example.ids], max_length, 1)
+        missing = most - len(example.rows)
+        made["context"].append(ids.tolist())
+        made["label_idx"].append(example.rows.tolist() + [-1] * missing)
+        made["mention_idxs"].append(example.bounds.tolist() + [[0, 1]] * missing)
+        made["mention_mask"].append([True] * len(example.rows) + [False] * missing)
+    assert made == {key: expected[key] for key in made}
+    # Question 211 loses its second mention, 212 the end of its only one.
+    assert [(p.kind, p.question_id, p.mention) for p in report.problems] == [
+        ("cut", "211", 1),
+        ("shortened", "212", 0),
+    ]
+
+
+def test_windows_hold_as_much_as_fits():
+    """For one mention: all of the text that fits, and the mention where it was."""
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        size, max_length = rng.integers(1, 40), rng.integers(3, 30)
+        start = rng.integers(0, size)
+        end = rng.integers(start + 1, size + 1)
+        tokens = np.arange(1000, 1000 + size)
+        window = question_window(tokens, [(start, end)], max_length)
+        assert len(window.ids) == min(size + 2, max_length)
+        assert window.ids[0] == 101
+        assert window.ids[-1] == 102
+        [(first, last)] = window.bounds
+        kept = min(end, start + max_length - 2)
+        assert window.ids[first : last + 1].tolist() == tokens[start:kept].tolist()
+        assert window.ids[1] == tokens[window.offset]
+
+
+def test_window_without_mentions_is_the_beginning():
+    window = question_window(range(50, 80), [], 12)
+    assert window.ids.tolist() == [101, *range(50, 60), 102]
+    assert window.bounds.shape == (0, 2)
+    assert question_window([], [], 12).ids.tolist() == [101, 102]
+    with pytest.raises(ElqError, match="max_length is 2"):
+        question_window([5], [], 2)
+
+
+# --- examples
+
+
+def test_examples_of_plain_questions(tokenizer):
+    long = "x " * 4990 + "who wrote dune?"
+    questions = [
+        ask("who wrote dune?", "dune", rows=[4]),
+        ask(long, "dune", rows=[-1]),
+        ask("who wrote dune?", "who", "dun", rows=[1, 2]),
+        ask("who wrote dune?", "un"),
+        Question("none", "who wrote?"),
+    ]
+    assert len(long) > 9_990
+    examples, report = make_examples(questions, tokenizer, 16)
+    [dune] = tokenizer.encode_questions(["dune"], 8)
+    assert [len(example.ids) for example in examples] == [6, 16, 6, 5]
+    assert [example.rows.tolist() for example in examples] == [[4], [-1], [1], []]
+    for example in examples[:2]:
+        [(first, last)] = example.bounds
+        assert first == last
+        assert example.ids[first] == dune.ids[1]
+    assert (report.examples, report.mentions) == (4, 3)
+    assert report.counts == {"misaligned": 2}
+    assert report.left_out == ["q"]
+    assert "2 misaligned" in report.summary()
+    assert "1 questions left out" in report.summary()
+
+
+def test_mentions_that_are_too_wide_are_named_and_stay(tokenizer):
+    """In the plain form and in the one with token ids; four tokens are not too many."""
+    question = ask("who is a b c d e f", "a b c d", "e f", rows=[1, 2])
+    [encoded] = tokenizer.encode_questions([question.text], 64)
+    ids = tuple(encoded.ids[1:-1].tolist())
+    tokenized = dataclasses.replace(question, token_ids=ids, token_mentions=((2, 6), (6, 8)))
+    for one in (question, tokenized):
+        [example], report = make_examples([one], tokenizer, 64, 3)
+        assert example.rows.tolist() == [1, 2]
+        [problem] = report.problems
+        assert (problem.kind, problem.mention, problem.is_left_out) == ("too_wide", 0, False)
+        assert "its 4 tokens are more than max_mention_width = 3" in problem.message
+        assert not make_examples([one], tokenizer, 64, 4)[1].problems
+    aligned = align_mentions(question, encoded, 3)
+    assert aligned.rows.tolist() == [1, 2]
+    assert [problem.kind for problem in aligned.problems] == ["too_wide"]
+
+
+def test_foreign_token_ids_are_refused(tokenizer):
+    question = Question("q", "who", (), token_ids=(1, 30522), token_mentions=())
+    with pytest.raises(ElqError, match=r"token id 30522 .* the vocabulary has 30522"):
+        make_examples([question], tokenizer, 16)
+
+
+# --- training batches
+
+
+def toy_examples(count, first=0):
+    """Example i starts with token 1000 + first + i, so that it is known again."""
+    rng = np.random.default_rng(first)
+    examples = []
+    for number in range(first, first + count):
+        ids = rng.integers(5, 999, rng.integers(3, 30)).astype(np.int32)
+        ids[0] = 1000 + number
+        mentions = int(rng.integers(0, 4))
+        bounds = np.sort(rng.integers(0, len(ids), (mentions, 2)), axis=1).astype(np.int32)
+        examples.append(TrainingExample(ids, bounds, rng.integers(-1, 9, mentions, np.int32)))
+    return examples
+
+
+def numbers(batch):
+    """Which examples a batch holds."""
+    return (batch["input_ids"][batch["example_mask"], 0] - 1000).tolist()
+
+
+def assert_same(one, two):
+    assert one.keys() == two.keys()
+    for key in one:
+        np.testing.assert_array_equal(one[key], two[key], strict=True)
+
+
+def test_batches_hold_the_examples():
+    examples = toy_examples(21)
+    data = TrainingBatches(examples, batch_size=8, seed=3)
+    assert (data.steps_per_epoch, data.examples_per_epoch, data.max_mentions) == (3, 21, 4)
+    for step in range(6):
+        batch = data[step]
+        assert batch["example_mask"].tolist() == [True] * (8 if step % 3 < 2 else 5) + [False] * (
+            0 if step % 3 < 2 else 3
+        )
+        chosen = [examples[number] for number in numbers(batch)]
+        longest = max(len(example.ids) for example in chosen)
+        assert batch["input_ids"].shape[1] == min(b for b in padding.LENGTH_BUCKETS if b >= longest)
+        for row, example in enumerate(chosen):
+            real = batch["mask"][row]
+            assert batch["input_ids"][row, real].tolist() == example.ids.tolist()
+            gold = batch["gold_mask"][row]
+            assert batch["gold_bounds"][row, gold].tolist() == example.bounds.tolist()
+            assert batch["gold_rows"][row, gold].tolist() == example.rows.tolist()
+        empty = ~batch["gold_mask"]
+        assert (batch["gold_bounds"][empty] == [0, 1]).all()
+        assert (batch["gold_rows"][empty] == -1).all()
+        assert not batch["mask"][~batch["example_mask"]].any()
+        assert {key: value.dtype.name for key, value in batch.items()} == {
+            "input_ids": "int32",
+            "mask": "bool",
+            "gold_bounds": "int32",
+            "gold_rows": "int32",
+            "gold_mask": "bool",
+            "example_mask": "bool",
+            "mention_counts": "int32",
+        }
+        counts = [len(example.rows) for example in chosen]
+        assert batch["mention_counts"].tolist() == counts + [0] * (8 - len(counts))
+
+
+def test_every_epoch_has_all_examples_in_its_own_order():
+    data = TrainingBatches(toy_examples(50), batch_size=16, seed=0)
+    epochs = [[n for s in range(4) for n in numbers(data[4 * e + s])] for e in range(3)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in [*epochs, range(50)]}) == 4
+
+
+def test_same_seed_same_order_whenever_asked():
+    examples = toy_examples(50)
+    data = TrainingBatches(examples, batch_size=16, seed=11)
+    again = TrainingBatches(examples, batch_size=16, seed=11)
+    for step in (9, 0, 5, 123_456, 9):
+        assert_same(data[step], again[step])
+    other = TrainingBatches(examples, batch_size=16, seed=12)
+    assert numbers(data[0]) != numbers(other[0])
+
+
+def test_resumed_in_the_middle_of_an_epoch_is_unbroken():
+    examples = toy_examples(21)
+    data = TrainingBatches(examples, batch_size=8, seed=5)
+    unbroken = [batch for batch, _ in zip(data, range(8), strict=False)]
+    for step, batch in enumerate(unbroken):
+        assert_same(batch, data[step])
+    resumed = TrainingBatches(examples, batch_size=8, seed=5).iterate(start=4)
+    for step in range(4, 8):
+        assert_same(next(resumed), unbroken[step])
+    assert resumed.get_state() == {"next_index": 8}
+
+
+def test_without_shuffling_the_order_is_the_given_one():
+    data = TrainingBatches(toy_examples(10), batch_size=4, shuffle=False)
+    assert [numbers(data[s]) for s in range(4)] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9],
+        [0, 1, 2, 3],
+    ]
+    dropped = TrainingBatches(toy_examples(10), batch_size=4, shuffle=False, drop_last=True)
+    assert dropped.steps_per_epoch == 2
+    assert [numbers(dropped[s]) for s in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_share_the_global_batch(hosts):
+    examples = toy_examples(21)
+    whole = TrainingBatches(examples, batch_size=8, seed=2)
+    shares = [
+        TrainingBatches(examples, batch_size=8, seed=2, process_index=h, process_count=hosts)
+        for h in range(hosts)
+    ]
+    assert {share.steps_per_epoch for share in shares} == {whole.steps_per_epoch}
+    for step in range(6):
+        parts = [share[step] for share in shares]
+        counts = [part.pop("mention_counts") for part in parts]
+        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        # All know how full the batch is everywhere, so that they compile for the same sizes.
+        assert_same(joined | {"mention_counts": counts[0]}, whole[step])
+        assert all(np.array_equal(one, counts[0]) for one in counts)
+
+
+def test_mixture_repeats_each_set():
+    examples = toy_examples(10), toy_examples(40, first=100)
+    data = TrainingBatches(examples, batch_size=16, seed=1, repeats=[2.5, 0.5])
+    assert data.examples_per_epoch == 25 + 20
+    assert data.steps_per_epoch == 3
+    extra, orders = [], []
+    for epoch in range(4):
+        drawn = [n for s in range(3) for n in numbers(data[3 * epoch + s])]
+        counts = Counter(drawn)
+        few = [counts[n] for n in range(10)]
+        assert sorted(few) == [2] * 5 + [3] * 5
+        assert sorted(counts[n] for n in range(100, 140)) == [0] * 20 + [1] * 20
+        extra.append(tuple(few))
+        orders.append(tuple(n >= 100 for n in drawn))
+    assert len(set(extra)) > 1  # other halves in other epochs
+    assert all(any(order[:16]) and not all(order[:16]) for order in orders)  # mixed
+
+
+def test_one_example_is_enough():
+    data = TrainingBatches(toy_examples(1), batch_size=4)
+    assert [numbers(data[step]) for step in range(3)] == [[0]] * 3
+
+
+def test_shapes_are_few():
+    data = TrainingBatches(toy_examples(200), batch_size=16, length_buckets=(32,), max_mentions=6)
+    shapes = {
+        (b["input_ids"].shape, b["gold_rows"].shape) for b in map(data.__getitem__, range(30))
+    }
+    assert shapes == {((16, 32), (16, 6))}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"examples": []}, "set without examples"),
+        ({"repeats": [1.0, 1.0]}, "3 sets of examples and 2 repeats"),
+        ({"repeats": [1.0, 0.0, 1.0]}, "expected numbers above 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"batch_size": 3, "process_count": 2}, "multiple of the 2 processes"),
+        ({"process_index": 2, "process_count": 2}, "process_index is 2 of 2"),
+        ({"batch_size": 4, "drop_last": True}, "3 examples, less than one batch of 4"),
+    ],
+)
+def test_wrong_arguments(options, message):
+    examples = toy_examples(3)
+    if "repeats" in options:
+        examples = [examples] * 3
+    with pytest.raises(ElqError, match=message):
+        TrainingBatches(**{"examples": examples, "batch_size": 2, **options})
+
+
+def test_too_many_mentions_for_the_shape():
+    crowded = TrainingExample(np.arange(9), np.tile([[1, 2]], (5, 1)), np.arange(5))
+    data = TrainingBatches([crowded], batch_size=1, max_mentions=4)
+    with pytest.raises(ElqError, match="5 mentions, more than max_mentions=4"):
+        data[0]

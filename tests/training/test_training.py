@@ -1,0 +1,351 @@
+"""Training steps on several devices, and whole runs: stopped, killed, gone on with, refused."""
+
+import json
+import os
+import pathlib
+import signal
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+from reference import arrays, tiny_config, tiny_params, write_tiny_bert
+
+from configs import default
+from elq_jax.core import devices as devices_lib
+from elq_jax.core.errors import ElqError
+from elq_jax.model import bundle
+from elq_jax.retrieval.sharded import place_table
+from elq_jax.storage.remote import Workdir
+from elq_jax.training import checkpoints, loop, preemption
+from elq_jax.training.metrics import MetricsWriter
+from elq_jax.training.optimizer import create_optimizer, create_train_state
+from elq_jax.training.step import (
+    LINKING_LOSSES,
+    LossConfig,
+    bi_encoder_train_step,
+    joint_train_step,
+)
+
+DEMO = pathlib.Path(__file__).parent.parent.parent / "demo"
+
+
+def random_batch(size=12, length=16, mentions=2, entities=500):
+    rng = np.random.default_rng(3)
+    starts = rng.integers(1, length - 4, (size, mentions))
+    bounds = np.stack([starts, starts + rng.integers(0, 3, starts.shape)], axis=-1)
+    batch = {
+        "input_ids": rng.integers(1000, 20000, (size, length)).astype(np.int32),
+        "mask": np.ones((size, length), bool),
+        "gold_bounds": bounds.astype(np.int32),
+        "gold_rows": rng.integers(-1, entities, (size, mentions)).astype(np.int32),
+        "gold_mask": rng.random((size, mentions)) < 0.7,
+        "example_mask": np.ones(size, bool),
+    }
+    batch["mask"][::3, 12:] = False
+    batch["mask"][-1] = batch["gold_mask"][-1] = batch["example_mask"][-1] = False
+    return batch
+
+
+def run_steps(step, params, batch, shards, num_devices, num_steps):
+    devices = jax.local_devices()[:num_devices]
+    state = devices_lib.replicate(create_train_state(params, create_optimizer(1e-3)), devices)
+    seed = devices_lib.replicate(np.int32(0), devices)
+    parts = devices_lib.split(batch, devices)
+    table = None if shards is None else place_table(shards, devices)
+    take_step = devices_lib.parallel(step, devices, donate=0, static=4)
+    losses = []
+    for _ in range(num_steps):
+        state, metrics = take_step(state, parts, table, seed, parts["gold_mask"][0].size)
+        losses.append({k: float(v) for k, v in devices_lib.unreplicate(metrics).items()})
+    return losses, devices_lib.unreplicate(state.params)
+
+
+@pytest.mark.parametrize(
+    ("linking_loss", "num_devices"),
+    [(name, (1, 8)) for name in LINKING_LOSSES] + [("full_catalogue", (1, 3))],
+)
+def test_any_number_of_devices_takes_the_same_joint_steps(linking_loss, num_devices):
+    """500 entities divide by neither 3 nor 8 devices; the fixtures' model has no dropout."""
+    step = joint_train_step(tiny_config(), LossConfig(linking_loss, chunk_size=100))
+    catalogue = arrays("kb")["entity_encodings"]
+    params = tiny_params()["question"]
+    runs = [run_steps(step, params, random_batch(), catalogue, n, num_steps=2) for n in num_devices]
+    for losses, params in runs[1:]:
+        for one, expected in zip(losses, runs[0][0], strict=True):
+            for name, value in one.items():
+                np.testing.assert_allclose(value, expected[name], rtol=2e-4, err_msg=name)
+        difference = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, runs[0][1])
+        # Adam divides by the gradient's size: rounding of a zero gradient moves by a step at most.
+        assert np.mean(jax.tree.leaves(difference)) < 1e-4
+
+
+@pytest.mark.parametrize("num_negatives", [0, 2])
+def test_any_number_of_devices_takes_the_same_bi_encoder_steps(num_negatives):
+    rng = np.random.default_rng(5)
+    batch = random_batch()
+    shape = (*batch["gold_rows"].shape, 1 + num_negatives, 8)
+    # The tokens of an entity are a function of its row, as in real data.
+    first = batch["gold_rows"][..., None, None] * 7 + 1000
+    batch["entity_ids"] = (np.abs(first) + np.arange(8) + np.zeros(shape, int)).astype(np.int32)
+    mined = batch["entity_ids"][..., 1:, :]
+    mined[:] = rng.integers(1000, 20000, mined.shape)
+    batch["entity_mask"] = np.ones(shape, bool)
+    if num_negatives:
+        batch["negative_rows"] = rng.integers(-1, 9, (*shape[:-2], num_negatives), np.int32)
+    step = bi_encoder_train_step(tiny_config(), LossConfig())
+    runs = [run_steps(step, tiny_params(), batch, None, n, num_steps=2) for n in (1, 8)]
+    for one, expected in zip(runs[1][0], runs[0][0], strict=True):
+        for name, value in one.items():
+            np.testing.assert_allclose(value, expected[name], rtol=2e-4, err_msg=name)
+
+
+def test_accumulated_steps_equal_one_large_batch():
+    step = joint_train_step(tiny_config(), LossConfig("full_catalogue"))
+    catalogue = arrays("kb")["entity_encodings"]
+    batch = random_batch(size=4)
+    batch["gold_mask"][:] = batch["mask"][:] = True
+    batch["gold_rows"] = np.abs(batch["gold_rows"])
+    halves = [{k: v[i : i + 2] for k, v in batch.items()} for i in (0, 2)]
+    results = []
+    for parts, accumulate in (([batch], 1), (halves, 2)):
+        tx = create_optimizer(1e-3, accumulate_steps=accumulate)
+        devices = jax.local_devices()[:1]
+        state = devices_lib.replicate(create_train_state(tiny_params()["question"], tx), devices)
+        take_step = devices_lib.parallel(step, devices, static=4)
+        table = place_table(catalogue, devices)
+        seed = devices_lib.replicate(np.int32(0), devices)
+        for part in parts:
+            part = devices_lib.split(part, devices)
+            state, _ = take_step(state, part, table, seed, part["gold_mask"].size)
+        results.append(devices_lib.unreplicate(state.params))
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), results[0], results[1])
+    assert np.mean(jax.tree.leaves(moved)) < 2e-5  # A step moves a parameter by 1e-3.
+
+
+def test_decay_and_learning_rate_by_parameter():
+    """One AdamW step by hand: biases, norms and the scale do not decay; new modules go faster."""
+    one = np.ones(2, np.float32)
+    params = {
+        "bert": {"query": {"kernel": one, "bias": one}, "norm": {"scale": one}},
+        "mention_head": {"kernel": one, "bias": one},
+        "log_scale": one[0],
+    }
+    grads = jax.tree.map(lambda x: 1e-3 * np.ones_like(x), params)
+    tx = create_optimizer(0.1, new_module_factor=3.0, weight_decay=0.5, max_grad_norm=1.0)
+    state = create_train_state(params, tx).apply_gradients(grads)
+    adam = 1e-3 / (1e-3 + 1e-8)
+    expected = {
+        ("bert", "query", "kernel"): 1 - 0.1 * (adam + 0.5),
+        ("bert", "query", "bias"): 1 - 0.1 * adam,
+        ("bert", "norm", "scale"): 1 - 0.1 * adam,
+        ("mention_head", "kernel"): 1 - 0.3 * (adam + 0.5),
+        ("mention_head", "bias"): 1 - 0.3 * adam,
+        ("log_scale",): 1 - 0.3 * adam,
+    }
+    for path, value in traverse_util.flatten_dict(state.params).items():
+        np.testing.assert_allclose(value, expected[path], rtol=1e-5, err_msg=str(path))
+
+
+@pytest.fixture(scope="module")
+def tiny_bert(tmp_path_factory):
+    """A checkpoint folder."""
+    folder = tmp_path_factory.mktemp("bert")
+    write_tiny_bert(folder, layers=1)
+    return folder
+
+
+@pytest.fixture
+def config(tiny_bert, tmp_path):
+    config = default.get_config()
+    config.question_encoder = str(tiny_bert)
+    config.model.max_question_tokens = 16  # One length, so one program to compile.
+    config.model.max_entity_tokens = 16
+    config.num_devices = 1
+    config.catalogue = str(tmp_path / "catalogue.jsonl")
+    config.train_files = (str(tmp_path / "train.jsonl"),)
+    config.dev_file = str(tmp_path / "dev.jsonl")
+    lines = (DEMO / "catalogue.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "catalogue.jsonl").write_text("".join(lines[:90]))
+    for name, count in (("train", 60), ("dev", 10)):
+        questions = (DEMO / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / f"{name}.jsonl").write_text("".join(questions[:count]))
+    for stage in (config.bi_encoder, config.joint):
+        stage.batch_size = 8
+        stage.num_steps = 6
+        stage.log_every = 2
+        stage.checkpoint_every = 2
+    config.joint.eval_every = 3
+    config.bi_encoder.mine_every = 3
+    return config
+
+
+def parameters(linker):
+    return traverse_util.flatten_dict(bundle.load_params(linker), sep="/")
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_killed_runs_end_with_the_parameters_of_an_unbroken_one(config, tmp_path, monkeypatch):
+    config.stages = ("bi_encoder", "joint")
+    expected = parameters(loop.train_and_evaluate(config, tmp_path / "unbroken"))
+
+    class Killed(BaseException):
+        pass
+
+    write = MetricsWriter.write
+    kills = iter([5, 3, 4])  # Steps of a stage: in each of three runs, one kill.
+    next_kill = next(kills)
+
+    def write_or_die(self, step, values):
+        nonlocal next_kill
+        if next_kill is not None and step >= next_kill:
+            next_kill = next(kills, None)
+            raise Killed
+        write(self, step, values)
+
+    monkeypatch.setattr(MetricsWriter, "write", write_or_die)
+    deaths = 0
+    while True:
+        try:
+            linker = loop.train_and_evaluate(config, tmp_path / "broken")
+            break
+        except Killed:
+            deaths += 1
+    assert deaths == 3
+    found = parameters(linker)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    for stage in ("bi_encoder", "joint"):
+        steps = [row["step"] for row in lines_of(tmp_path / "broken" / stage / "metrics.jsonl")]
+        assert steps == sorted(steps)
+        assert steps[-1] == 6
+    assert (tmp_path / "broken" / "joint" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_sigterm_saves_and_the_run_goes_on(config, tmp_path, monkeypatch):
+    """On object storage (file:// stands for it), on another machine, with a trace of two steps."""
+    write = MetricsWriter.write
+
+    def write_and_signal(self, step, values):
+        write(self, step, values)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    address = f"file://{tmp_path}/bucket/run"
+    monkeypatch.setattr(MetricsWriter, "write", write_and_signal)
+    monkeypatch.setenv("ELQ_JAX_SCRATCH", str(tmp_path / "machine"))
+    with pytest.raises(SystemExit) as stopped:
+        loop.train_and_evaluate(config, address)
+    assert stopped.value.code == preemption.EXIT_CODE
+    monkeypatch.undo()
+    monkeypatch.setenv("ELQ_JAX_SCRATCH", str(tmp_path / "another_machine"))
+    assert loop.train_and_evaluate(config, address) == f"{address}/linker"
+    found = parameters(tmp_path / "bucket" / "run" / "linker")
+    unbroken = loop.train_and_evaluate(config, tmp_path / "unbroken", profile_steps=2)
+    for name, value in parameters(unbroken).items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    rows = lines_of(tmp_path / "bucket" / "run" / "joint" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [2, 3, 3, 4, 5, 6, 6]
+    assert list((tmp_path / "unbroken" / "joint" / "profile").rglob("*.xplane.pb"))
+
+
+def test_training_learns_and_keeps_the_best(config, tmp_path):
+    config.joint.num_steps = 60
+    config.joint.learning_rate = 2e-3
+    config.joint.new_module_factor = 1.0
+    config.joint.eval_every = 20
+    config.joint.log_every = 10
+    config.dev_file = config.train_files[0]
+    linker = loop.train_and_evaluate(config, tmp_path / "run")
+    rows = lines_of(tmp_path / "run" / "joint" / "metrics.jsonl")
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < losses[0] / 2
+    scores = {row["step"]: row for row in rows if "dev_weak_f1" in row}
+    best = max(scores.values(), key=lambda row: row["dev_weak_f1"])
+    _, linking = bundle.load_config(linker)
+    assert linking["threshold"] == best["dev_threshold"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
+    config.joint.learning_rate = 1e30
+    config.joint.warmup_fraction = 0.0
+    with pytest.raises(ElqError, match=r"loss is nan.*Lower learning_rate"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_a_workdir_of_another_configuration_is_refused(config, tmp_path):
+    config.joint.num_steps = 2
+    loop.train_and_evaluate(config, tmp_path / "run")
+    config.joint.learning_rate = 3e-4
+    with pytest.raises(ElqError, match=r"joint.learning_rate \(0.0001, now 0.0003\)"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stages": ("warmup",)}, "stages: .*expected some of"),
+        ({"dev_file": ""}, "--config.dev_file is not set"),
+        ({"joint.linking_loss": "triplet"}, "linking_loss: 'triplet'; expected one of"),
+        ({"joint.schedule": "steps"}, "schedule: 'steps'; expected one of"),
+        ({"num_devices": 100}, "num_devices: 100; this host has"),
+        ({"model.mention_head": "svm"}, "mention_head: 'svm'; expected one of"),
+        ({"joint.eval_every": 0}, "joint.eval_every: 0; expected an integer, at least 1"),
+        ({"joint.log_every": 0}, "joint.log_every: 0; expected an integer"),
+        ({"joint.checkpoint_every": 0}, "joint.checkpoint_every: 0; expected an integer"),
+        ({"joint.accumulate_steps": 0}, "joint.accumulate_steps: 0; expected an integer"),
+        ({"joint.num_steps": 0, "joint.num_epochs": 0.0}, "both are 0; give one of them"),
+        ({"joint.dtype": "fp16"}, "joint.dtype: 'fp16'; expected one of float32, bfloat16"),
+        ({"joint.table_dtype": "int4"}, "joint.table_dtype: 'int4'; expected one of"),
+        ({"encode.batch_size": 0}, "encode.batch_size: 0; expected an integer"),
+        ({"eval.metric": "best"}, "eval.metric: 'best'; expected one of weak, strong"),
+        ({"linking.max_mentions": 0}, "max_mentions: 0; expected an integer"),
+        ({"train_repeats": (1.0, 2.0)}, "train_repeats: 2 numbers; expected none, or one for each"),
+    ],
+)
+def test_settings_that_cannot_be_used(config, tmp_path, change, message):
+    config.update_from_flattened_dict(change)
+    with pytest.raises(ElqError, match=message):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_start_that_failed_does_not_claim_the_workdir(config, tmp_path):
+    config.joint.num_steps = 1
+    right, config.catalogue = config.catalogue, "typo.jsonl"
+    with pytest.raises(ElqError, match=r"typo\.jsonl: no such file"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    config.catalogue = right
+    assert loop.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_two_runs_in_one_workdir(config, tmp_path):
+    with (
+        Workdir(tmp_path / "run").lock(),
+        pytest.raises(ElqError, match="another process is working in it"),
+    ):
+        loop.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    params = {"kernel": np.zeros((2, 2), np.float32)}
+    state = create_train_state(params, create_optimizer(1e-3))
+    kept = checkpoints.Checkpoints(tmp_path)
+
+    def full(*arguments, **settings):
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept._manager, "save", full)
+        with pytest.raises(ElqError, match="disk is full; free some space"):
+            kept.save(state, {})
+    kept.save(state, {"seed": 7})
+    kept.close()
+    assert checkpoints.Checkpoints(tmp_path).restore(state)[1] == {"seed": 7}
