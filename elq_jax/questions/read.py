@@ -1,31 +1,36 @@
 """Labelled questions: files that people write -> `Question`s whose gold is rows of the catalogue.
 
-Two forms of .jsonl (or .jsonl.gz) lines are read, told apart line by line:
-
-- plain: `text`, `mentions` ([[start, end)] in characters), and for each mention any of `entity`
-  (title), `wikidata_id`, `label_id` (row of the catalogue; -1 says that it is not in there);
-- the published EL4QA form, which has `tokenized_text_ids` and `tokenized_mention_idxs` besides.
+A line of a .jsonl (or .jsonl.gz) file has `text`, `mentions` ([[start, end)] in characters), and
+for each mention any of `entity` (title), `wikidata_id`, `label_id` (row of the catalogue; -1 says
+that it is not in there). Lines of another form are told by a field of theirs, see `OTHER_FORMS`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from elq_jax.core.errors import DataError, ElqError
+from elq_jax.core.registry import Registry
 from elq_jax.storage.files import open_source, parse_object, read_lines
 
 if TYPE_CHECKING:
     from elq_jax.entities.catalogue import Catalogue
-from elq_jax.questions.records import OUT_OF_CATALOGUE, UNKNOWN_OFFSET, Mention, Question
+from elq_jax.questions.records import OUT_OF_CATALOGUE, Mention, Question
 from elq_jax.questions.resolve import ResolutionReport, _Parsed, _resolve
 
 _QUESTIONS_PER_LOOKUP = 65536  # one pass over the catalogue's titles for so many questions
+
+# A form reads (row, question without gold, require_mentions, allow_overlaps), and returns the
+# question with mentions that have no rows yet, and for each mention the row that the file names.
+RecordForm = Callable[[dict[str, Any], Question, bool, bool], tuple[Question, list[int | None]]]
+RECORD_FORMS: Registry[RecordForm] = Registry("record form", "elq_jax.questions.read")
+# Field that tells a form from the plain one, and the name under which that form is registered.
+OTHER_FORMS = {"tokenized_text_ids": "elq_jax.original.el4qa:el4qa"}
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -123,71 +128,43 @@ def _parse(
     try:
         text = row.get("text")
         if not isinstance(text, str):
-            raise _unexpected(row, "text", "a string")
+            raise unexpected(row, "text", "a string")
         if _SURROGATE.search(text):
             raise ElqError("half of a surrogate pair (\\ud800 to \\udfff) in 'text'; remove it")
         question = Question(_question_id(row, line_number), text)
-        if "tokenized_text_ids" in row:
-            return _parse_tokenized(row, question, line_number, require_mentions, allow_overlaps)
-        return _parse_plain(row, question, line_number, require_mentions, allow_overlaps)
+        form = next((name for field, name in OTHER_FORMS.items() if field in row), "plain")
+        parse = RECORD_FORMS.get(form)
+        return _Parsed(*parse(row, question, require_mentions, allow_overlaps), line_number)
     except DataError:
         raise
     except ElqError as error:
         raise DataError(str(error), path, line_number) from None
 
 
+@RECORD_FORMS.register("plain")
 def _parse_plain(
-    row: dict[str, Any],
-    question: Question,
-    line_number: int,
-    require_mentions: bool,
-    allow_overlaps: bool,
-) -> _Parsed:
+    row: dict[str, Any], question: Question, require_mentions: bool, allow_overlaps: bool
+) -> tuple[Question, list[int | None]]:
     if row.get("mentions") is None and not require_mentions:
-        return _Parsed(question, [], line_number)
-    spans = _spans(row, "mentions", len(question.text), "characters", allow_overlaps)
-    mentions, label_ids = _gold(row, spans, "mentions")
-    return _Parsed(replace(question, mentions=mentions), label_ids, line_number)
+        return question, []
+    spans = parse_spans(row, "mentions", len(question.text), "characters", allow_overlaps)
+    mentions, label_ids = parse_gold(row, spans, "mentions")
+    return replace(question, mentions=mentions), label_ids
 
 
-def _parse_tokenized(
-    row: dict[str, Any],
-    question: Question,
-    line_number: int,
-    require_mentions: bool,
-    allow_overlaps: bool,
-) -> _Parsed:
-    ids = row["tokenized_text_ids"]
-    if not isinstance(ids, list) or not ids or not all(_is_natural(i) for i in ids):
-        raise _unexpected(row, "tokenized_text_ids", "a list of token ids that is not empty")
-    question = replace(question, token_ids=tuple(ids), token_mentions=())
-    if row.get("tokenized_mention_idxs") is None and not require_mentions:
-        return _Parsed(question, [], line_number)
-    token_spans = _spans(row, "tokenized_mention_idxs", len(ids), "tokens", allow_overlaps)
-    # The token positions are what counts. Offsets that cannot be are "unknown", not an error.
-    spans = [(UNKNOWN_OFFSET, UNKNOWN_OFFSET)] * len(token_spans)
-    if row.get("mentions") is not None:
-        _check_length(row, "mentions", len(token_spans), "tokenized_mention_idxs")
-        with contextlib.suppress(ElqError):
-            spans = _spans(row, "mentions", len(question.text), "characters", allow_overlaps)
-    mentions, label_ids = _gold(row, spans, "tokenized_mention_idxs")
-    question = replace(question, mentions=mentions, token_mentions=tuple(token_spans))
-    return _Parsed(question, label_ids, line_number)
-
-
-def _gold(
+def parse_gold(
     row: dict[str, Any], spans: list[tuple[int, int]], parallel_to: str
 ) -> tuple[tuple[Mention, ...], list[int | None]]:
-    """Mentions without rows, and the label ids."""
+    """Reads the gold entities of spans: mentions without rows, and the label ids."""
     fields = ("label_id", "wikidata_id", "entity")
     given = [name for name in fields if row.get(name) is not None]
     for name in given:
-        _check_length(row, name, len(spans), parallel_to)
+        check_length(row, name, len(spans), parallel_to)
     if spans and not given:
         raise ElqError("missing the gold entities: give 'entity', 'wikidata_id' or 'label_id'")
     label_ids, wikidata_ids, titles = (row.get(name) or [None] * len(spans) for name in fields)
     for number, label_id in enumerate(label_ids):
-        if label_id is not None and label_id != OUT_OF_CATALOGUE and not _is_natural(label_id):
+        if label_id is not None and label_id != OUT_OF_CATALOGUE and not is_natural(label_id):
             expected = "a row of the catalogue, -1 (not in the catalogue) or null"
             raise ElqError(f"label_id[{number}]: found {label_id!r}, expected {expected}")
     for name, values in (("wikidata_id", wikidata_ids), ("entity", titles)):
@@ -208,17 +185,21 @@ def _question_id(row: dict[str, Any], line_number: int) -> str:
     if found is None:
         return str(line_number)
     if isinstance(found, bool) or not isinstance(found, str | int):
-        raise _unexpected(row, "id", "a string or a number")
+        raise unexpected(row, "id", "a string or a number")
     return str(found)
 
 
-def _spans(
+def parse_spans(
     row: dict[str, Any], name: str, size: int, unit: str, allow_overlaps: bool
 ) -> list[tuple[int, int]]:
-    """Half-open, not empty, inside [0, size), perhaps not overlapping; in the order given."""
+    """Reads spans: half-open, not empty, inside [0, size), in the order given.
+
+    Raises:
+      ElqError: they are not, or two overlap without `allow_overlaps`.
+    """
     value = row.get(name)
     if not isinstance(value, list):
-        raise _unexpected(row, name, "a list of [start, end) pairs")
+        raise unexpected(row, name, "a list of [start, end) pairs")
     spans = []
     for number, span in enumerate(value):
         if not isinstance(span, list) or len(span) != 2 or not all(map(_is_integer, span)):
@@ -243,7 +224,8 @@ def _spans(
     return spans
 
 
-def _check_length(row: dict[str, Any], name: str, expected: int, parallel_to: str) -> None:
+def check_length(row: dict[str, Any], name: str, expected: int, parallel_to: str) -> None:
+    """Raises an ElqError unless a field is a list as long as the one that it is parallel to."""
     if not isinstance(row[name], list) or len(row[name]) != expected:
         found = len(row[name]) if isinstance(row[name], list) else type(row[name]).__name__
         raise ElqError(
@@ -252,7 +234,8 @@ def _check_length(row: dict[str, Any], name: str, expected: int, parallel_to: st
         )
 
 
-def _unexpected(row: dict[str, Any], name: str, expected: str) -> ElqError:
+def unexpected(row: dict[str, Any], name: str, expected: str) -> ElqError:
+    """Makes the error that says what a field holds and what was expected."""
     found = f"found {str(row[name])[:60]!r}" if name in row else "missing"
     return ElqError(f"field {name!r}: {found}, expected {expected}")
 
@@ -261,5 +244,6 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_natural(value: Any) -> bool:
+def is_natural(value: Any) -> bool:
+    """Whether a value is an integer from 0 up that fits 32 bits."""
     return _is_integer(value) and 0 <= value < 2**31
