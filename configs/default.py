@@ -54,7 +54,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.encode = ml_collections.ConfigDict()  # Entity vectors, where they must be computed.
     config.encode.batch_size = 32
     config.encode.dtype = "float32"
-    config.encode.table_dtype = "float32"  # On disk: float32, bfloat16, int8.
+    config.encode.storage_dtype = "float32"  # On disk: float32, bfloat16, int8.
 
     config.linking = ml_collections.ConfigDict()  # Fields of LinkingSettings.
     config.linking.max_mentions = 10

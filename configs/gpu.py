@@ -25,7 +25,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.catalogue = "data/entities.jsonl.gz"
     config.encode.batch_size = 512
     config.encode.dtype = "bfloat16"
-    config.encode.table_dtype = "bfloat16"
+    config.encode.storage_dtype = "bfloat16"
 
     config.stages = ("bi_encoder", "joint")
     for stage in (config.bi_encoder, config.joint):

@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     published_model(config)
     config.encode.dtype = "bfloat16"
-    config.encode.table_dtype = "bfloat16"
+    config.encode.storage_dtype = "bfloat16"
     config.encode.batch_size = 1024
 
     config.joint.batch_size = 128  # 16 on each core.

@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     tpu_v3.published_model(config)
     config.model.max_question_tokens = 64
     config.encode.dtype = "bfloat16"
-    config.encode.table_dtype = "bfloat16"
+    config.encode.storage_dtype = "bfloat16"
     config.encode.batch_size = 1024
 
     config.stages = ("bi_encoder", "joint")

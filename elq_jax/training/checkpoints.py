@@ -34,6 +34,12 @@ class Checkpoints:
         self._folder = folder
         self._manager = ocp.CheckpointManager(folder, options=options)
 
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
     def save(self, state: TrainState, record: dict[str, Any]) -> None:
         """Saves an unreplicated state; returns when its arrays are copied, not yet on disk."""
         step = int(state.step)
@@ -81,7 +87,7 @@ class Checkpoints:
         return restored, found["record"]
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
+        """Waits until everything is on disk; nothing is saved after that."""
         with self._naming_a_full_disk():
             self._manager.wait_until_finished()
             self._manager.close()

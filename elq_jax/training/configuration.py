@@ -49,7 +49,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name in config.stages:
         _check_stage(name, config[name])
     _one_of("joint.table_dtype", config.joint.table_dtype, embeddings.DTYPES)
-    _one_of("encode.table_dtype", config.encode.table_dtype, embeddings.DTYPES)
+    _one_of("encode.storage_dtype", config.encode.storage_dtype, embeddings.DTYPES)
     _one_of("encode.dtype", config.encode.dtype, COMPUTE_DTYPES)
     check_count("encode.batch_size", config.encode.batch_size)
     _one_of("eval.metric", config.eval.metric, ("weak", "strong"))

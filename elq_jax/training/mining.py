@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -16,9 +16,14 @@ from elq_jax.entities.catalogue import Catalogue
 from elq_jax.model.elq import ElqConfig, QuestionEncoder
 from elq_jax.questions.batches import TrainingBatches
 from elq_jax.questions.examples import TrainingExample
-from elq_jax.retrieval import Index
+from elq_jax.retrieval import Index, exact_index
+from elq_jax.storage import layout
 from elq_jax.storage.files import atomic_write
 from elq_jax.text.tokenization import Tokenizer
+from elq_jax.training.hooks import say
+
+if TYPE_CHECKING:
+    from elq_jax.training.run import Run
 
 ExampleSets = Sequence[Sequence[TrainingExample]]
 
@@ -54,6 +59,41 @@ def with_entity_tokens(
     place = place.reshape(rows.shape)
     batch["entity_ids"], batch["entity_mask"] = entity_ids[place], entity_mask[place]
     return batch
+
+
+def mine(
+    run: Run, settings: Mapping[str, Any], name: str, params: Callable[[], Any]
+) -> ExampleSets:
+    """The examples of a run with negatives, from a folder of its workdir or mined into it.
+
+    Args:
+      run: whose examples, catalogue and devices; with several processes, all call this together.
+      settings: section of the stage, for `num_negatives` and `batch_size`.
+      name: of the folder.
+      params: gives {"question": tree, "entity": tree} as trained so far; called to mine only.
+    """
+    path = run.folder / name / "negatives.npz"
+    run.workdir.fetch(f"{name}/negatives.npz")
+    if (mined := load(path, run.examples)) is not None:
+        return mined
+    trained = params()
+    embeddings = run.encode_catalogue(trained["entity"], f"{name}/{layout.EMBEDDINGS}")
+    mined, recalls = mine_negatives(
+        run.model,
+        trained["question"],
+        run.tokenizer,
+        run.examples,
+        settings["num_negatives"],
+        exact_index(embeddings, run.devices),
+        run.devices,
+        settings["batch_size"],
+    )
+    say(f"mined: {', '.join(f'{k} {v:.3f}' for k, v in recalls.items())}")
+    if devices_lib.is_main():
+        save(path, mined)
+        run.workdir.publish(f"{name}/negatives.npz")
+    devices_lib.wait_for_all(f"{name} is saved")
+    return mined
 
 
 def mine_negatives(

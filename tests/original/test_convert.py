@@ -41,7 +41,7 @@ from elq_jax.retrieval import open_index
 from elq_jax.retrieval.scann import ScannIndex
 from elq_jax.storage.files import atomic_write
 from elq_jax.text.tokenization import Tokenizer
-from elq_jax.training import loop
+from elq_jax.training import run
 
 FIXTURE = json.loads((FIXTURES / "params.json").read_text())
 HEAD = "classification_heads.mention_scores.bound_classifier."
@@ -296,7 +296,7 @@ def test_blink_alone(release, minilm, capsys):
     encoder = bundle.load_params(folder, ("entity",))["entity"]
     jax.tree.map(np.testing.assert_array_equal, encoder, tiny_params()["entity"])
     config = ml_collections.ConfigDict({"init_from": str(folder)})
-    model, params, _ = loop._initial_model(config)  # Has checked names and shapes.
+    model, params, _ = run.initial_model(config)  # Has checked names and shapes.
     jax.tree.map(
         np.testing.assert_array_equal, params["question"]["bert"], tiny_params()["question"]["bert"]
     )

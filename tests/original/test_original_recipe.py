@@ -32,7 +32,7 @@ from elq_jax.retrieval.exact import chunked_top_k
 from elq_jax.storage import layout
 from elq_jax.text.padding import pad_tokens
 from elq_jax.text.tokenization import Tokenizer
-from elq_jax.training import checkpoints, loop
+from elq_jax.training import checkpoints, loop, stages
 from elq_jax.training import optimizer as state
 from elq_jax.training.metrics import MetricsWriter
 from elq_jax.training.step import LossConfig, Table, joint_train_step
@@ -153,8 +153,8 @@ def test_a_run_follows_the_originals(name, start, tmp_path, monkeypatch, compila
     # One program for all batches: one shape, and dropout, of which this model has none, in all.
     config.original.eval_interval = 0
     one_length = functools.partial(TrainingBatches, length_buckets=(32,))
-    monkeypatch.setattr(loop, "TrainingBatches", one_length)
-    monkeypatch.setattr(loop, "_num_queries", lambda batch, *_: batch["gold_mask"].size)
+    monkeypatch.setattr(stages, "TrainingBatches", one_length)
+    monkeypatch.setattr(loop, "count_queries", lambda batch, *_: batch["gold_mask"].size)
     if name == "train_inbatch_accum":
         run_until_killed(config, tmp_path, monkeypatch, step=10)
     loop.train_and_evaluate(config, tmp_path)

@@ -149,7 +149,7 @@ def together(folder, settings):
 
     statuses, outputs = Hosts(folder, *command).wait()
     assert statuses == [0, 0], outputs
-    assert "joint: going on from step 2 of 6" in outputs[0]
+    assert "joint: resumes at step 2 of 6" in outputs[0]
     assert "joint: step" not in outputs[1]  # One talks.
     return run
 

@@ -1,0 +1,327 @@
+"""What happens after a training step besides the next one: clock, trace, metrics, dev, checkpoints.
+
+The loop calls every hook after every step, in the order of its list. Hooks read; the training state
+is changed by the step alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from elq_jax.core import devices as devices_lib
+from elq_jax.core.errors import ElqError
+from elq_jax.evaluation.sweep import Evaluation
+from elq_jax.model import flops
+from elq_jax.storage.remote import Workdir
+from elq_jax.training.checkpoints import Checkpoints
+from elq_jax.training.metrics import MetricsWriter
+from elq_jax.training.optimizer import TrainState
+
+Batch = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Due:
+    """What is due after a step.
+
+    Attributes:
+      metrics: a line of metrics; before anything is scored or saved, so that NaN is seen.
+      score: an evaluation on dev.
+      save: a checkpoint.
+    """
+
+    metrics: bool
+    score: bool
+    save: bool
+
+    @classmethod
+    def after(
+        cls, step: int, num_steps: int, settings: Mapping[str, Any], scores: bool, stopping: bool
+    ) -> Due:
+        """What is due after `step` of `num_steps`.
+
+        Args:
+          step: number of steps taken.
+          num_steps: length of the stage, after whose last step everything is due.
+          settings: section of the configuration.
+          scores: whether the stage is evaluated on dev.
+          stopping: whether the run stops after this step.
+        """
+        is_last = step == num_steps
+        save = is_last or stopping or step % settings["checkpoint_every"] == 0
+        score = scores and (is_last or step % settings["eval_every"] == 0)
+        return cls(save or score or step % settings["log_every"] == 0, score, save)
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """A step that was just taken.
+
+    Attributes:
+      step: number of steps taken so far, this one included.
+      state: training state after it, on the devices; the next step reuses its memory.
+      metrics: of the step, on the devices and not waited for.
+      batch: what this process learned from.
+      flops: floating-point operations of the model, over all devices.
+      due: what is due after it.
+    """
+
+    step: int
+    state: TrainState
+    metrics: Mapping[str, jax.Array]
+    batch: Batch
+    flops: float
+    due: Due
+
+    @functools.cached_property
+    def params(self) -> Any:
+        """Parameters after the step: one copy, as the first device has it."""
+        return devices_lib.unreplicate(self.state.params)
+
+
+class Hook(Protocol):
+    """Something that happens after a step."""
+
+    def after_step(self, taken: Taken) -> None:
+        """Is called once after every step."""
+        ...
+
+
+class Clock:
+    """The time since the last line of metrics, without what is not training."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts from 0."""
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start that count."""
+        return time.monotonic() - self._started
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves what happens meanwhile out of the rates."""
+        before = time.monotonic()
+        yield
+        self._started += time.monotonic() - before
+
+
+class Profile:
+    """Traces some steps, for TensorBoard and XProf.
+
+    Args:
+      folder: where the trace goes.
+      first_step: steps taken before this start.
+      num_steps: steps to trace, after the first few, which compile; 0: none.
+      clock: stopped while the trace begins and ends.
+    """
+
+    _SKIPPED = 2  # Steps that are mostly compilation.
+
+    def __init__(self, folder: pathlib.Path, first_step: int, num_steps: int, clock: Clock):
+        self._folder, self._num_steps, self._clock = folder, num_steps, clock
+        self._begin = first_step + self._SKIPPED
+        self._running = False
+
+    def after_step(self, taken: Taken) -> None:
+        """Begins or ends the trace."""
+        if self._num_steps and taken.step == self._begin:
+            with self._clock.paused():
+                jax.block_until_ready(taken.state)
+                jax.profiler.start_trace(self._folder)
+            self._running = True
+        elif self._running and taken.step == self._begin + self._num_steps:
+            with self._clock.paused():
+                jax.block_until_ready(taken.state)
+                self.close()
+            say(f"trace of {self._num_steps} steps: {self._folder}")
+
+    def close(self) -> None:
+        """Ends the trace if it is running."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+
+
+class Metrics:
+    """Means of the losses and rates, as a line for people and a line of metrics.jsonl.
+
+    Args:
+      name: of the stage.
+      num_steps: of the stage.
+      devices: all of them.
+      dtype: of the matrix products, for the share of the devices' peak (MFU).
+      learning_rate: function of the step.
+      writer: of metrics.jsonl.
+      clock: measures the rates.
+
+    Raises:
+      ElqError: on the line that is due, if a mean is not finite.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_steps: int,
+        devices: Sequence[jax.Device],
+        dtype: str,
+        learning_rate: Callable[[int], float],
+        writer: MetricsWriter,
+        clock: Clock,
+    ):
+        self._name, self._num_steps = name, num_steps
+        self._learning_rate, self._writer, self._clock = learning_rate, writer, clock
+        peak = flops.peak_flops(devices[0].device_kind, dtype)
+        self._peak = None if peak is None else peak * len(devices)
+        self._restart()
+
+    def _restart(self) -> None:
+        self._metrics: list[Mapping[str, jax.Array]] = []
+        self._examples = self._tokens = 0
+        self._flops = 0.0
+        self._clock.restart()
+
+    def after_step(self, taken: Taken) -> None:
+        """Adds the step; prints and writes a line if one is due."""
+        self._metrics.append(taken.metrics)
+        self._flops += taken.flops
+        self._examples += int(taken.batch["example_mask"].sum()) * jax.process_count()
+        self._tokens += int(taken.batch["mask"].sum()) * jax.process_count()
+        if not taken.due.metrics:
+            return
+        steps = [devices_lib.unreplicate(metrics) for metrics in self._metrics]
+        means = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
+        check_finite(means, self._name)
+        rates = self._rates(self._clock.seconds)
+        self._say(taken.step, means, rates)
+        means["learning_rate"] = self._learning_rate(taken.step - 1)
+        self._writer.write(taken.step, means | rates)
+        self._restart()
+
+    def _rates(self, seconds: float) -> dict[str, float]:
+        rates = {
+            "seconds_per_step": seconds / len(self._metrics),
+            "examples_per_second": self._examples / seconds,
+            "tokens_per_second": self._tokens / seconds,
+            "model_flops_per_second": self._flops / seconds,
+        }
+        if self._peak:
+            rates["mfu"] = rates["model_flops_per_second"] / self._peak
+        return rates
+
+    def _say(self, step: int, means: Mapping[str, float], rates: Mapping[str, float]) -> None:
+        seconds = rates["seconds_per_step"]
+        speed = f"{rates['model_flops_per_second'] / 1e9:,.0f} GFLOP/s"
+        if "mfu" in rates:
+            speed = f"MFU {rates['mfu']:.0%}"
+        say(
+            f"{self._name}: step {step} of {self._num_steps}, loss {means['loss']:.3f} (span "
+            f"{means['span_loss']:.4f}, linking {means['linking_loss']:.3f}), "
+            f"{seconds:.2f} s/step, {rates['examples_per_second']:.0f} examples/s, "
+            f"{rates['tokens_per_second']:.0f} tokens/s, {speed}, "
+            f"{(self._num_steps - step) * seconds / 60:.1f} min left"
+        )
+
+
+def check_finite(values: Mapping[str, float], stage: str) -> None:
+    """Raises an ElqError that names the values that are NaN or infinite."""
+    broken = {name: value for name, value in values.items() if not math.isfinite(value)}
+    if broken:
+        raise ElqError(
+            f"{stage}: {', '.join(f'{name} is {value}' for name, value in broken.items())}; the "
+            "newest checkpoint is from before. Lower learning_rate or max_grad_norm and start in "
+            "another workdir"
+        )
+
+
+class KeepBest:
+    """Scores the parameters on dev and keeps the best of the run; of equal ones, the earliest.
+
+    Args:
+      evaluate: links dev with parameters.
+      keep: writes parameters and the threshold that is best for them.
+      metric: "weak" or "strong": F1 that decides.
+      record: of the checkpoints; `best_f1` and `best_step` are kept up here.
+      writer: of metrics.jsonl.
+      clock: stopped meanwhile.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[Any], Evaluation],
+        keep: Callable[[Any, float], None],
+        metric: str,
+        record: dict[str, Any],
+        writer: MetricsWriter,
+        clock: Clock,
+    ):
+        self._evaluate, self._keep, self._metric = evaluate, keep, metric
+        self._record, self._writer, self._clock = record, writer, clock
+
+    def after_step(self, taken: Taken) -> None:
+        """Evaluates if dev is due; keeps the parameters if they are better than all before."""
+        if not taken.due.score:
+            return
+        with self._clock.paused():
+            scores = dev_scores(self._evaluate(taken.params), self._metric)
+            shown = ", ".join(f"{name[4:]} {value:.3f}" for name, value in scores.items())
+            say(f"step {taken.step}, dev: {shown}")
+            self._writer.write(taken.step, scores)
+            f1 = scores[f"dev_{self._metric}_f1"]
+            if f1 > self._record["best_f1"]:
+                self._record.update(best_f1=f1, best_step=taken.step)
+                self._keep(taken.params, scores["dev_threshold"])
+
+
+def dev_scores(evaluation: Evaluation, metric: str) -> dict[str, float]:
+    """F1 on dev at the threshold that is best for `metric`, and that threshold."""
+    sweep = evaluation.sweep
+    threshold = sweep.best_threshold(metric)
+    place = sweep.index(threshold)
+    scores = {f"dev_{name}_f1": float(sweep.f1(name)[place]) for name in ("weak", "strong")}
+    return scores | {"dev_threshold": float(threshold)}
+
+
+class Save:
+    """Saves checkpoints, after everything that they imply is written.
+
+    Args:
+      checkpoints: of the stage.
+      record: what is saved beside the arrays.
+      workdir: metrics are published with every checkpoint.
+      name: of the stage.
+    """
+
+    def __init__(
+        self, checkpoints: Checkpoints, record: dict[str, Any], workdir: Workdir, name: str
+    ):
+        self._checkpoints, self._record = checkpoints, record
+        self._workdir, self._name = workdir, name
+
+    def after_step(self, taken: Taken) -> None:
+        """Saves if a checkpoint is due."""
+        if taken.due.save:
+            self._checkpoints.save(devices_lib.unreplicate(taken.state), self._record)
+            if devices_lib.is_main():
+                self._workdir.publish(f"{self._name}/metrics.jsonl", f"{self._name}/curves.png")
+
+
+def say(text: str) -> None:
+    """Prints a line for people on stderr; of several processes, the first one does."""
+    if devices_lib.is_main():
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,227 @@
+"""What a run of training works with: its data, and its model as far as it is trained."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from elq_jax.core import devices as devices_lib
+from elq_jax.entities import build, encode
+from elq_jax.entities.catalogue import Catalogue
+from elq_jax.entities.embeddings import Embeddings
+from elq_jax.linking import directory
+from elq_jax.linking.settings import LinkingSettings
+from elq_jax.model import bundle
+from elq_jax.model.elq import ElqConfig
+from elq_jax.questions.examples import TrainingExample, make_examples
+from elq_jax.questions.prepared import prepare
+from elq_jax.questions.records import Question
+from elq_jax.storage import layout
+from elq_jax.storage.progress import progress
+from elq_jax.storage.remote import Workdir
+from elq_jax.text.tokenization import Tokenizer
+from elq_jax.training import configuration, mining
+from elq_jax.training.hooks import say
+from elq_jax.training.stages import Batch, Stage
+
+
+class Run:
+    """A run in a workdir.
+
+    Args:
+      config: see `configs/default.py`; already checked.
+      workdir: held by this process.
+
+    Attributes:
+      config, workdir: as given.
+      folder: where the workdir's files are on this machine.
+      devices: of all processes.
+      model, params, tokenizer: the model as far as it is trained, with its parameters
+        {"question": tree, "entity": tree} on the host.
+      linking: settings of `EntityLinker`; the threshold comes from dev.
+      catalogue: the entities.
+      questions: by split: "train_0", ..., "dev".
+      examples: what is learned from, for each of the training files.
+
+    Raises:
+      ElqError: the workdir is of another run, or an input cannot be used.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Workdir):
+        self.config, self.workdir, self.folder = config, workdir, workdir.path
+        workdir.fetch("config.json", again=True)
+        configuration.check_recorded(config, self.folder)
+        self.devices = devices_lib.all_devices(config.num_devices)
+        self.model, self.params, self.tokenizer = initial_model(config)
+        self.linking = LinkingSettings.from_dict(config.linking).to_dict()
+        self._given = _fetch_catalogue(config)
+        self.catalogue = workdir.made_by_one(
+            _open_catalogue, self._given, self.folder, config.on_error
+        )
+        self.questions = workdir.made_by_one(self._read_questions)
+        self.examples = [
+            self._make_examples(name, self.questions[name]) for name in _train_splits(config)
+        ]
+        self._embeddings: Embeddings | None = None
+        # Everything could be read: from here on the workdir is this run's.
+        if devices_lib.is_main():
+            configuration.record(config, self.folder)
+            workdir.publish("config.json")
+
+    def params_of(self, stage: Stage) -> Any:
+        """The tree that a stage trains."""
+        return self.params[stage.part] if stage.part else self.params
+
+    def has_result(self, stage: Stage) -> bool:
+        """Whether a stage that keeps its last parameters is done."""
+        self.workdir.fetch(stage.result, again=True)
+        return not stage.keeps_best and bundle.is_linker_directory(self.folder / stage.result)
+
+    def save_result(self, stage: Stage, params: Any, threshold: float | None = None) -> None:
+        """Writes the trained parameters of a stage, and no others.
+
+        Args:
+          stage: whose result this is.
+          params: the tree that it trains.
+          threshold: the best of the linking settings for them, if known.
+        """
+        if devices_lib.is_main():
+            linking = self.linking if threshold is None else self.linking | {"threshold": threshold}
+            params = {stage.part: params} if stage.part else params
+            folder = self.folder / stage.result
+            bundle.save_model(folder, self.model, params, self.tokenizer, linking)
+            self.workdir.publish(stage.result)
+        devices_lib.wait_for_all(f"{stage.result} is saved")
+
+    def take_result(self, stage: Stage) -> None:
+        """Takes the parameters that a stage left, and its linking settings."""
+        if not devices_lib.is_main():
+            self.workdir.fetch(stage.result, again=True)
+        folder = self.folder / stage.result
+        parts = (stage.part,) if stage.part else ("question", "entity")
+        self.params = dict(self.params) | bundle.load_params(folder, parts)
+        _, self.linking = bundle.load_config(folder)
+        if "entity" in parts:
+            self._embeddings = None
+
+    def write_linker(self) -> str:
+        """Writes the linker directory; returns its address."""
+        embeddings = self.embeddings()
+        if devices_lib.is_main():
+            directory.write_linker(
+                self.folder / "linker",
+                self.model,
+                self.params,
+                self.tokenizer,
+                self.linking,
+                self.catalogue.path,
+                embeddings.folder,
+            )
+            self.workdir.publish("linker")
+        devices_lib.wait_for_all("the linker is written")
+        return f"{self.workdir.address}/linker"
+
+    def embeddings(self) -> Embeddings:
+        """Vectors of the entity encoder as it is now: found beside the catalogue, or encoded."""
+        if self._embeddings is None:
+            self._embeddings = self._given_embeddings() or self.encode_catalogue(
+                self.params["entity"], layout.EMBEDDINGS
+            )
+        return self._embeddings
+
+    def _given_embeddings(self) -> Embeddings | None:
+        folder = self._given / layout.EMBEDDINGS
+        if not folder.is_dir():
+            return None
+        embeddings = Embeddings.open(folder, self.catalogue.fingerprint)
+        fingerprint = bundle.entity_encoder_fingerprint(
+            self.model, self.params["entity"], self.tokenizer
+        )
+        if embeddings.encoder_fingerprint == fingerprint:
+            return embeddings
+        say(f"{folder}: of another entity encoder; encoding the catalogue for this run")
+        return None
+
+    def encode_catalogue(self, params: Any, name: str) -> Embeddings:
+        """Encodes the catalogue into a folder of the workdir; all processes together.
+
+        Args:
+          params: tree of the entity encoder.
+          name: of the folder.
+        """
+        settings = self.config.encode
+        encoder = encode.CatalogueEncoder(
+            self.model,
+            params,
+            self.tokenizer,
+            batch_size=settings.batch_size,
+            dtype=settings.dtype,
+            devices=devices_lib.local(self.devices),
+        )
+        with progress("encoding the catalogue", len(self.catalogue), "entities") as advance:
+            return encode.encode_catalogue(
+                encoder,
+                self.catalogue,
+                self.folder / name,
+                dtype=settings.storage_dtype,
+                progress=advance if devices_lib.is_main() else None,
+                exchange=lambda: self.workdir.exchange(name),
+            )
+
+    def with_entity_tokens(self, batch: Batch) -> Batch:
+        """A batch with the tokens of its entities; see `mining.with_entity_tokens`."""
+        return mining.with_entity_tokens(batch, self.catalogue, self.tokenizer, self.model)
+
+    def _read_questions(self) -> Mapping[str, Sequence[Question]]:
+        files = dict(zip(_train_splits(self.config), self.config.train_files, strict=True))
+        files["dev"] = self.config.dev_file
+        builder = prepare(
+            "questions",
+            files,
+            self.folder / "data",
+            self.catalogue,
+            on_error=self.config.on_error,
+        )
+        for report in builder.reports.values():
+            say(report.summary())
+        return {split: builder.open_split(split) for split in files}
+
+    def _make_examples(self, name: str, questions: Sequence[Question]) -> list[TrainingExample]:
+        limits = self.model.max_question_tokens, self.model.max_mention_width
+        examples, report = make_examples(questions, self.tokenizer, *limits)
+        say(f"{name}: {report.summary()}")
+        return examples
+
+
+def initial_model(config: ml_collections.ConfigDict) -> tuple[ElqConfig, Any, Tokenizer]:
+    """The model as a run begins with it, from `init_from` or from published encoders."""
+    if config.init_from:
+        model, _ = bundle.load_config(config.init_from)
+        params = bundle.load_params(config.init_from)
+        return model, params, Tokenizer.from_pretrained(config.init_from)
+    return bundle.load_pretrained(
+        config.question_encoder, config.entity_encoder, seed=config.seed, **config.model
+    )
+
+
+def _fetch_catalogue(config: ml_collections.ConfigDict) -> pathlib.Path:
+    """The catalogue on this host: where the configuration says, or a copy of it."""
+    if "://" not in config.catalogue:
+        return pathlib.Path(config.catalogue)
+    folder, _, name = config.catalogue.rpartition("/")
+    source = Workdir(folder)
+    source.fetch(name)
+    return source.path / name
+
+
+def _open_catalogue(given: pathlib.Path, folder: pathlib.Path, on_error: str) -> Catalogue:
+    if given.is_dir():
+        return Catalogue.open(given / layout.CATALOGUE)
+    return build.open_or_build_catalogue(given, folder / layout.CATALOGUE, on_error)
+
+
+def _train_splits(config: ml_collections.ConfigDict) -> list[str]:
+    return [f"train_{i}" for i in range(len(config.train_files))]

@@ -1,0 +1,170 @@
+"""What the stages of training are, as data, and the batches that each of them learns from."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from elq_jax.core import devices as devices_lib
+from elq_jax.model import flops
+from elq_jax.questions.batches import TrainingBatches
+from elq_jax.questions.examples import TrainingExample
+from elq_jax.text.padding import bucket
+from elq_jax.training import mining
+from elq_jax.training.optimizer import TrainState
+from elq_jax.training.step import bi_encoder_train_step, joint_train_step
+
+if TYPE_CHECKING:
+    from elq_jax.training.run import Run
+
+Batch = Mapping[str, np.ndarray]
+StepBody = Callable[..., tuple[TrainState, Mapping[str, jax.Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage of training: what learns, against what, and which parameters are kept.
+
+    Attributes:
+      name: section of the configuration, and folder in the workdir.
+      create_step: function that makes the body of a training step from the model's configuration,
+        a loss, the type of matrix products, and whether activations are recomputed.
+      part: encoder that learns, "question"; None: both of them.
+      has_table: True: mentions are linked against the frozen vectors of all entities, spread over
+        the devices. False: batches carry the tokens of their entities, which are encoded in the
+        step, and negatives are mined every `mine_every` steps of the section.
+      keeps_best: True: the parameters that are best on dev are kept; False: the last ones.
+    """
+
+    name: str
+    create_step: Callable[..., StepBody]
+    part: str | None
+    has_table: bool
+    keeps_best: bool
+
+    @property
+    def result(self) -> str:
+        """Folder of the parameters that the stage leaves, below the workdir."""
+        return f"{self.name}/{'best' if self.keeps_best else 'model'}"
+
+
+# In the order in which they run.
+STAGES = (
+    Stage("bi_encoder", bi_encoder_train_step, part=None, has_table=False, keeps_best=False),
+    Stage("joint", joint_train_step, part="question", has_table=True, keeps_best=True),
+)
+
+
+class StageBatches:
+    """The batches of a stage by step number; a function of the configuration and the step alone.
+
+    Args:
+      run: what is trained, on which questions.
+      stage: which batches.
+
+    Attributes:
+      num_steps: length of the stage.
+      plan: the batches without mined negatives, which say how long an epoch is.
+    """
+
+    def __init__(self, run: Run, stage: Stage):
+        self._run, self._stage = run, stage
+        self._settings = run.config[stage.name]
+        self.plan = self._batches(run.examples)
+        epochs = math.ceil(self._settings.num_epochs * self.plan.steps_per_epoch)
+        self.num_steps = self._settings.num_steps or epochs
+
+    def iterate(
+        self,
+        first_step: int,
+        params: Callable[[], Any],
+        paused: Callable[[], contextlib.AbstractContextManager[None]],
+    ) -> Iterator[tuple[Batch, dict[str, jax.Array]]]:
+        """Yields the batches that are left, on the host and on the devices.
+
+        Args:
+          first_step: number of steps taken before.
+          params: gives the parameters as they are after the batches yielded so far.
+          paused: opened around the mining of negatives, to leave it out of the rates.
+        """
+        mine_every = 0 if self._stage.has_table else self._settings.mine_every
+        step = first_step
+        while step < self.num_steps:
+            batches, stop = self.plan, self.num_steps
+            if mine_every:
+                with paused():
+                    batches = self._mined_batches(step // mine_every * mine_every, params)
+                stop = min(stop, (step // mine_every + 1) * mine_every)
+            part = itertools.islice(batches.iterate(step), stop - step)
+            if not self._stage.has_table:
+                part = map(self._run.with_entity_tokens, part)
+            yield from devices_lib.prefetch(part, self._run.devices)
+            step = stop
+
+    def _mined_batches(self, step: int, params: Callable[[], Any]) -> TrainingBatches:
+        """Batches with the negatives that hold from a step on; before the first mining, none."""
+        if not step:
+            return self.plan
+        folder = f"{self._stage.name}/mined_{step}"
+        return self._batches(mining.mine(self._run, self._settings, folder, params))
+
+    def _batches(self, examples: Sequence[Sequence[TrainingExample]]) -> TrainingBatches:
+        config, longest = self._run.config, self._run.model.max_question_tokens
+        return TrainingBatches(
+            examples,
+            self._settings.batch_size,
+            config.seed,
+            shuffle="original" not in config,
+            repeats=config.train_repeats or [1.0] * len(examples),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            length_buckets=[*(size for size in config.length_buckets if size < longest), longest],
+            pad_id=self._run.tokenizer.pad_id,
+        )
+
+
+def count_queries(batch: Batch, num_devices: int) -> int:
+    """Room for the mentions of the fullest device; one of a few sizes, so few programs compile.
+
+    The same in every process, whose rows are consecutive and split over devices of its own.
+
+    Args:
+      batch: of this process, see `TrainingBatches`.
+      num_devices: number of devices of all processes.
+    """
+    processes = jax.process_count()
+    rows, mentions = batch["gold_mask"].shape
+    examples = -(-rows // (num_devices // processes))  # of a device
+    counts = np.zeros((processes, num_devices // processes * examples), np.int32)
+    counts[:, :rows] = batch["mention_counts"].reshape(processes, rows)
+    most = int(counts.reshape(num_devices, examples).sum(axis=1).max())
+    room = examples * mentions
+    sizes = [size for size in (examples * 3 // 2, examples * 2, examples * 3) if size < room]
+    return bucket(most, [*sizes, room])
+
+
+def step_flops(run: Run, stage: Stage, batch: Batch, num_queries: int) -> float:
+    """Floating-point operations of the model in one step, over all devices.
+
+    Args:
+      run: says which model, catalogue and devices.
+      stage: what the step does.
+      batch: of this process.
+      num_queries: mentions of each device that are linked, padding included.
+    """
+    settings = run.config[stage.name]
+    rows, tokens = batch["input_ids"].shape
+    shape = rows * jax.process_count(), tokens, num_queries * len(run.devices)
+    if not stage.has_table:
+        *_, entities, entity_tokens = batch["entity_ids"].shape
+        return flops.bi_encoder_step_flops(run.model, *shape, entity_tokens, entities - 1)
+    return flops.train_step_flops(
+        run.model, *shape, len(run.catalogue), settings.linking_loss, settings.num_negatives
+    )
