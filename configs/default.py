@@ -39,6 +39,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.on_error = "stop"  # Or "skip" lines that cannot be used, with a report.
 
     config.stages = ("joint",)
+    config.recipe = "standard"  # Or package.module:name of another; see training/optimizer.py.
 
     config.bi_encoder = _stage()
     config.bi_encoder.num_negatives = 5  # Mined per mention.

@@ -2,7 +2,7 @@
 
 Purpose: the baseline. Same data, encoder and frozen entity vectors as configs/webqsp.py; optimiser,
 trainable parameters, order, dropout, losses and negatives of the original
-(elq_jax/training/original.py): binary cross-entropy against the ten nearest entities, found by
+(elq_jax/original/recipe.py): binary cross-entropy against the ten nearest entities, found by
 exact search where the original asks HNSW. The mention head stays as it was initialised, as there.
 The result is the best step on dev, where the original keeps the last one.
 Hardware: CPU, 2 cores, 24 GiB. Time: 20 minutes (490 steps of 2.4 s, beside other work).
@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.normalize_mentions = False
     config.model.score_scale = None
 
-    # With this section a run is trained as the original trains: OriginalSettings.
+    config.recipe = "elq_jax.original.recipe:original"  # Its settings are the section `original`.
     config.original = ml_collections.ConfigDict()
     config.original.type_optimization = "all_encoder_layers"
     config.original.eval_interval = 500

@@ -15,7 +15,8 @@ from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import EmbeddingsWriter
 from elq_jax.linking import directory
 from elq_jax.model.bert import BertConfig
-from elq_jax.model.elq import ElqConfig, params_from_original
+from elq_jax.model.elq import ElqConfig
+from elq_jax.original.names import params_from_state_dict
 from elq_jax.storage.hub import resolve_encoder
 from elq_jax.text.tokenization import Tokenizer
 
@@ -38,7 +39,7 @@ def tiny_config(**changes) -> ElqConfig:
 @functools.cache
 def tiny_params() -> dict:
     """{"question": ..., "entity": ...} of the fixtures' model."""
-    return params_from_original(arrays("state_dict"), tiny_config())
+    return params_from_state_dict(arrays("state_dict"), tiny_config())
 
 
 def write_tiny_bert(folder: pathlib.Path, layers: int = 2, dropout: float = 0.1) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import unicodedata
-from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -235,11 +234,3 @@ def character_span(start: int, end: int, offsets: np.ndarray, text: str) -> tupl
     while first < last and text[last - 1].isspace():
         last -= 1
     return first, last
-
-
-def original_triples(mentions: Sequence[Decoded]) -> list[tuple[str, int, int]]:
-    """(entity row as text, start, end) as the original prints them, for parity output only.
-
-    Token positions without [CLS], end exclusive: a mention that contains [CLS] starts at -1.
-    """
-    return [(str(int(m.rows[0])), m.start - 1, m.end) for m in mentions]

@@ -9,11 +9,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from elq_jax.model import bert as bert_lib
 from elq_jax.model import spans
-from elq_jax.model.bert import BertConfig, BertEncoder, huggingface_names
+from elq_jax.model.bert import BertConfig, BertEncoder
 
 MENTION_HEADS = ("linear", "mlp")
 MENTION_AGGREGATIONS = ("all_avg", "fl_avg", "all_avg_linear", "fl_linear")
@@ -263,55 +262,3 @@ def parameter_shapes(config: ElqConfig) -> dict[tuple[str, ...], tuple[int, ...]
     if with_pooler:
         dense("entity", "pooler_linear", entity_width, config.vector_width)
     return shapes
-
-
-_ORIGINAL_HEADS = {
-    # Indices of the layers inside the original's nn.Sequential or nn.Linear.
-    "linear": {"mention_head": ""},
-    "mlp": {"mention_hidden": "0.", "mention_head": "3."},
-}
-
-
-def original_names(config: ElqConfig) -> dict[str, tuple[tuple[str, ...], bool]]:
-    """Tensor names of an original ELQ checkpoint -> (path in {"question", "entity"}, transposed).
-
-    The question encoder's pooler, present in the original's files and never used, is not listed.
-    """
-    names = {}
-    for encoder, prefix in (("question", "context_encoder"), ("entity", "cand_encoder")):
-        with_pooler = encoder == "entity" and config.entity_pooling == "pooler_linear"
-        bert = getattr(config, f"{encoder}_bert")
-        for name, (path, transposed) in huggingface_names(bert, with_pooler).items():
-            names[f"{prefix}.bert_model.{name}"] = ((encoder, "bert", *path), transposed)
-
-    def dense(module: tuple[str, ...], prefix: str) -> None:
-        names[f"{prefix}weight"] = ((*module, "kernel"), True)
-        names[f"{prefix}bias"] = ((*module, "bias"), False)
-
-    for module, index in _ORIGINAL_HEADS[config.mention_head].items():
-        head = f"classification_heads.mention_scores.bound_classifier.{index}"
-        dense(("question", module), head)
-    if config.mention_aggregation.endswith("_linear"):
-        head = "classification_heads.get_context_embeds.mention_agg_linear."
-        dense(("question", "mention_linear"), head)
-    if config.entity_pooling == "pooler_linear":
-        dense(("entity", "pooler_linear"), "cand_encoder.additional_linear.")
-    return names
-
-
-def params_from_original(tensors: Mapping[str, np.ndarray], config: ElqConfig) -> dict[str, Any]:
-    """The state dict of an original ELQ model as {"question": ..., "entity": ...} parameters.
-
-    Raises:
-      ValueError: a tensor is missing.
-    """
-    params: dict[str, Any] = {}
-    for name, (path, transposed) in original_names(config).items():
-        if name not in tensors:
-            raise ValueError(f"checkpoint: tensor {name!r} is missing; expected an ELQ model")
-        node = params
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        value = np.asarray(tensors[name], np.float32)
-        node[path[-1]] = value.T if transposed else value
-    return params

@@ -26,10 +26,9 @@ from elq_jax.model.bert import BertConfig
 from elq_jax.model.elq import (
     MENTION_AGGREGATIONS,
     ElqConfig,
-    original_names,
     parameter_shapes,
-    params_from_original,
 )
+from elq_jax.original.names import params_from_state_dict, tensor_names
 from elq_jax.original.torch_files import StoredTensor, open_torch_file
 from elq_jax.storage.files import atomic_write
 from elq_jax.text.tokenization import Tokenizer
@@ -72,7 +71,7 @@ class OriginalModel:
     def params(self) -> dict[str, Any]:
         """{"question": tree, "entity": tree}, memory-mapped."""
         arrays = {name: tensor.map() for name, tensor in self.tensors.items()}
-        return params_from_original(arrays | self.untrained, self.config)
+        return params_from_state_dict(arrays | self.untrained, self.config)
 
     @property
     def has_poolers(self) -> bool:
@@ -346,7 +345,7 @@ def original_shapes(config: ElqConfig) -> dict[str, tuple[int, ...]]:
     shapes = parameter_shapes(config)
     return {
         name: shapes[path][::-1] if transposed else shapes[path]
-        for name, (path, transposed) in original_names(config).items()
+        for name, (path, transposed) in tensor_names(config).items()
     }
 
 
@@ -436,7 +435,7 @@ def state_dict(
     kept, parameters = _read_unused(folder)
     tensors = {
         name: np.ascontiguousarray(flat[path].T if transposed else flat[path])
-        for name, (path, transposed) in original_names(config).items()
+        for name, (path, transposed) in tensor_names(config).items()
     }
     for name, shape in _unused_shapes(config).items():
         tensors[name] = kept.get(name, np.zeros(shape, np.float32))

@@ -1,7 +1,7 @@
 """The training of the original ELQ, step by step: what ours is compared with.
 
-A configuration with a section `original` (configs/original_recipe.py) is trained this way, with all
-that sets it apart from common practice:
+A configuration whose `recipe` is "elq_jax.original.recipe:original" (configs/original_recipe.py) is
+trained this way, with all that sets it apart from common practice:
 
 - AdamW has no bias correction. Weights decay after the update, those of layer norms too.
 - `type_optimization` says which parameters learn. Mention heads and poolers never do.
@@ -27,7 +27,8 @@ import optax
 from flax import traverse_util
 
 from elq_jax.core.errors import ElqError
-from elq_jax.model.elq import ElqConfig, original_names
+from elq_jax.model.elq import ElqConfig
+from elq_jax.original.names import tensor_names
 from elq_jax.questions.batches import TrainingBatches
 from elq_jax.training.optimizer import RECIPES, Recipe, create_learning_rate_schedule
 
@@ -80,57 +81,65 @@ class Updates:
 
 
 @RECIPES.register("original")
-def create_recipe(
-    settings: Mapping[str, Any],
-    stage: ml_collections.ConfigDict,
-    config: ElqConfig,
-    part: str | None,
-    batches: TrainingBatches,
-    num_steps: int,
-) -> Recipe:
-    """How the original trains.
-
-    Args:
-      settings: fields of `OriginalSettings`.
-      stage: of a configuration; its schedule and new_module_factor do not count.
-      config: of the model.
-      part: "question" where only that encoder is trained, None where both are.
-      batches: of the stage, not shuffled.
-      num_steps: of the stage.
+class OriginalRecipe(Recipe):
+    """How the original trains; `schedule` and `new_module_factor` of a stage do not count.
 
     Raises:
       ElqError: unknown settings, no parameter would learn, or an epoch is less than an update.
     """
+
+    shuffle = False
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        stage: ml_collections.ConfigDict,
+        config: ElqConfig,
+        part: str | None,
+        batches: TrainingBatches,
+        num_steps: int,
+    ):
+        settings = _read_settings(settings)
+        learning = learning_parameters(config, settings.type_optimization, part)
+        if not learning:
+            raise ElqError(
+                f"original.type_optimization: {settings.type_optimization!r} names no parameter of "
+                f"an encoder with {config.question_bert.num_layers} layers; nothing would be "
+                "trained"
+            )
+        planned_per_epoch = batches.examples_per_epoch // (
+            stage.batch_size * stage.accumulate_steps
+        )
+        planned = planned_per_epoch * num_steps // batches.steps_per_epoch
+        if not planned:
+            raise ElqError(
+                f"an epoch of {batches.examples_per_epoch} questions is less than one update "
+                f"({stage.accumulate_steps} x {stage.batch_size}), for which the original plans no "
+                "learning rate; lower batch_size or accumulate_steps"
+            )
+        self._updates = Updates(batches.steps_per_epoch, stage.accumulate_steps)
+        self._steps_to_evaluation = settings.eval_interval * stage.accumulate_steps
+        self._schedule = create_learning_rate_schedule(
+            "linear", stage.learning_rate, planned, stage.warmup_fraction
+        )
+        self.tx = create_optimizer(
+            self._schedule, learning, self._updates, stage.weight_decay, stage.max_grad_norm
+        )
+
+    def learning_rate(self, step: int) -> float:
+        return float(self._schedule(self._updates.before(step)))
+
+    def has_dropout(self, step: int) -> bool:
+        """Whether a step has dropout: in the first epoch, in others after an evaluation."""
+        epoch, place = divmod(step, self._updates.steps_per_epoch)
+        return epoch == 0 or place >= self._steps_to_evaluation
+
+
+def _read_settings(settings: Mapping[str, Any]) -> OriginalSettings:
     names = {field.name for field in dataclasses.fields(OriginalSettings)}
     if unknown := set(settings) - names:
         raise ElqError(f"original: unknown {sorted(unknown)}; expected some of {sorted(names)}")
-    settings = OriginalSettings(**settings)
-    learning = learning_parameters(config, settings.type_optimization, part)
-    if not learning:
-        raise ElqError(
-            f"original.type_optimization: {settings.type_optimization!r} names no parameter of an "
-            f"encoder with {config.question_bert.num_layers} layers; nothing would be trained"
-        )
-    updates = Updates(batches.steps_per_epoch, stage.accumulate_steps)
-    of_epoch = batches.examples_per_epoch // (stage.batch_size * stage.accumulate_steps)
-    planned = of_epoch * num_steps // batches.steps_per_epoch
-    if not planned:
-        raise ElqError(
-            f"an epoch of {batches.examples_per_epoch} questions is less than one update "
-            f"({stage.accumulate_steps} x {stage.batch_size}), for which the original plans no "
-            "learning rate; lower batch_size or accumulate_steps"
-        )
-    schedule = create_learning_rate_schedule(
-        "linear", stage.learning_rate, planned, stage.warmup_fraction
-    )
-    tx = create_optimizer(schedule, learning, updates, stage.weight_decay, stage.max_grad_norm)
-    until_evaluation = settings.eval_interval * stage.accumulate_steps
-
-    def has_dropout(step: int) -> bool:
-        epoch, place = divmod(step, batches.steps_per_epoch)
-        return epoch == 0 or place >= until_evaluation
-
-    return Recipe(tx, lambda step: float(schedule(updates.before(step))), has_dropout)
+    return OriginalSettings(**settings)
 
 
 def learning_parameters(
@@ -157,7 +166,7 @@ def learning_parameters(
     learns = re.compile(_LEARNING[type_optimization])
     return {
         "/".join(path[1:] if part else path): not _NOT_DECAYED.search(name)
-        for name, (path, _) in original_names(config).items()
+        for name, (path, _) in tensor_names(config).items()
         if learns.search(name) and part in (None, path[0])
     }
 

@@ -189,20 +189,9 @@ class Tokenizer:
             entities.append(np.array([self.cls_id, *ids, self.sep_id], np.int32))
         return entities
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Ids to text by the rules of transformers 3.1, which the original prints with.
-
-        For comparing with the original's output only: this is not the text that was encoded. Use
-        the offsets to quote a question.
-        """
-        tokens = [self._backend.id_to_token(int(token)) or "[UNK]" for token in ids]
-        text = " ".join(tokens).replace(" ##", "").strip()
-        for mark in (" .", " ?", " !", " ,"):
-            text = text.replace(mark, mark[1:])
-        text = text.replace(" ' ", "'")
-        for ending in (" n't", " 'm", " 's", " 've", " 're"):
-            text = text.replace(ending, ending[1:])
-        return text
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        """Looks up the tokens of ids: [2054, 2015] are ["what", "##s"]."""
+        return [self._backend.id_to_token(int(token)) or "[UNK]" for token in ids]
 
     @functools.cached_property
     def _backend_with_special_tokens(self) -> tokenizers.Tokenizer:

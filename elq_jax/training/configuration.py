@@ -14,7 +14,7 @@ from elq_jax.core.errors import ElqError, check_count
 from elq_jax.entities import embeddings
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.storage.files import write_json
-from elq_jax.training.optimizer import create_learning_rate_schedule
+from elq_jax.training.optimizer import RECIPES, Recipe, create_learning_rate_schedule
 from elq_jax.training.step import loss_config
 
 STAGES = ("bi_encoder", "joint")
@@ -55,6 +55,23 @@ def check(config: ml_collections.ConfigDict) -> None:
     _one_of("eval.metric", config.eval.metric, ("weak", "strong"))
     _one_of("on_error", config.on_error, ("stop", "skip"))
     LinkingSettings.from_dict(config.linking)
+    recipe_of(config)
+
+
+def recipe_of(config: ml_collections.ConfigDict) -> tuple[type[Recipe], Mapping[str, Any]]:
+    """Finds the recipe that a configuration names, and its settings in the section of that name.
+
+    Raises:
+      ElqError: there is no such recipe, or there are settings of another one.
+    """
+    recipe = RECIPES.get(config.recipe)
+    name = config.recipe.rpartition(":")[2]
+    if "original" in config and name != "original":
+        raise ElqError(
+            f"original: settings of a recipe, but recipe is {config.recipe!r}; give "
+            "--config.recipe=elq_jax.original.recipe:original, or remove the section"
+        )
+    return recipe, config.get(name, {})
 
 
 def _check_stage(name: str, stage: ml_collections.ConfigDict) -> None:
@@ -88,6 +105,7 @@ def check_recorded(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
         return
     found = flatten(json.loads(path.read_text(encoding="utf-8")))
     wanted = flatten(json.loads(config.to_json_best_effort()))
+    found.setdefault("recipe", wanted["recipe"])  # older ones tell it by their section `original`
     changed = sorted(k for k in {**found, **wanted} if found.get(k) != wanted.get(k))
     if changed:
         shown = ", ".join(f"{k} ({found.get(k)!r}, now {wanted.get(k)!r})" for k in changed)

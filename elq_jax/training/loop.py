@@ -40,11 +40,8 @@ from elq_jax.training import configuration, hooks
 from elq_jax.training.checkpoints import Checkpoints
 from elq_jax.training.metrics import MetricsWriter, plot_curves
 from elq_jax.training.optimizer import (
-    RECIPES,
     Recipe,
     TrainState,
-    create_learning_rate_schedule,
-    create_optimizer,
     create_train_state,
 )
 from elq_jax.training.preemption import Preemption
@@ -120,7 +117,7 @@ def start_stage(run: Run, stage: Stage) -> Start:
        first batch is asked for.)
     """
     batches = StageBatches(run, stage)  # 1
-    recipe = create_recipe(run, stage, batches)
+    recipe = _create_recipe(run, stage, batches)
     state = create_train_state(run.params_of(stage), recipe.tx)  # 2
     record = {"seed": run.config.seed, "best_f1": -1.0, "best_step": -1}
     checkpoints = Checkpoints(f"{run.workdir.address}/{stage.name}/checkpoints")  # 3
@@ -256,25 +253,7 @@ def dev_evaluation(run: Run, table: Table) -> Callable[[Any], Evaluation]:
     return evaluate
 
 
-def create_recipe(run: Run, stage: Stage, batches: StageBatches) -> Recipe:
-    """How a stage is optimised: as its section says, or as the original ELQ did it."""
-    settings = run.config[stage.name]
-    if "original" in run.config:
-        create = RECIPES.get("elq_jax.original.recipe:original")
-        return create(
-            run.config.original, settings, run.model, stage.part, batches.plan, batches.num_steps
-        )
-    schedule = create_learning_rate_schedule(
-        settings.schedule,
-        settings.learning_rate,
-        max(batches.num_steps // settings.accumulate_steps, 1),
-        settings.warmup_fraction,
-    )
-    tx = create_optimizer(
-        schedule,
-        new_module_factor=settings.new_module_factor,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        accumulate_steps=settings.accumulate_steps,
-    )
-    return Recipe(tx, lambda step: float(schedule(step // settings.accumulate_steps)))
+def _create_recipe(run: Run, stage: Stage, batches: StageBatches) -> Recipe:
+    recipe, settings = configuration.recipe_of(run.config)
+    section = run.config[stage.name]
+    return recipe(settings, section, run.model, stage.part, batches.plan, batches.num_steps)

@@ -1,19 +1,24 @@
-"""Train state, learning-rate schedule and optimiser."""
+"""Train state, learning-rate schedule, optimiser, and the recipe that puts them together."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+import abc
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 from flax import traverse_util
 
 from elq_jax.core.errors import ElqError
 from elq_jax.core.registry import Registry
+
+if TYPE_CHECKING:
+    from elq_jax.model.elq import ElqConfig
+    from elq_jax.questions.batches import TrainingBatches
 
 # Modules that learn from nothing, and so may go faster than a published encoder. The linear map of
 # mention vectors is not among them: it starts as the identity and should stay near it.
@@ -42,23 +47,52 @@ class TrainState(flax.struct.PyTreeNode):
         return self.replace(step=self.step + 1, params=params, opt_state=opt_state)
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a stage is trained.
+class Recipe(abc.ABC):
+    """How the parameters of a stage are optimised.
 
     Attributes:
+      shuffle: whether an epoch has its questions in a random order, or in that of their files.
       tx: the optimiser.
-      learning_rate: of a step (a batch), for the record.
-      has_dropout: whether a step has dropout.
     """
 
+    shuffle: ClassVar[bool] = True
     tx: optax.GradientTransformation
-    learning_rate: Callable[[int], float]
-    has_dropout: Callable[[int], bool] = lambda step: True
+
+    @abc.abstractmethod
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        stage: ml_collections.ConfigDict,
+        config: ElqConfig,
+        part: str | None,
+        batches: TrainingBatches,
+        num_steps: int,
+    ):
+        """Makes the optimiser of a stage.
+
+        Args:
+          settings: the recipe's own: the section of the configuration with its name, if any.
+          stage: section of the configuration.
+          config: what the model computes.
+          part: "question" where only that encoder is trained, None where both are.
+          batches: of the stage.
+          num_steps: number of batches of the stage.
+
+        Raises:
+          ElqError: a setting cannot be used.
+        """
+
+    @abc.abstractmethod
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step (a batch), for the record."""
+
+    def has_dropout(self, step: int) -> bool:
+        """Whether a step has dropout."""
+        return True
 
 
-# Other ways to train than the one in this file: functions that return a `Recipe`.
-RECIPES: Registry[Callable[..., Recipe]] = Registry("recipe", "elq_jax.training.optimizer")
+# Recipes by the name that a configuration's `recipe` gives them.
+RECIPES: Registry[type[Recipe]] = Registry("recipe", "elq_jax.training.optimizer")
 
 
 def create_learning_rate_schedule(
@@ -118,6 +152,40 @@ def create_optimizer(
     if accumulate_steps > 1:
         tx = optax.MultiSteps(tx, accumulate_steps).gradient_transformation()
     return tx
+
+
+@RECIPES.register("standard")
+class StandardRecipe(Recipe):
+    """AdamW with warm-up and decay, as the settings of the stage say."""
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        stage: ml_collections.ConfigDict,
+        config: ElqConfig,
+        part: str | None,
+        batches: TrainingBatches,
+        num_steps: int,
+    ):
+        if settings:
+            raise ElqError(f"standard: {sorted(settings)}; this recipe has no settings of its own")
+        self._accumulate_steps = stage.accumulate_steps
+        self._schedule = create_learning_rate_schedule(
+            stage.schedule,
+            stage.learning_rate,
+            max(num_steps // stage.accumulate_steps, 1),
+            stage.warmup_fraction,
+        )
+        self.tx = create_optimizer(
+            self._schedule,
+            new_module_factor=stage.new_module_factor,
+            weight_decay=stage.weight_decay,
+            max_grad_norm=stage.max_grad_norm,
+            accumulate_steps=stage.accumulate_steps,
+        )
+
+    def learning_rate(self, step: int) -> float:
+        return float(self._schedule(step // self._accumulate_steps))
 
 
 def create_train_state(params: Any, tx: optax.GradientTransformation) -> TrainState:

@@ -17,7 +17,7 @@ from elq_jax.model import flops
 from elq_jax.questions.batches import TrainingBatches
 from elq_jax.questions.examples import TrainingExample
 from elq_jax.text.padding import bucket
-from elq_jax.training import mining
+from elq_jax.training import configuration, mining
 from elq_jax.training.optimizer import TrainState
 from elq_jax.training.step import bi_encoder_train_step, joint_train_step
 
@@ -121,7 +121,7 @@ class StageBatches:
             examples,
             self._settings.batch_size,
             config.seed,
-            shuffle="original" not in config,
+            shuffle=configuration.recipe_of(config)[0].shuffle,
             repeats=config.train_repeats or [1.0] * len(examples),
             process_index=jax.process_index(),
             process_count=jax.process_count(),

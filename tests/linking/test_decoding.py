@@ -9,6 +9,7 @@ from scipy.special import log_expit, log_softmax
 
 from elq_jax.core.errors import ElqError
 from elq_jax.linking import decoding
+from elq_jax.original import decoding as original
 
 JOINT, TOP, THRESHOLDED = decoding.THRESHOLD_TYPES
 
@@ -88,7 +89,7 @@ def test_original_pipeline(fixtures, setting):
             allow_special_tokens=True,
         )
         triples = [tuple(triple) for triple in expected["pred_triples"]]
-        assert decoding.original_triples(found) == triples
+        assert original.triples(found) == triples
         np.testing.assert_allclose([m.score for m in found], expected["scores"], atol=1e-4)
 
 

@@ -17,11 +17,10 @@ from elq_jax.model.elq import (
     ElqConfig,
     EntityEncoder,
     QuestionEncoder,
-    original_names,
     parameter_shapes,
-    params_from_original,
 )
 from elq_jax.model.huggingface import load_bert_checkpoint
+from elq_jax.original.names import params_from_state_dict, tensor_names
 from elq_jax.storage.hub import resolve_encoder
 
 # As the fixtures' README states them.
@@ -80,7 +79,7 @@ def test_aggregation_and_scoring_variants(aggregation, head):
     tensors = {k: v for k, v in arrays("state_dict").items() if "classification" not in k}
     prefix = f"{name}|w|"
     tensors |= {k.removeprefix(prefix): v for k, v in variants.items() if k.startswith(prefix)}
-    params = params_from_original(tensors, config)
+    params = params_from_state_dict(tensors, config)
     grid, vectors = QuestionEncoder(config).apply(
         {"params": params["question"]},
         core["input_ids"],
@@ -177,7 +176,7 @@ def test_joint_loss_and_every_gradient(fixtures):
 
     norms = json.loads((fixtures / "grads_inbatch.json").read_text())["norms"]
     grads = traverse_util.flatten_dict(grads)
-    names = original_names(config)
+    names = tensor_names(config)
     assert {name for name, norm in norms.items() if norm is not None} == set(names)
     for name, (path, transposed) in names.items():
         grad = np.asarray(grads[path])

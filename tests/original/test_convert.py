@@ -31,10 +31,10 @@ from elq_jax.linking.linker import EntityLinker
 from elq_jax.model import bundle
 from elq_jax.model.bert import BertConfig
 from elq_jax.model.bundle import initial_params
-from elq_jax.model.elq import params_from_original
 from elq_jax.original import checkpoint as original
 from elq_jax.original import convert as conversion
 from elq_jax.original import torch_files
+from elq_jax.original.names import params_from_state_dict
 from elq_jax.original.presets import PRESETS, get_preset, with_preset
 from elq_jax.original.torch_files import open_torch_file, write_torch_file
 from elq_jax.retrieval import open_index
@@ -172,7 +172,7 @@ def test_round_trip(aggregation, head, release, minilm):
     release.parameters |= changes
     release.write()
     model = release.load()
-    expected = params_from_original(release.tensors, model.config)
+    expected = params_from_state_dict(release.tensors, model.config)
     jax.tree.map(np.testing.assert_array_equal, model.params, expected)
     original.save_model(release.output, model, minilm, {})
     tensors, parameters = original.state_dict(release.output)

@@ -22,9 +22,10 @@ from elq_jax.entities.embeddings import EmbeddingsWriter
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.model import bundle
 from elq_jax.model.bundle import initial_params
-from elq_jax.model.elq import EntityEncoder, QuestionEncoder, original_names
+from elq_jax.model.elq import EntityEncoder, QuestionEncoder
 from elq_jax.original import evaluation
 from elq_jax.original import recipe as original
+from elq_jax.original.names import tensor_names
 from elq_jax.questions.batches import TrainingBatches
 from elq_jax.questions.examples import make_examples
 from elq_jax.questions.read import read_questions
@@ -34,6 +35,7 @@ from elq_jax.text.padding import pad_tokens
 from elq_jax.text.tokenization import Tokenizer
 from elq_jax.training import checkpoints, loop, stages
 from elq_jax.training import optimizer as state
+from elq_jax.training.configuration import recipe_of
 from elq_jax.training.metrics import MetricsWriter
 from elq_jax.training.step import LossConfig, Table, joint_train_step
 
@@ -63,7 +65,7 @@ def test_the_data_is_that_of_webqsp():
 @pytest.mark.parametrize("group", OPTIM["groups"], ids=lambda group: group["type"])
 def test_parameters_that_learn(group):
     config = tiny_config()
-    names = {"/".join(path): name for name, (path, _) in original_names(config).items()}
+    names = {"/".join(path): name for name, (path, _) in tensor_names(config).items()}
     learning = original.learning_parameters(config, group["type"])
     for decays, expected in ((True, "decay"), (False, "no_decay")):
         assert {names[name] for name, found in learning.items() if found is decays} == set(
@@ -172,7 +174,7 @@ def test_a_run_follows_the_originals(name, start, tmp_path, monkeypatch, compila
 
     part = "question" if stage == "joint" else None
     norms = first_gradient_norms(states[config[stage].accumulate_steps].opt_state)
-    for theirs, (path, _) in original_names(tiny_config()).items():
+    for theirs, (path, _) in tensor_names(tiny_config()).items():
         wanted = expected["first_step_grad_norms"][theirs]
         if part in (None, path[0]):
             found = norms["/".join(path[1:] if part else path)]
@@ -192,7 +194,7 @@ def test_a_run_follows_the_originals(name, start, tmp_path, monkeypatch, compila
     learning = original.learning_parameters(tiny_config(), "all_encoder_layers", part)
     params, optimizer = last_state(tmp_path / stage / "checkpoints", part, learning)
     small, before = arrays(f"{name}_final_small"), arrays("state_dict")
-    for theirs, (path, transposed) in original_names(tiny_config()).items():
+    for theirs, (path, transposed) in tensor_names(tiny_config()).items():
         if part not in (None, path[0]):
             continue
         found = np.asarray(params["/".join(path[1:] if part else path)], np.float64)
@@ -340,7 +342,7 @@ def recipe(name="train_inbatch", examples=26, epochs=2, **changes):
     stage = config[config.stages[0]]
     batches = Batches(examples, stage.batch_size)
     num_steps = epochs * batches.steps_per_epoch
-    return original.create_recipe(config.original, stage, tiny_config(), None, batches, num_steps)
+    return original.OriginalRecipe(config.original, stage, tiny_config(), None, batches, num_steps)
 
 
 @pytest.mark.parametrize("name", ["train_inbatch", "train_inbatch_accum", "train_adversarial"])
@@ -395,3 +397,11 @@ def test_a_deterministic_step_draws_no_dropout():
 def test_settings_that_cannot_be_used(arguments, message):
     with pytest.raises(ElqError, match=message):
         recipe(**arguments)
+
+
+def test_settings_of_a_recipe_that_is_not_asked_for():
+    """A configuration of before recipes had names would be trained in another way."""
+    config = original_recipe.get_config()
+    config.recipe = "standard"
+    with pytest.raises(ElqError, match=r"original: .* give --config.recipe=elq_jax.original.recip"):
+        recipe_of(config)

@@ -18,8 +18,8 @@ from conftest import FIXTURES
 from reference import arrays
 
 from elq_jax.core.errors import ElqError
-from elq_jax.linking.decoding import original_triples
 from elq_jax.linking.linker import EntityLinker
+from elq_jax.original import decoding
 from elq_jax.original import evaluation as original
 from elq_jax.original.convert import convert
 from elq_jax.original.torch_files import write_torch_file
@@ -90,7 +90,8 @@ def test_tokens(make_linker):
     encoded = linker.encode([question["text"] for question in expected["questions"]])
     for question, found in zip(expected["questions"], encoded, strict=True):
         assert found.ids.tolist() == question["model_input_32"]
-        assert linker.tokenizer.decode(question["encode"]) == question["decode_hf"]
+        tokens = linker.tokenizer.tokens(question["encode"])
+        assert decoding.printed_text(tokens) == question["decode_hf"]
     for entity in expected["entities"]:
         title, text, size = (entity[name] for name in ("title", "text", "max_len"))
         [ids] = linker.tokenizer.encode_entities([title], [text], size)
@@ -110,11 +111,12 @@ def test_linking(number, make_linker):
     for question, links, expected in zip(scored, decoded, run["results"], strict=True):
         tokens = [int(token) for token in question.encoded.ids[1:-1] if token != 0]
         assert tokens == expected["tokens"]
-        triples = original_triples(links)
+        triples = decoding.triples(links)
         assert triples == [tuple(triple) for triple in expected["pred_triples"]]
         np.testing.assert_allclose([link.score for link in links], expected["scores"], **SCORES)
+        words = linker.tokenizer.tokens(tokens)
         names = [
-            [linker.catalogue[int(row)].title, linker.tokenizer.decode(tokens[start:end])]
+            [linker.catalogue[int(row)].title, decoding.printed_text(words[start:end])]
             for row, start, end in triples
         ]
         assert names == expected["pred_tuples_string"]
