@@ -51,7 +51,7 @@ from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model import flops
 from elq_jax.model.bert import BertConfig
-from elq_jax.model.bundle import initial_params
+from elq_jax.model.bundle import Model, initial_params
 from elq_jax.model.elq import ElqConfig, EntityEncoder
 from elq_jax.retrieval import exact, exact_index
 from elq_jax.text.tokenization import Tokenizer
@@ -220,9 +220,7 @@ def encode_from_text(sizes: Sizes, bert: BertConfig) -> Measured:
     config = ElqConfig(bert, bert, max_entity_tokens=sizes.entity_tokens)
     words = _Words(bert)
     encoder = CatalogueEncoder(
-        config,
-        initial_params(config)["entity"],
-        words.tokenizer,
+        Model(config, initial_params(config), words.tokenizer),
         batch_size=sizes.encode_batch_size,
         dtype=DTYPE,
         devices=jax.local_devices(),
@@ -244,9 +242,7 @@ def link(sizes: Sizes, bert: BertConfig) -> Measured:
     table = np.asarray(table)[0, : sizes.entities]
     with tempfile.TemporaryDirectory() as folder:
         linker = EntityLinker(
-            config,
-            initial_params(config)["question"],
-            words.tokenizer,
+            Model(config, initial_params(config), words.tokenizer),
             _catalogue(pathlib.Path(folder), sizes.entities),
             exact_index(table, devices),
             LinkingSettings(threshold=-np.inf, max_mentions=MENTIONS, num_candidates=K),

@@ -29,8 +29,8 @@ from elq_jax.entities.build import build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import DTYPES, EmbeddingsWriter
 from elq_jax.linking.linker import EntityLinker
-from elq_jax.model import bundle
 from elq_jax.model.bert import BertConfig
+from elq_jax.model.bundle import Model
 from elq_jax.model.elq import ElqConfig, QuestionEncoder
 from elq_jax.storage import layout
 from elq_jax.storage.progress import progress
@@ -171,7 +171,7 @@ def _make(folder: pathlib.Path) -> None:
         lambda x: rng.standard_normal(x.shape, np.float32) * np.float32(0.02), shapes["params"]
     )
     tokenizer = Tokenizer.from_pretrained("minilm")
-    bundle.save_model(folder, config, {"question": params}, tokenizer)
+    Model(config, {"question": params}, tokenizer).save(folder)
 
 
 if __name__ == "__main__":

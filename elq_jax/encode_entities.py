@@ -70,17 +70,14 @@ def main(arguments: list[str]) -> None:
     cli.use_compilation_cache()
     from elq_jax.core import devices
     from elq_jax.entities import build, encode
-    from elq_jax.model import bundle
+    from elq_jax.model.bundle import Model, is_linker_directory
     from elq_jax.storage.remote import Workdir
-    from elq_jax.text.tokenization import Tokenizer
 
     devices.initialize()
-    if bundle.is_linker_directory(_ENCODER.value):
-        config, _ = bundle.load_config(_ENCODER.value)
-        params = bundle.load_params(_ENCODER.value, ("entity",))
-        tokenizer = Tokenizer.from_pretrained(_ENCODER.value)
+    if is_linker_directory(_ENCODER.value):
+        model = Model.open(_ENCODER.value, ("entity",))
     else:
-        config, params, tokenizer = bundle.load_pretrained(
+        model = Model.from_encoders(
             _ENCODER.value,
             entity_pooling=_POOLING.value,
             normalize_entities=_NORMALIZE.value,
@@ -96,11 +93,7 @@ def main(arguments: list[str]) -> None:
     if devices.is_main():
         output.publish(layout.CATALOGUE)
     encoder = encode.CatalogueEncoder(
-        config,
-        params["entity"],
-        tokenizer,
-        batch_size=_BATCH_SIZE.value,
-        dtype=_COMPUTE_DTYPE.value,
+        model, batch_size=_BATCH_SIZE.value, dtype=_COMPUTE_DTYPE.value
     )
     with progress("encoding", len(catalogue), "entities") as advance:
         embeddings = encode.encode_catalogue(

@@ -15,6 +15,7 @@ from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import EmbeddingsWriter
 from elq_jax.linking import directory
 from elq_jax.model.bert import BertConfig
+from elq_jax.model.bundle import Model
 from elq_jax.model.elq import ElqConfig
 from elq_jax.original.names import params_from_state_dict
 from elq_jax.storage.hub import resolve_encoder
@@ -40,6 +41,11 @@ def tiny_config(**changes) -> ElqConfig:
 def tiny_params() -> dict:
     """{"question": ..., "entity": ...} of the fixtures' model."""
     return params_from_state_dict(arrays("state_dict"), tiny_config())
+
+
+def tiny_model(**changes) -> Model:
+    """The fixtures' model; `changes` are of its configuration."""
+    return Model(tiny_config(**changes), tiny_params(), Tokenizer.from_pretrained("minilm"))
 
 
 def write_tiny_bert(folder: pathlib.Path, layers: int = 2, dropout: float = 0.1) -> None:
@@ -105,9 +111,7 @@ def tiny_linker_directory(
     write_embeddings(folder / "embeddings", catalogue, vectors)
     directory.write_linker(
         folder / "linker",
-        tiny_config(),
-        tiny_params(),
-        Tokenizer.from_pretrained("minilm"),
+        tiny_model(),
         linking,
         folder / "catalogue.arrow",
         folder / "embeddings",

@@ -99,7 +99,7 @@ def test_smoke_variants_train_end_to_end(name, tiny_bert, tmp_path, monkeypatch)
     config.question_encoder = str(tiny_bert)  # Smaller than MiniLM, and quicker to compile.
     config.num_devices = 2
     folder = loop.train_and_evaluate(config, tmp_path)
-    _, linking = bundle.load_config(folder)
+    linking = bundle.read_description(folder).linking
     assert linking["max_mentions"] == config.linking.max_mentions
     linked = EntityLinker.from_pretrained(folder).link_batch(["who wrote dune?"], threshold=-100.0)
     assert linked[0]

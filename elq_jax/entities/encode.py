@@ -2,54 +2,54 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from elq_jax.core import devices as devices_lib
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter
-from elq_jax.model.bundle import entity_encoder_fingerprint
-from elq_jax.model.elq import ElqConfig, EntityEncoder
-from elq_jax.text.padding import bucket
-from elq_jax.text.tokenization import Tokenizer
+from elq_jax.model.bundle import Model
+from elq_jax.text.padding import bucket, pad_tokens
 
 TOKEN_BUCKETS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 192, 256, 384, 512)
+_BATCHES_IN_FLIGHT = 2  # the host prepares one while the devices work on the other
 
 
 class CatalogueEncoder:
     """A frozen entity encoder on all local devices.
 
     Args:
-      config: the entity side of a model.
-      params: the entity encoder's tree.
-      tokenizer: of the entities.
+      model: model with the parameters of its entity encoder, which go to the devices when the
+        first entities are encoded.
       batch_size: entities per call; rounded up to a multiple of the devices.
-      dtype: of the matrix products.
-      devices: of this process; all of them by default.
+      dtype: type of the matrix products.
+      devices: devices of this process; all of them by default.
     """
 
     def __init__(
         self,
-        config: ElqConfig,
-        params: Mapping[str, Any],
-        tokenizer: Tokenizer,
+        model: Model,
         *,
         batch_size: int = 64,
         dtype: str = "float32",
         devices: Sequence[jax.Device] | None = None,
     ):
-        self.config, self.tokenizer = config, tokenizer
-        self.fingerprint = entity_encoder_fingerprint(config, params, tokenizer)
+        self.model = model
         devices = list(devices or devices_lib.local(devices_lib.all_devices()))
         self._devices = devices
         self._batch_size = -(-batch_size // len(devices)) * len(devices)
-        self._params = devices_lib.replicate({"params": params}, devices)
-        self._apply = devices_lib.parallel(EntityEncoder(config, jnp.dtype(dtype)).apply, devices)
+        apply = functools.partial(model.entity_apply, dtype=dtype)
+        self._apply = devices_lib.parallel(apply, devices)
+
+    @functools.cached_property
+    def _params(self) -> Any:
+        return devices_lib.replicate(self.model.params["entity"], self._devices)
 
     def encode(
         self,
@@ -66,29 +66,36 @@ class CatalogueEncoder:
           texts: N descriptions.
           progress: called after each batch with its number of entities.
         """
-        tokens = self.tokenizer.encode_entities(titles, texts, self.config.max_entity_tokens)
+        config = self.model.config
+        tokens = self.model.tokenizer.encode_entities(titles, texts, config.max_entity_tokens)
         order = np.argsort([len(ids) for ids in tokens], kind="stable")
         starts = np.arange(0, len(order), self._batch_size)
         # Short and long ones in turn, so that the rate so far says how long the rest takes.
         starts = np.random.default_rng(0).permutation(starts)
-        vectors = np.empty((len(tokens), self.config.vector_width), np.float32)
-        for start in starts.tolist():
-            rows = order[start : start + self._batch_size]
-            vectors[rows] = self._encode_batch([tokens[row] for row in rows])
+        vectors = np.empty((len(tokens), config.vector_width), np.float32)
+        running: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
+
+        def finish_one() -> None:
+            rows, result = running.popleft()
+            vectors[rows] = devices_lib.merge(result, self._devices, len(rows))
             if progress:
                 progress(len(rows))
+
+        for start in starts.tolist():
+            rows = order[start : start + self._batch_size]
+            running.append((rows, self._dispatch([tokens[row] for row in rows])))
+            if len(running) == _BATCHES_IN_FLIGHT:
+                finish_one()
+        while running:
+            finish_one()
         return vectors
 
-    def _encode_batch(self, tokens: list[np.ndarray]) -> np.ndarray:
+    def _dispatch(self, tokens: list[np.ndarray]) -> jax.Array:
+        """Starts the encoder on one batch; returns vectors that are not waited for."""
         length = bucket(max(len(ids) for ids in tokens), TOKEN_BUCKETS)
-        input_ids = np.zeros((self._batch_size, length), np.int32)
-        mask = np.zeros((self._batch_size, length), bool)
-        for i, ids in enumerate(tokens):
-            input_ids[i, : len(ids)] = ids
-            mask[i, : len(ids)] = True
+        input_ids, mask = pad_tokens(tokens, length, self._batch_size)
         batch = devices_lib.split({"input_ids": input_ids, "mask": mask}, self._devices)
-        vectors = self._apply(self._params, batch["input_ids"], batch["mask"])
-        return devices_lib.merge(vectors, self._devices, len(tokens))
+        return self._apply(self._params, batch["input_ids"], batch["mask"])
 
 
 def encode_catalogue(
@@ -127,11 +134,11 @@ def encode_catalogue(
     writer = EmbeddingsWriter(
         folder,
         rows=len(catalogue),
-        width=encoder.config.vector_width,
+        width=encoder.model.config.vector_width,
         dtype=dtype,
         shard_rows=shard_rows,
         catalogue_fingerprint=catalogue.fingerprint,
-        encoder_fingerprint=encoder.fingerprint,
+        encoder_fingerprint=encoder.model.entity_fingerprint,
     )
     exchange()
     devices_lib.wait_for_all(f"{folder}: shards of earlier calls")

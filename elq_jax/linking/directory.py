@@ -12,6 +12,7 @@ index/             a saved ScaNN index, if one was built
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -23,17 +24,14 @@ from elq_jax.core.errors import ElqError
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings
 from elq_jax.model import bundle
-from elq_jax.model.elq import ElqConfig
+from elq_jax.model.bundle import Model
 from elq_jax.storage import layout
 from elq_jax.storage.files import atomic_write
-from elq_jax.text.tokenization import Tokenizer
 
 
 def write_linker(
     folder: str | os.PathLike[str],
-    config: ElqConfig,
-    params: Mapping[str, Any],
-    tokenizer: Tokenizer,
+    model: Model,
     linking: Mapping[str, Any],
     catalogue: str | os.PathLike[str],
     embeddings: str | os.PathLike[str],
@@ -42,12 +40,13 @@ def write_linker(
 
     Args:
       folder: replaced if it is a linker directory.
-      config, params, tokenizer, linking: as for `save_model`.
+      model: both encoders; without the entity encoder's parameters, its fingerprint is kept.
+      linking: defaults of `EntityLinker` (threshold and so on).
       catalogue: a catalogue.arrow.
       embeddings: the folder of its entity vectors. Both are hard-linked where the file system can.
     """
     with _replacing(folder) as temporary:
-        bundle.save_model(temporary, config, params, tokenizer, linking)
+        model.save(temporary, linking)
         _link_or_copy(pathlib.Path(catalogue), temporary / layout.CATALOGUE)
         _link_or_copy_tree(pathlib.Path(embeddings), temporary / layout.EMBEDDINGS)
 
@@ -57,16 +56,16 @@ def copy_linker(
 ) -> None:
     """Copies a linker directory (hard links where possible) with other linking defaults."""
     source = pathlib.Path(source)
-    config, _, entity_encoder = bundle._read_config(source)
+    described = dataclasses.replace(bundle.read_description(source), linking=linking)
     if source.resolve() in pathlib.Path(folder).resolve().parents:
         raise ElqError(f"{folder}: lies in the directory to be copied; give another place")
     if pathlib.Path(folder).exists() and source.samefile(folder):
-        bundle._write_config(source, config, linking, entity_encoder)
+        described.write(source)
         return
     with _replacing(folder) as temporary:
         _link_or_copy_tree(source, temporary)
         (temporary / layout.CONFIG).unlink()
-        bundle._write_config(temporary, config, linking, entity_encoder)
+        described.write(temporary)
 
 
 @contextlib.contextmanager
@@ -112,7 +111,7 @@ def open_embeddings(folder: str | os.PathLike[str], catalogue: Catalogue) -> Emb
     """
     folder = pathlib.Path(folder)
     embeddings = Embeddings.open(folder / layout.EMBEDDINGS, catalogue.fingerprint)
-    _, _, expected = bundle._read_config(folder)
+    expected = bundle.read_description(folder).entity_encoder
     found = embeddings.encoder_fingerprint
     if expected and found and expected != found:
         raise ElqError(

@@ -22,12 +22,13 @@ from elq_jax.linking import directory
 from elq_jax.linking.decoding import Decoded, character_span, decode_batch
 from elq_jax.linking.links import Candidate, Link
 from elq_jax.linking.settings import LinkingSettings
-from elq_jax.model import bundle, spans
-from elq_jax.model.elq import ElqConfig, QuestionEncoder
+from elq_jax.model import spans
+from elq_jax.model.bundle import Model, read_description
+from elq_jax.model.elq import QuestionEncoder
 from elq_jax.retrieval import Index, open_index
 from elq_jax.storage import layout
 from elq_jax.text.padding import BATCH_BUCKETS, LENGTH_BUCKETS, length_sorted_batches, pad_tokens
-from elq_jax.text.tokenization import EncodedQuestion, Tokenizer
+from elq_jax.text.tokenization import EncodedQuestion
 
 _NO_ROW = -1  # where an index finds fewer candidates than it was asked for
 
@@ -90,6 +91,7 @@ class EntityLinker:
     handful of programs, once. One linker may be used from one thread at a time.
 
     Attributes:
+      model: model whose question encoder is used.
       config: what the model computes.
       settings: defaults of linking; replace it to change them for good.
       tokenizer: of questions.
@@ -99,9 +101,7 @@ class EntityLinker:
 
     def __init__(
         self,
-        config: ElqConfig,
-        params: Mapping[str, Any],
-        tokenizer: Tokenizer,
+        model: Model,
         catalogue: Catalogue,
         index: Index,
         settings: LinkingSettings | None = None,
@@ -113,9 +113,7 @@ class EntityLinker:
         """Puts a linker together; most people want `from_pretrained`.
 
         Args:
-          config: what the model computes.
-          params: the question encoder's tree.
-          tokenizer: of questions.
+          model: model whose question encoder is used.
           catalogue: E entities.
           index: over their E embeddings.
           settings: defaults of linking.
@@ -126,6 +124,7 @@ class EntityLinker:
         Raises:
           ElqError: index, model and catalogue do not fit together.
         """
+        config, tokenizer = model.config, model.tokenizer
         rows, width = index.shape
         if rows != len(catalogue):
             raise ElqError(
@@ -144,13 +143,13 @@ class EntityLinker:
             )
         if dtype not in COMPUTE_DTYPES:
             raise ElqError(f"dtype: {dtype!r}; expected one of {COMPUTE_DTYPES}")
-        self.config, self.tokenizer = config, tokenizer
+        self.model, self.config, self.tokenizer = model, config, tokenizer
         self.catalogue, self.index = catalogue, index
         self.settings = settings or LinkingSettings()
         _ = self.max_question_tokens  # for its check
         self._folder = folder
         self._devices = list(devices or devices_lib.local(devices_lib.all_devices()))
-        self._params = devices_lib.replicate({"params": params}, self._devices)
+        self._params = devices_lib.replicate({"params": model.params["question"]}, self._devices)
         encoder = QuestionEncoder(config, jnp.dtype(dtype))
 
         def find_mentions(params, input_ids, mask, span_mask, threshold, k, keep_any):
@@ -193,18 +192,16 @@ class EntityLinker:
         """
         devices_lib.use_compilation_cache()
         path = pathlib.Path(path).absolute()
-        config, linking = bundle.load_config(path)
+        linking = read_description(path).linking
         try:
             saved = LinkingSettings.from_dict(linking)
         except ElqError as error:
             raise DataError(f'"linking": {error}', path / layout.CONFIG) from error
-        params = bundle.load_params(path, ("question",))["question"]
+        model = Model.open(path, ("question",))
         catalogue = Catalogue.open(path / layout.CATALOGUE)
         embeddings = directory.open_embeddings(path, catalogue)
         return cls(
-            config,
-            params,
-            Tokenizer.from_pretrained(path),
+            model,
             catalogue,
             open_index(path / layout.INDEX, embeddings, index, devices),
             saved.replace(**settings),

@@ -7,6 +7,7 @@ Post-layer-norm, learned positions, exact (erf) GELU. Parameters are float32; ma
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,12 +226,28 @@ def huggingface_names(
     return names
 
 
+@functools.cache
 def parameter_shapes(
     config: BertConfig, with_pooler: bool = False
 ) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Path of every parameter of `BertEncoder` -> its shape."""
-    paths = huggingface_names(config, with_pooler).values()
-    return {path: _shape(path, config) for path, _ in paths}
+    small = dataclasses.replace(config, num_layers=1)
+    encoder = BertEncoder(small, with_pooler=with_pooler)
+
+    def touch_all(encoder: BertEncoder, ids: jax.Array) -> jax.Array:
+        hidden = encoder(ids, ids > 0)
+        return encoder.pool(hidden) if with_pooler else hidden
+
+    ids = jnp.ones((1, 4), jnp.int32)
+    tree = jax.eval_shape(lambda: encoder.init(jax.random.key(0), ids, method=touch_all)["params"])
+    repeat_layer(tree, config.num_layers)
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
+
+
+def repeat_layer(tree: dict[str, Any], num_layers: int) -> None:
+    """Gives an encoder's tree of one layer as many equal ones, which is quicker than to trace."""
+    for i in range(1, num_layers):
+        tree[f"layers_{i}"] = tree["layers_0"]
 
 
 def params_from_huggingface(
@@ -265,19 +283,3 @@ def params_from_huggingface(
             node = node.setdefault(key, {})
         node[path[-1]] = value
     return params
-
-
-def _shape(path: tuple[str, ...], config: BertConfig) -> tuple[int, ...]:
-    width, inner = config.hidden_size, config.intermediate_size
-    *_, module, leaf = path
-    if leaf == "embedding":
-        rows = {
-            "word": config.vocab_size,
-            "position": config.max_positions,
-            "token_type": config.num_token_types,
-        }
-        return (rows[module], width)
-    out = inner if module == "intermediate" else width
-    if leaf == "kernel":
-        return (inner if module == "output" else width, out)
-    return (out,)

@@ -1,23 +1,25 @@
-"""A model from published BERT encoders, before any training of ours."""
+"""The model as one object: configuration, parameters of both encoders, tokenizer."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 from flax import traverse_util
 
 from elq_jax.core.errors import DataError, ElqError
+from elq_jax.model import elq
 from elq_jax.model.bert import BertConfig, params_from_huggingface
-from elq_jax.model.elq import ElqConfig, EntityEncoder, QuestionEncoder, parameter_shapes
+from elq_jax.model.elq import ElqConfig, parameter_shapes
 from elq_jax.model.huggingface import load_bert_checkpoint
 from elq_jax.storage.files import write_json
 from elq_jax.storage.hub import resolve_encoder
@@ -26,118 +28,223 @@ from elq_jax.storage.safetensors_files import write_safetensors
 from elq_jax.text.tokenization import Tokenizer
 
 FORMAT = "elq_jax linker, version 1"
+PARTS = ("question", "entity")
 
 
-def load_pretrained(
-    question_encoder: str | os.PathLike[str],
-    entity_encoder: str | os.PathLike[str] | None = None,
-    *,
-    seed: int = 0,
-    **settings: Any,
-) -> tuple[ElqConfig, dict[str, Any], Tokenizer]:
-    """Builds both encoders from BERT checkpoints; new heads start at random.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A question encoder and an entity encoder that share a tokenizer.
 
-    Args:
-      question_encoder: "minilm", a folder, or a hub name.
-      entity_encoder: likewise; the question encoder's by default.
-      seed: of the new parameters.
-      **settings: further fields of `ElqConfig`.
+        model = Model.from_encoders("minilm", entity_pooling="mean")
+        vectors = model.entity_apply(model.params["entity"], input_ids, mask)  # [B, D]
+        model.save("my_linker")
+        model = Model.open("my_linker", parts=("question",))
 
-    Returns:
-      configuration, {"question": tree, "entity": tree} of float32 parameters, and the tokenizer,
-      which both encoders share.
-
-    Raises:
-      ElqError: a checkpoint cannot be read, or the encoders have different vocabularies.
+    Attributes:
+      config: what is computed.
+      params: {"question": tree, "entity": tree} of float32 arrays, or one of the two.
+      tokenizer: tokenizer of questions and entities.
+      recorded_fingerprint: `entity_fingerprint` of a model whose entity encoder was not read; ""
+        where nobody knows.
     """
-    folders = {"question": resolve_encoder(question_encoder)}
-    folders["entity"] = resolve_encoder(entity_encoder) if entity_encoder else folders["question"]
-    tokenizers = {part: Tokenizer.from_pretrained(folder) for part, folder in folders.items()}
-    if tokenizers["question"].fingerprint != tokenizers["entity"].fingerprint:
-        raise ElqError(
-            f"{question_encoder} and {entity_encoder} split text differently; "
-            "choose encoders with the same vocabulary and tokenizer"
-        )
-    configs, berts = {}, {}
-    for part, folder in folders.items():
-        values, tensors = load_bert_checkpoint(folder)
-        with_pooler = part == "entity" and settings.get("entity_pooling") == "pooler_linear"
-        try:
-            configs[part] = BertConfig.from_huggingface(values)
-            berts[part] = params_from_huggingface(tensors, configs[part], with_pooler)
-        except (ValueError, KeyError) as error:
-            raise DataError(str(error), folder) from error
-    for part, bert in configs.items():
-        if tokenizers[part].vocab_size > bert.vocab_size:
+
+    config: ElqConfig
+    params: Mapping[str, Any]
+    tokenizer: Tokenizer
+    recorded_fingerprint: str = dataclasses.field(default="", repr=False)
+
+    @classmethod
+    def from_encoders(
+        cls,
+        question_encoder: str | os.PathLike[str],
+        entity_encoder: str | os.PathLike[str] | None = None,
+        *,
+        seed: int = 0,
+        **settings: Any,
+    ) -> Model:
+        """Builds a model from published BERT encoders; what they do not have starts at random.
+
+        Args:
+          question_encoder: "minilm", a folder, or a hub name.
+          entity_encoder: likewise; the question encoder's by default.
+          seed: seed of the new parameters.
+          **settings: further fields of `ElqConfig`.
+
+        Raises:
+          ElqError: a checkpoint cannot be read, or the encoders have different vocabularies.
+        """
+        folders = {"question": resolve_encoder(question_encoder)}
+        folders["entity"] = resolve_encoder(entity_encoder or question_encoder)
+        tokenizers = {part: Tokenizer.from_pretrained(folder) for part, folder in folders.items()}
+        if tokenizers["question"].fingerprint != tokenizers["entity"].fingerprint:
             raise ElqError(
-                f"{folders[part]}: the tokenizer has {tokenizers[part].vocab_size:,} tokens, the "
-                f"encoder {bert.vocab_size:,}; they are not of one model"
+                f"{question_encoder} and {entity_encoder} split text differently; "
+                "choose encoders with the same vocabulary and tokenizer"
             )
+        with_pooler = settings.get("entity_pooling") == "pooler_linear"
+        bert_configs, berts = {}, {}
+        for part, folder in folders.items():
+            bert_configs[part], berts[part] = _read_bert(
+                folder, with_pooler and part == "entity", tokenizers[part]
+            )
+        try:
+            config = ElqConfig(bert_configs["question"], bert_configs["entity"], **settings)
+        except ValueError as error:
+            raise ElqError(str(error)) from error
+        heads = jax.device_get(_initialise(config, seed, heads_only=True))
+        params = {part: {"bert": berts[part]} | heads[part] for part in PARTS}
+        return cls(config, params, tokenizers["question"])
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str], parts: Sequence[str] = PARTS) -> Model:
+        """Reads a model from a linker directory.
+
+        Args:
+          folder: a folder that `save` wrote.
+          parts: encoders whose parameters are read from disk.
+
+        Raises:
+          ElqError: a file is missing or broken, lacks a part, is not of the model in config.json,
+            or holds NaN or infinity.
+        """
+        described = read_description(folder)
+        params = _read_params(pathlib.Path(folder) / PARAMETERS, described.model, parts)
+        tokenizer = Tokenizer.from_pretrained(folder)
+        return cls(described.model, params, tokenizer, described.entity_encoder)
+
+    def save(
+        self, folder: str | os.PathLike[str], linking: Mapping[str, Any] | None = None
+    ) -> None:
+        """Writes config.json, model.safetensors and tokenizer.json.
+
+        Parameters may be in memory, on devices or mapped from files; one at a time is copied.
+
+        Args:
+          folder: folder to write to, made if it is not there.
+          linking: defaults of `EntityLinker` (threshold and so on).
+        """
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(folder)
+        flat = traverse_util.flatten_dict(dict(self.params), sep="/")
+        shapes = {name: np.shape(array) for name, array in flat.items()}
+        write_safetensors(folder / PARAMETERS, shapes, lambda name: jax.device_get(flat[name]))
+        Description(self.config, linking or {}, self.entity_fingerprint).write(folder)
+
+    def replace(self, **changes: Any) -> Model:
+        """Returns the model with other fields, such as `params`.
+
+        The fingerprint of an entity encoder that is the same, or is left out of the new
+        parameters, is not computed again: `replace(params={"question": tree})` knows whose entity
+        vectors it links to.
+        """
+        changed = dataclasses.replace(self, **{"recorded_fingerprint": ""} | changes)
+        entity = changed.params.get("entity")
+        if (
+            changed.tokenizer is self.tokenizer
+            and _entity_settings(changed.config) == _entity_settings(self.config)
+            and (entity is None or entity is self.params.get("entity"))
+        ):
+            changed.__dict__["entity_fingerprint"] = self.entity_fingerprint
+        return changed
+
+    @property
+    def question_apply(self) -> Callable[..., Any]:
+        """Function of (params, arrays, ...) that runs the question encoder; see `elq`."""
+        return functools.partial(elq.question_apply, self.config)
+
+    @property
+    def entity_apply(self) -> Callable[..., jax.Array]:
+        """Function of (params, input_ids, mask, ...) that encodes entities; see `elq`."""
+        return functools.partial(elq.entity_apply, self.config)
+
+    @functools.cached_property
+    def entity_fingerprint(self) -> str:
+        """SHA-256 of everything that entity vectors depend on, but for the catalogue itself.
+
+        It is computed once, on the host. A model whose entity encoder was not read says what its
+        config.json says ("" where it was not kept: any embeddings count as the model's).
+        """
+        if "entity" not in self.params:
+            return self.recorded_fingerprint
+        digest = hashlib.sha256()
+        described = [_entity_settings(self.config), self.tokenizer.fingerprint]
+        digest.update(json.dumps(described, sort_keys=True).encode())
+        flat = traverse_util.flatten_dict(dict(self.params["entity"]), sep="/")
+        for name in sorted(flat):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(jax.device_get(flat[name]), np.float32).data)
+        return digest.hexdigest()
+
+
+def _entity_settings(config: ElqConfig) -> dict[str, Any]:
+    """What entity vectors depend on besides parameters and tokenizer."""
+    settings = {name: value for name, value in config.to_dict().items() if "entity" in name}
+    if not config.normalize_entities:  # left out where it is on, as in older embeddings
+        settings["normalize_entities"] = False
+    for name in ("dropout_rate", "attention_dropout_rate"):
+        del settings["entity_bert"][name]
+    return settings
+
+
+def _read_bert(
+    folder: pathlib.Path, with_pooler: bool, tokenizer: Tokenizer
+) -> tuple[BertConfig, dict[str, Any]]:
+    """Sizes and parameters of a published BERT, with the vocabulary of its tokenizer."""
+    values, tensors = load_bert_checkpoint(folder)
     try:
-        config = ElqConfig(configs["question"], configs["entity"], **settings)
-    except ValueError as error:
-        raise ElqError(str(error)) from error
-    params = initial_params(config, seed)
-    for part, bert in berts.items():
-        params[part]["bert"] = bert
-    return config, params, tokenizers["question"]
+        config = BertConfig.from_huggingface(values)
+        params = params_from_huggingface(tensors, config, with_pooler)
+    except (ValueError, KeyError) as error:
+        raise DataError(str(error), folder) from error
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ElqError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the encoder "
+            f"{config.vocab_size:,}; they are not of one model"
+        )
+    return config, params
 
 
 def initial_params(config: ElqConfig, seed: int = 0) -> dict[str, Any]:
-    """Random parameters of both encoders: {"question": tree, "entity": tree}."""
-    question_key, entity_key = jax.random.split(jax.random.key(seed))
-    ids, mask = jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
-    bounds = jnp.zeros((1, 1, 2), jnp.int32)
+    """Draws random parameters of both encoders: {"question": tree, "entity": tree}."""
+    return _initialise(config, seed)
 
+
+def _initialise(config: ElqConfig, seed: int, heads_only: bool = False) -> dict[str, Any]:
     @jax.jit
-    def initialise() -> Mapping[str, Any]:
-        question = QuestionEncoder(config)
-        variables = question.init(question_key, ids, mask, bounds, method="encode_mentions")
-        entity = EntityEncoder(config).init(entity_key, ids, mask)
-        return {"question": variables["params"], "entity": entity["params"]}
+    def initialise() -> dict[str, Any]:
+        params = elq.initialise(config, jax.random.key(seed))
+        if heads_only:  # What is not returned is not computed either.
+            for tree in params.values():
+                del tree["bert"]
+        return params
 
-    return dict(initialise())
+    return initialise()
 
 
-def save_model(
-    folder: str | os.PathLike[str],
-    config: ElqConfig,
-    params: Mapping[str, Any],
-    tokenizer: Tokenizer,
-    linking: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes config.json, model.safetensors and tokenizer.json.
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What config.json of a linker directory says.
 
-    Args:
-      folder: made if it is not there.
-      config: what the model computes.
-      params: {"question": tree, "entity": tree} of float32 arrays, in memory or mapped from files;
-        one at a time is copied. Without "entity", any embeddings count as the model's.
-      tokenizer: of both encoders.
-      linking: defaults of `EntityLinker` (threshold and so on).
+    Attributes:
+      model: what the model computes.
+      linking: defaults of `EntityLinker`.
+      entity_encoder: fingerprint of the entity encoder; "" where it was not kept.
     """
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(folder)
-    flat = traverse_util.flatten_dict(dict(params), sep="/")
-    shapes = {name: np.shape(array) for name, array in flat.items()}
-    write_safetensors(folder / PARAMETERS, shapes, lambda name: jax.device_get(flat[name]))
-    fingerprint = ""
-    if "entity" in params:
-        fingerprint = entity_encoder_fingerprint(config, params["entity"], tokenizer)
-    _write_config(folder, config, linking or {}, fingerprint)
 
+    model: ElqConfig
+    linking: Mapping[str, Any]
+    entity_encoder: str = ""
 
-def _write_config(
-    folder: pathlib.Path, config: ElqConfig, linking: Mapping[str, Any], entity_encoder: str
-) -> None:
-    settings = {
-        "format": FORMAT,
-        "model": config.to_dict(),
-        "entity_encoder": entity_encoder,
-        "linking": dict(linking),
-    }
-    write_json(folder / CONFIG, settings)
+    def write(self, folder: str | os.PathLike[str]) -> None:
+        """Writes config.json."""
+        settings = {
+            "format": FORMAT,
+            "model": self.model.to_dict(),
+            "entity_encoder": self.entity_encoder,
+            "linking": dict(self.linking),
+        }
+        write_json(pathlib.Path(folder) / CONFIG, settings)
 
 
 def is_linker_directory(folder: str | os.PathLike[str]) -> bool:
@@ -146,21 +253,12 @@ def is_linker_directory(folder: str | os.PathLike[str]) -> bool:
     return path.is_file() and b'"elq_jax linker' in path.read_bytes()
 
 
-def load_config(folder: str | os.PathLike[str]) -> tuple[ElqConfig, dict[str, Any]]:
-    """Reads config.json.
-
-    Returns:
-      the model's configuration and the linking defaults.
+def read_description(folder: str | os.PathLike[str]) -> Description:
+    """Reads config.json of a linker directory.
 
     Raises:
       ElqError: the folder is not a linker directory of this version.
     """
-    config, linking, _ = _read_config(folder)
-    return config, linking
-
-
-def _read_config(folder: str | os.PathLike[str]) -> tuple[ElqConfig, dict[str, Any], str]:
-    """As `load_config`, and the fingerprint of the entity encoder ("" where it was not kept)."""
     path = pathlib.Path(folder) / CONFIG
     if not path.is_file():
         raise ElqError(f"{folder}: no config.json here; expected a linker directory")
@@ -173,7 +271,7 @@ def _read_config(folder: str | os.PathLike[str]) -> tuple[ElqConfig, dict[str, A
                 path,
             )
         config = ElqConfig.from_dict(settings["model"])
-        return config, dict(settings["linking"]), settings.get("entity_encoder", "")
+        return Description(config, dict(settings["linking"]), settings.get("entity_encoder", ""))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ElqError):
             raise
@@ -181,22 +279,10 @@ def _read_config(folder: str | os.PathLike[str]) -> tuple[ElqConfig, dict[str, A
         raise DataError(message, path) from error
 
 
-def load_params(
-    folder: str | os.PathLike[str], parts: Sequence[str] = ("question", "entity")
-) -> dict[str, Any]:
-    """Reads parameters; only those of the encoders asked for are taken from disk.
-
-    Returns:
-      {part: tree of float32 arrays}.
-
-    Raises:
-      ElqError: the file is missing or broken, lacks a part, is not of the model in config.json, or
-        holds NaN or infinity.
-    """
-    path = pathlib.Path(folder) / PARAMETERS
+def _read_params(path: pathlib.Path, config: ElqConfig, parts: Sequence[str]) -> dict[str, Any]:
+    """Reads {part: tree of float32 arrays}, of the parts asked for, from a safetensors file."""
     if not path.is_file():
         raise ElqError(f"{path}: no such file; expected a linker directory with its parameters")
-    config, _ = load_config(folder)
     flat: dict[tuple[str, ...], np.ndarray] = {}
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -232,27 +318,3 @@ def _check_params(
         with np.errstate(all="ignore"):  # a sum keeps NaN and infinity
             if not np.isfinite(flat[name].sum()) and not np.isfinite(flat[name]).all():
                 raise DataError(f"{'/'.join(name)}: holds NaN or infinity; train again", path)
-
-
-def entity_encoder_fingerprint(
-    config: ElqConfig, params: Mapping[str, Any], tokenizer: Tokenizer
-) -> str:
-    """Names everything that entity vectors depend on, but for the catalogue itself.
-
-    Args:
-      config: the entity side counts.
-      params: the entity encoder's tree.
-      tokenizer: of the entities.
-    """
-    digest = hashlib.sha256()
-    settings = {name: value for name, value in config.to_dict().items() if "entity" in name}
-    if not config.normalize_entities:  # left out where it is on, as in embeddings of before
-        settings["normalize_entities"] = False
-    for name in ("dropout_rate", "attention_dropout_rate"):
-        del settings["entity_bert"][name]
-    digest.update(json.dumps([settings, tokenizer.fingerprint], sort_keys=True).encode())
-    flat = traverse_util.flatten_dict(dict(params), sep="/")
-    for name in sorted(flat):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(jax.device_get(flat[name]), np.float32).data)
-    return digest.hexdigest()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
-from elq_jax.model import bert as bert_lib
 from elq_jax.model import spans
-from elq_jax.model.bert import BertConfig, BertEncoder
+from elq_jax.model.bert import BertConfig, BertEncoder, repeat_layer
 
 MENTION_HEADS = ("linear", "mlp")
 MENTION_AGGREGATIONS = ("all_avg", "fl_avg", "all_avg_linear", "fl_linear")
@@ -235,30 +236,84 @@ def _averaging_init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.flo
     return jnp.tile(jnp.eye(outputs, dtype=dtype), (copies, 1)) / copies
 
 
+def question_apply(
+    config: ElqConfig,
+    params: Mapping[str, Any],
+    *arrays: jax.Array,
+    method: str = "__call__",
+    dtype: str = "float32",
+    remat: bool = False,
+    rngs: Mapping[str, jax.Array] | None = None,
+    **arguments: Any,
+) -> Any:
+    """Runs the question encoder; a pure function for use inside `jit`.
+
+    Args:
+      config: what is computed.
+      params: tree of the question encoder.
+      *arrays: arguments of the method, such as input_ids [B, T] int32 and mask [B, T] bool.
+      method: method of `QuestionEncoder`: "__call__" (hidden states and span logits),
+        "encode_mentions" (also takes bounds [B, K, 2]) or "mention_vectors".
+      dtype: type of the matrix products, "float32" or "bfloat16".
+      remat: whether the backward pass computes each layer again instead of keeping activations.
+      rngs: {"dropout": key} where `deterministic=False` is given.
+      **arguments: further arguments of the method.
+    """
+    encoder = QuestionEncoder(config, jnp.dtype(dtype), remat)
+    return encoder.apply({"params": params}, *arrays, method=method, rngs=rngs, **arguments)
+
+
+def entity_apply(
+    config: ElqConfig,
+    params: Mapping[str, Any],
+    input_ids: jax.Array,
+    mask: jax.Array,
+    *,
+    deterministic: bool = True,
+    dtype: str = "float32",
+    remat: bool = False,
+    rngs: Mapping[str, jax.Array] | None = None,
+) -> jax.Array:
+    """Encodes entities; a pure function for use inside `jit`.
+
+    Args:
+      config: what is computed.
+      params: tree of the entity encoder.
+      input_ids: [B, T] int32.
+      mask: [B, T] bool, True = real token.
+      deterministic: whether there is no dropout.
+      dtype: type of the matrix products, "float32" or "bfloat16".
+      remat: whether the backward pass computes each layer again instead of keeping activations.
+      rngs: {"dropout": key} where there is dropout.
+
+    Returns:
+      [B, D] float32.
+    """
+    encoder = EntityEncoder(config, jnp.dtype(dtype), remat)
+    return encoder.apply({"params": params}, input_ids, mask, deterministic, rngs=rngs)
+
+
+def initialise(config: ElqConfig, key: jax.Array) -> dict[str, Any]:
+    """Draws random parameters of both encoders: {"question": tree, "entity": tree}."""
+    question_key, entity_key = jax.random.split(key)
+    ids, mask = jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
+    bounds = jnp.zeros((1, 1, 2), jnp.int32)
+    question = QuestionEncoder(config).init(
+        question_key, ids, mask, bounds, method="encode_mentions"
+    )
+    entity = EntityEncoder(config).init(entity_key, ids, mask)
+    return {"question": dict(question["params"]), "entity": dict(entity["params"])}
+
+
+@functools.cache
 def parameter_shapes(config: ElqConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Path of every parameter in {"question": tree, "entity": tree} -> its shape."""
-    width, entity_width = config.question_bert.hidden_size, config.entity_bert.hidden_size
-    with_pooler = config.entity_pooling == "pooler_linear"
-    berts = {
-        "question": bert_lib.parameter_shapes(config.question_bert),
-        "entity": bert_lib.parameter_shapes(config.entity_bert, with_pooler),
+    berts = {"question": config.question_bert, "entity": config.entity_bert}
+    one_layer = {
+        f"{part}_bert": dataclasses.replace(bert, num_layers=1) for part, bert in berts.items()
     }
-    shapes = {
-        (part, "bert", *path): shape for part, bert in berts.items() for path, shape in bert.items()
-    }
-
-    def dense(part: str, name: str, inputs: int, outputs: int) -> None:
-        shapes[part, name, "kernel"] = (inputs, outputs)
-        shapes[part, name, "bias"] = (outputs,)
-
-    dense("question", "mention_head", width, 3)
-    if config.mention_head == "mlp":
-        dense("question", "mention_hidden", width, width)
-    if config.mention_aggregation.endswith("_linear"):
-        inputs = 2 * width if config.mention_aggregation == "fl_linear" else width
-        dense("question", "mention_linear", inputs, config.vector_width)
-    if config.score_scale is not None:
-        shapes["question", "log_scale"] = ()
-    if with_pooler:
-        dense("entity", "pooler_linear", entity_width, config.vector_width)
-    return shapes
+    small = dataclasses.replace(config, **one_layer)
+    tree = jax.eval_shape(lambda: initialise(small, jax.random.key(0)))
+    for part, bert in berts.items():
+        repeat_layer(tree[part]["bert"], bert.num_layers)
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}

@@ -21,8 +21,8 @@ import safetensors.numpy
 from flax import traverse_util
 
 from elq_jax.core.errors import DataError, ElqError
-from elq_jax.model import bundle
 from elq_jax.model.bert import BertConfig
+from elq_jax.model.bundle import Model
 from elq_jax.model.elq import (
     MENTION_AGGREGATIONS,
     ElqConfig,
@@ -399,7 +399,7 @@ def save_model(
     Tensors stay in their files and are copied one by one. Besides what every linker has,
     original.safetensors keeps what only `state_dict` needs.
     """
-    bundle.save_model(folder, model.config, model.params, tokenizer, linking)
+    Model(model.config, model.params, tokenizer).save(folder, linking)
     unused = {
         name: np.array(model.tensors[name].map(), np.float32, order="C")
         for name in _unused_shapes(model.config)
@@ -428,10 +428,10 @@ def state_dict(
     Raises:
       ElqError: not a linker directory, or the original cannot compute such a model.
     """
-    config, _ = bundle.load_config(folder)
-    tokenizer = Tokenizer.from_pretrained(folder)
+    model = Model.open(folder)
+    config, tokenizer = model.config, model.tokenizer
     _check_original_can(config, tokenizer, folder)
-    flat = traverse_util.flatten_dict(bundle.load_params(folder))
+    flat = traverse_util.flatten_dict(model.params)
     kept, parameters = _read_unused(folder)
     tensors = {
         name: np.ascontiguousarray(flat[path].T if transposed else flat[path])

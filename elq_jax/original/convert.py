@@ -25,7 +25,7 @@ from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter
 from elq_jax.entities.encode import CatalogueEncoder
 from elq_jax.entities.wikidata import fill_wikidata_ids
 from elq_jax.linking.settings import LinkingSettings
-from elq_jax.model import bundle
+from elq_jax.model.bundle import Model
 from elq_jax.original import checkpoint as original
 from elq_jax.original.presets import with_preset
 from elq_jax.original.torch_files import StoredTensor, open_torch_file
@@ -250,9 +250,7 @@ def embedding_error(
     """
     rows = _sample(len(catalogue), 4)
     encoder = CatalogueEncoder(
-        model.config,
-        model.params["entity"],
-        tokenizer,
+        Model(model.config, model.params, tokenizer),
         batch_size=len(rows),
         devices=jax.local_devices()[:1],
     )
@@ -270,7 +268,7 @@ def _encoder_fingerprint(
     """Of the entity encoder, if it made the matrix; "" and a warning if not."""
     error = embedding_error(model, matrix, catalogue, tokenizer)
     if error < 0.02:
-        return bundle.entity_encoder_fingerprint(model.config, model.params["entity"], tokenizer)
+        return Model(model.config, model.params, tokenizer).entity_fingerprint
     _say(
         f"warning: {matrix.path}: not the vectors that this entity encoder gives these entities "
         f"(relative difference {error:.2g}); kept as they are, for linking only"

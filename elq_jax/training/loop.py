@@ -147,7 +147,9 @@ def train_stage(run: Run, stage: Stage, profile_steps: int = 0) -> TrainState:
     table = None
     if stage.has_table:
         table = place_table(run.embeddings(), devices, settings.table_dtype)
-    body = stage.create_step(run.model, loss_config(settings), settings.dtype, settings.remat)
+    body = stage.create_step(
+        run.model.config, loss_config(settings), settings.dtype, settings.remat
+    )
     take_step = devices_lib.parallel(body, devices, donate=0, static=(4, 5))
     state = devices_lib.replicate(start.state, devices)
     start.state = None  # Only the devices hold it from here on.
@@ -238,9 +240,7 @@ def dev_evaluation(run: Run, table: Table) -> Callable[[Any], Evaluation]:
             index = exact_index(run.embeddings(), run.devices, table)
             settings = LinkingSettings.from_dict(run.config.linking)
             linker = EntityLinker(
-                run.model,
-                params,
-                run.tokenizer,
+                run.model.replace(params={"question": params}),
                 run.catalogue,
                 index,
                 settings,
@@ -256,4 +256,5 @@ def dev_evaluation(run: Run, table: Table) -> Callable[[Any], Evaluation]:
 def _create_recipe(run: Run, stage: Stage, batches: StageBatches) -> Recipe:
     recipe, settings = configuration.recipe_of(run.config)
     section = run.config[stage.name]
-    return recipe(settings, section, run.model, stage.part, batches.plan, batches.num_steps)
+    model, plan = run.model.config, batches.plan
+    return recipe(settings, section, model, stage.part, plan, batches.num_steps)

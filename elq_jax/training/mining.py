@@ -13,13 +13,12 @@ import numpy as np
 
 from elq_jax.core import devices as devices_lib
 from elq_jax.entities.catalogue import Catalogue
-from elq_jax.model.elq import ElqConfig, QuestionEncoder
+from elq_jax.model.bundle import Model
 from elq_jax.questions.batches import TrainingBatches
 from elq_jax.questions.examples import TrainingExample
 from elq_jax.retrieval import Index, exact_index
 from elq_jax.storage import layout
 from elq_jax.storage.files import atomic_write
-from elq_jax.text.tokenization import Tokenizer
 from elq_jax.training.hooks import say
 
 if TYPE_CHECKING:
@@ -29,15 +28,15 @@ ExampleSets = Sequence[Sequence[TrainingExample]]
 
 
 def with_entity_tokens(
-    batch: Mapping[str, np.ndarray], catalogue: Catalogue, tokenizer: Tokenizer, config: ElqConfig
+    batch: Mapping[str, np.ndarray], catalogue: Catalogue, model: Model
 ) -> dict[str, np.ndarray]:
     """Adds the tokens of each mention's gold entity and of its mined negatives.
 
     Args:
       batch: of `TrainingBatches`; "negative_rows" [B, M, N] is there if negatives were mined.
       catalogue: of the rows.
-      tokenizer: of the entities.
-      config: says how many tokens are kept.
+      model: model whose tokenizer splits the entities, and whose configuration says how many
+        tokens are kept.
 
     Returns:
       the batch with entity_ids [B, M, 1 + N, T_e] int32 and entity_mask likewise bool; what stands
@@ -48,10 +47,8 @@ def with_entity_tokens(
     if "negative_rows" in batch:
         rows = np.concatenate([rows, batch["negative_rows"]], axis=-1)
     used, place = np.unique(np.maximum(rows, 0), return_inverse=True)
-    tokens = tokenizer.encode_entities(
-        catalogue.titles(used), catalogue.texts(used), config.max_entity_tokens
-    )
-    length = config.max_entity_tokens  # always, so that one program is compiled
+    length = model.config.max_entity_tokens  # always, so that one program is compiled
+    tokens = model.tokenizer.encode_entities(catalogue.titles(used), catalogue.texts(used), length)
     entity_ids = np.zeros((len(tokens), length), np.int32)
     entity_mask = np.zeros((len(tokens), length), bool)
     for i, ids in enumerate(tokens):
@@ -76,12 +73,10 @@ def mine(
     run.workdir.fetch(f"{name}/negatives.npz")
     if (mined := load(path, run.examples)) is not None:
         return mined
-    trained = params()
-    embeddings = run.encode_catalogue(trained["entity"], f"{name}/{layout.EMBEDDINGS}")
+    trained = run.model.replace(params=params())
+    embeddings = run.encode_catalogue(trained, f"{name}/{layout.EMBEDDINGS}")
     mined, recalls = mine_negatives(
-        run.model,
-        trained["question"],
-        run.tokenizer,
+        trained,
         run.examples,
         settings["num_negatives"],
         exact_index(embeddings, run.devices),
@@ -97,9 +92,7 @@ def mine(
 
 
 def mine_negatives(
-    config: ElqConfig,
-    params: Mapping[str, Any],
-    tokenizer: Tokenizer,
+    model: Model,
     examples: ExampleSets,
     num_negatives: int,
     index: Index,
@@ -109,9 +102,7 @@ def mine_negatives(
     """Finds for every gold mention the wrong entities that the model ranks highest.
 
     Args:
-      config: of the model.
-      params: the tree of the question encoder as trained so far.
-      tokenizer: of the questions.
+      model: model as trained so far.
       examples: sets of examples.
       num_negatives: N; fewer are found in a catalogue of fewer entities (the rest is -1).
       index: over the vectors of all E entities by these parameters.
@@ -122,16 +113,16 @@ def mine_negatives(
       the sets with `negatives` filled in, and recall of the gold entities at 1 and at N + 1.
     """
     k = min(num_negatives + 1, index.shape[0])
-    question_params = devices_lib.replicate({"params": params}, devices)
-    question = QuestionEncoder(config)
+    question_params = devices_lib.replicate(model.params["question"], devices)
+    apply = model.question_apply
 
     def vectors_of(params, input_ids, mask, bounds):
-        return question.apply(params, input_ids, mask, bounds, method="encode_mentions")[1]
+        return apply(params, input_ids, mask, bounds, method="encode_mentions")[1]
 
     encode = devices_lib.parallel(vectors_of, devices)
     mined, hits, total = [], np.zeros(2), 0
     for one in examples:
-        batches = TrainingBatches(one, batch_size, shuffle=False, pad_id=tokenizer.pad_id)
+        batches = TrainingBatches(one, batch_size, shuffle=False, pad_id=model.tokenizer.pad_id)
         done: list[TrainingExample] = []
         for step in range(batches.steps_per_epoch):
             batch = batches[step]

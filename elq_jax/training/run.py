@@ -14,15 +14,13 @@ from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings
 from elq_jax.linking import directory
 from elq_jax.linking.settings import LinkingSettings
-from elq_jax.model import bundle
-from elq_jax.model.elq import ElqConfig
+from elq_jax.model.bundle import PARTS, Model, is_linker_directory, read_description
 from elq_jax.questions.examples import TrainingExample, make_examples
 from elq_jax.questions.prepared import prepare
 from elq_jax.questions.records import Question
 from elq_jax.storage import layout
 from elq_jax.storage.progress import progress
 from elq_jax.storage.remote import Workdir
-from elq_jax.text.tokenization import Tokenizer
 from elq_jax.training import configuration, mining
 from elq_jax.training.hooks import say
 from elq_jax.training.stages import Batch, Stage
@@ -39,8 +37,7 @@ class Run:
       config, workdir: as given.
       folder: where the workdir's files are on this machine.
       devices: of all processes.
-      model, params, tokenizer: the model as far as it is trained, with its parameters
-        {"question": tree, "entity": tree} on the host.
+      model: the model as far as it is trained, its parameters on the host.
       linking: settings of `EntityLinker`; the threshold comes from dev.
       catalogue: the entities.
       questions: by split: "train_0", ..., "dev".
@@ -55,7 +52,7 @@ class Run:
         workdir.fetch("config.json", again=True)
         configuration.check_recorded(config, self.folder)
         self.devices = devices_lib.all_devices(config.num_devices)
-        self.model, self.params, self.tokenizer = initial_model(config)
+        self.model = initial_model(config)
         self.linking = LinkingSettings.from_dict(config.linking).to_dict()
         self._given = _fetch_catalogue(config)
         self.catalogue = workdir.made_by_one(
@@ -73,12 +70,12 @@ class Run:
 
     def params_of(self, stage: Stage) -> Any:
         """The tree that a stage trains."""
-        return self.params[stage.part] if stage.part else self.params
+        return self.model.params[stage.part] if stage.part else self.model.params
 
     def has_result(self, stage: Stage) -> bool:
         """Whether a stage that keeps its last parameters is done."""
         self.workdir.fetch(stage.result, again=True)
-        return not stage.keeps_best and bundle.is_linker_directory(self.folder / stage.result)
+        return not stage.keeps_best and is_linker_directory(self.folder / stage.result)
 
     def save_result(self, stage: Stage, params: Any, threshold: float | None = None) -> None:
         """Writes the trained parameters of a stage, and no others.
@@ -92,7 +89,7 @@ class Run:
             linking = self.linking if threshold is None else self.linking | {"threshold": threshold}
             params = {stage.part: params} if stage.part else params
             folder = self.folder / stage.result
-            bundle.save_model(folder, self.model, params, self.tokenizer, linking)
+            self.model.replace(params=params).save(folder, linking)
             self.workdir.publish(stage.result)
         devices_lib.wait_for_all(f"{stage.result} is saved")
 
@@ -101,9 +98,10 @@ class Run:
         if not devices_lib.is_main():
             self.workdir.fetch(stage.result, again=True)
         folder = self.folder / stage.result
-        parts = (stage.part,) if stage.part else ("question", "entity")
-        self.params = dict(self.params) | bundle.load_params(folder, parts)
-        _, self.linking = bundle.load_config(folder)
+        parts = (stage.part,) if stage.part else PARTS
+        trained = Model.open(folder, parts)
+        self.model = self.model.replace(params={**self.model.params, **trained.params})
+        self.linking = read_description(folder).linking
         if "entity" in parts:
             self._embeddings = None
 
@@ -114,8 +112,6 @@ class Run:
             directory.write_linker(
                 self.folder / "linker",
                 self.model,
-                self.params,
-                self.tokenizer,
                 self.linking,
                 self.catalogue.path,
                 embeddings.folder,
@@ -128,7 +124,7 @@ class Run:
         """Vectors of the entity encoder as it is now: found beside the catalogue, or encoded."""
         if self._embeddings is None:
             self._embeddings = self._given_embeddings() or self.encode_catalogue(
-                self.params["entity"], layout.EMBEDDINGS
+                self.model, layout.EMBEDDINGS
             )
         return self._embeddings
 
@@ -137,26 +133,21 @@ class Run:
         if not folder.is_dir():
             return None
         embeddings = Embeddings.open(folder, self.catalogue.fingerprint)
-        fingerprint = bundle.entity_encoder_fingerprint(
-            self.model, self.params["entity"], self.tokenizer
-        )
-        if embeddings.encoder_fingerprint == fingerprint:
+        if embeddings.encoder_fingerprint == self.model.entity_fingerprint:
             return embeddings
         say(f"{folder}: of another entity encoder; encoding the catalogue for this run")
         return None
 
-    def encode_catalogue(self, params: Any, name: str) -> Embeddings:
+    def encode_catalogue(self, model: Model, name: str) -> Embeddings:
         """Encodes the catalogue into a folder of the workdir; all processes together.
 
         Args:
-          params: tree of the entity encoder.
+          model: model whose entity encoder is used.
           name: of the folder.
         """
         settings = self.config.encode
         encoder = encode.CatalogueEncoder(
-            self.model,
-            params,
-            self.tokenizer,
+            model,
             batch_size=settings.batch_size,
             dtype=settings.dtype,
             devices=devices_lib.local(self.devices),
@@ -173,7 +164,7 @@ class Run:
 
     def with_entity_tokens(self, batch: Batch) -> Batch:
         """A batch with the tokens of its entities; see `mining.with_entity_tokens`."""
-        return mining.with_entity_tokens(batch, self.catalogue, self.tokenizer, self.model)
+        return mining.with_entity_tokens(batch, self.catalogue, self.model)
 
     def _read_questions(self) -> Mapping[str, Sequence[Question]]:
         files = dict(zip(_train_splits(self.config), self.config.train_files, strict=True))
@@ -190,19 +181,18 @@ class Run:
         return {split: builder.open_split(split) for split in files}
 
     def _make_examples(self, name: str, questions: Sequence[Question]) -> list[TrainingExample]:
-        limits = self.model.max_question_tokens, self.model.max_mention_width
-        examples, report = make_examples(questions, self.tokenizer, *limits)
+        config = self.model.config
+        limits = config.max_question_tokens, config.max_mention_width
+        examples, report = make_examples(questions, self.model.tokenizer, *limits)
         say(f"{name}: {report.summary()}")
         return examples
 
 
-def initial_model(config: ml_collections.ConfigDict) -> tuple[ElqConfig, Any, Tokenizer]:
+def initial_model(config: ml_collections.ConfigDict) -> Model:
     """The model as a run begins with it, from `init_from` or from published encoders."""
     if config.init_from:
-        model, _ = bundle.load_config(config.init_from)
-        params = bundle.load_params(config.init_from)
-        return model, params, Tokenizer.from_pretrained(config.init_from)
-    return bundle.load_pretrained(
+        return Model.open(config.init_from)
+    return Model.from_encoders(
         config.question_encoder, config.entity_encoder, seed=config.seed, **config.model
     )
 

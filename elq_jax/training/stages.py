@@ -116,7 +116,7 @@ class StageBatches:
         return self._batches(mining.mine(self._run, self._settings, folder, params))
 
     def _batches(self, examples: Sequence[Sequence[TrainingExample]]) -> TrainingBatches:
-        config, longest = self._run.config, self._run.model.max_question_tokens
+        config, longest = self._run.config, self._run.model.config.max_question_tokens
         return TrainingBatches(
             examples,
             self._settings.batch_size,
@@ -126,7 +126,7 @@ class StageBatches:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             length_buckets=[*(size for size in config.length_buckets if size < longest), longest],
-            pad_id=self._run.tokenizer.pad_id,
+            pad_id=self._run.model.tokenizer.pad_id,
         )
 
 
@@ -164,7 +164,7 @@ def step_flops(run: Run, stage: Stage, batch: Batch, num_queries: int) -> float:
     shape = rows * jax.process_count(), tokens, num_queries * len(run.devices)
     if not stage.has_table:
         *_, entities, entity_tokens = batch["entity_ids"].shape
-        return flops.bi_encoder_step_flops(run.model, *shape, entity_tokens, entities - 1)
+        return flops.bi_encoder_step_flops(run.model.config, *shape, entity_tokens, entities - 1)
     return flops.train_step_flops(
-        run.model, *shape, len(run.catalogue), settings.linking_loss, settings.num_negatives
+        run.model.config, *shape, len(run.catalogue), settings.linking_loss, settings.num_negatives
     )

@@ -10,14 +10,12 @@ import time
 import jax
 import numpy as np
 import pytest
-from reference import arrays, tiny_config, tiny_params, write_tiny_bert
+from reference import arrays, tiny_model, write_tiny_bert
 
 from elq_jax.core.errors import ElqError
 from elq_jax.entities.build import build_catalogue, open_or_build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.encode import CatalogueEncoder, encode_catalogue
-from elq_jax.model.bundle import entity_encoder_fingerprint
-from elq_jax.text.tokenization import Tokenizer
 
 ENTITIES = 64
 
@@ -33,9 +31,7 @@ def catalogue(fixtures, tmp_path_factory):
 
 def make_encoder(num_devices=1, **changes):
     return CatalogueEncoder(
-        tiny_config(**changes),
-        tiny_params()["entity"],
-        Tokenizer.from_pretrained("minilm"),
+        tiny_model(**changes),
         batch_size=16,
         devices=jax.local_devices()[:num_devices],
     )
@@ -102,12 +98,10 @@ def test_vectors_of_another_encoder_are_not_continued(encoder, catalogue, tmp_pa
     ],
 )
 def test_the_fingerprint_is_of_what_vectors_depend_on(change, matters):
-    tokenizer = Tokenizer.from_pretrained("minilm")
-    before, after = (
-        entity_encoder_fingerprint(config, tiny_params()["entity"], tokenizer)
-        for config in (tiny_config(), tiny_config(**change))
-    )
-    assert (before != after) == matters
+    before, after = tiny_model(), tiny_model(**change)
+    assert (before.entity_fingerprint != after.entity_fingerprint) == matters
+    changed = before.replace(config=after.config)
+    assert changed.entity_fingerprint == after.entity_fingerprint
 
 
 def start(*arguments):

@@ -13,7 +13,14 @@ import unicodedata
 import jax
 import numpy as np
 import pytest
-from reference import arrays, tiny_config, tiny_linker_directory, tiny_params, write_embeddings
+from reference import (
+    arrays,
+    tiny_config,
+    tiny_linker_directory,
+    tiny_model,
+    tiny_params,
+    write_embeddings,
+)
 
 from elq_jax import EntityLinker, LinkingSettings
 from elq_jax.core.errors import ElqError
@@ -21,9 +28,8 @@ from elq_jax.entities.build import build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.linking import directory
 from elq_jax.model import bundle
-from elq_jax.model.bundle import initial_params
+from elq_jax.model.bundle import Model, initial_params
 from elq_jax.retrieval.exact import QUERY_BUCKETS, ExactIndex
-from elq_jax.text.tokenization import Tokenizer
 
 # Of 12 tokens at most but for two: every other shape is compiled anew.
 QUESTIONS = [
@@ -197,9 +203,7 @@ def count_compilations(function):
 def test_a_stream_of_questions_compiles_a_handful_of_programs(folder):
     opened = EntityLinker.from_pretrained(folder)
     linker = EntityLinker(
-        tiny_config(max_question_tokens=16),
-        tiny_params()["question"],
-        opened.tokenizer,
+        tiny_model(max_question_tokens=16),
         opened.catalogue,
         opened.index,
         devices=one_device(),
@@ -235,9 +239,7 @@ def test_other_parameters_compile_nothing(linker):
     assert count_compilations(link) == 0
     assert [link.score for link in links] != [link.score for link in before]
     rebuilt = EntityLinker(
-        linker.config,
-        params,
-        linker.tokenizer,
+        tiny_model().replace(params={"question": params}),
         linker.catalogue,
         linker.index,
         linker.settings,
@@ -416,22 +418,18 @@ def test_parameters_of_another_model(copy):
 def test_parameters_that_are_no_numbers(tmp_path):
     params = jax.tree.map(np.array, tiny_params())
     params["question"]["bert"]["layers_1"]["output"]["bias"][3] = np.nan
-    bundle.save_model(tmp_path, tiny_config(), params, Tokenizer.from_pretrained("minilm"))
-    bundle.load_params(tmp_path, ("entity",))
+    tiny_model().replace(params=params).save(tmp_path)
+    Model.open(tmp_path, ("entity",))
     with pytest.raises(ElqError, match="question/bert/layers_1/output/bias: holds NaN"):
-        bundle.load_params(tmp_path)
+        Model.open(tmp_path)
 
 
 def test_a_tokenizer_of_more_tokens_than_the_encoder_knows(linker):
-    bert = dataclasses.replace(linker.config.question_bert, vocab_size=1000)
+    config = linker.model.config
+    bert = dataclasses.replace(config.question_bert, vocab_size=1000)
+    config = dataclasses.replace(config, question_bert=bert)
     with pytest.raises(ElqError, match="tokenizer has 30,522 tokens, the question encoder 1,000"):
-        EntityLinker(
-            dataclasses.replace(linker.config, question_bert=bert),
-            tiny_params()["question"],
-            linker.tokenizer,
-            linker.catalogue,
-            linker.index,
-        )
+        EntityLinker(linker.model.replace(config=config), linker.catalogue, linker.index)
 
 
 COMPILES = """
@@ -507,14 +505,13 @@ def test_embeddings_of_another_catalogue(copy, tmp_path):
 
 def test_embeddings_of_another_entity_encoder(copy, tmp_path):
     """Right catalogue, right width; they differ in one number of one parameter."""
-    config, _ = bundle.load_config(copy)
-    tokenizer, catalogue = Tokenizer.from_pretrained(copy), Catalogue.open(copy / "catalogue.arrow")
+    model, catalogue = Model.open(copy), Catalogue.open(copy / "catalogue.arrow")
     vectors = arrays("kb")["entity_encodings"]
     other = jax.tree.map(np.array, tiny_params()["entity"])
     other["bert"]["layers_1"]["output"]["bias"][3] += 1e-3
     names = {}
     for name, params in (("own", tiny_params()["entity"]), ("other", other), ("unknown", None)):
-        names[name] = params and bundle.entity_encoder_fingerprint(config, params, tokenizer)
+        names[name] = params and model.replace(params={"entity": params}).entity_fingerprint
         write_embeddings(tmp_path / name, catalogue, vectors, names[name] or "")
 
     def with_embeddings(name):
@@ -543,13 +540,7 @@ def test_parts_that_do_not_fit(linker, copy):
     vectors = arrays("kb")["entity_encodings"]
     for table, message in ((vectors[:100], "index has 100 rows"), (vectors[:, :32], "width 32")):
         with pytest.raises(ElqError, match=message):
-            EntityLinker(
-                linker.config,
-                tiny_params()["question"],
-                linker.tokenizer,
-                linker.catalogue,
-                ExactIndex(table),
-            )
+            EntityLinker(linker.model, linker.catalogue, ExactIndex(table))
     # The same in a directory.
     shutil.rmtree(copy / "embeddings")
     catalogue = Catalogue.open(copy / "catalogue.arrow")
@@ -582,14 +573,7 @@ class ShortIndex:
 
 
 def test_an_index_may_find_fewer_candidates(linker):
-    short = EntityLinker(
-        linker.config,
-        tiny_params()["question"],
-        linker.tokenizer,
-        linker.catalogue,
-        ShortIndex(),
-        devices=one_device(),
-    )
+    short = EntityLinker(linker.model, linker.catalogue, ShortIndex(), devices=one_device())
     links = short(QUESTIONS[0], -np.inf)
     assert links
     for link in links:
@@ -602,9 +586,8 @@ def test_scalars_keep_their_shape_on_disk(tmp_path):
     """A learned scale has shape (); a saved and opened model must compute with it as before."""
     config = tiny_config(score_scale=20.0, mention_aggregation="all_avg_linear")
     params = initial_params(config)
-    tokenizer = Tokenizer.from_pretrained("minilm")
-    bundle.save_model(tmp_path / "model", config, params, tokenizer)
-    found = bundle.load_params(tmp_path / "model")
+    tiny_model().replace(config=config, params=params).save(tmp_path / "model")
+    found = Model.open(tmp_path / "model").params
     expected = jax.tree.map(np.shape, params)
     assert jax.tree.map(np.shape, found) == expected
     np.testing.assert_allclose(found["question"]["log_scale"], np.log(20.0), rtol=1e-6)

@@ -28,9 +28,8 @@ from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter
 from elq_jax.entities.encode import CatalogueEncoder
 from elq_jax.linking.linker import EntityLinker
-from elq_jax.model import bundle
 from elq_jax.model.bert import BertConfig
-from elq_jax.model.bundle import initial_params
+from elq_jax.model.bundle import Model, initial_params
 from elq_jax.original import checkpoint as original
 from elq_jax.original import convert as conversion
 from elq_jax.original import torch_files
@@ -265,15 +264,14 @@ def test_blink_entity_encoder(release, minilm):
     release.tensors = {k: v for k, v in release.tensors.items() if not k.startswith("cand_encoder")}
     release.write().write_entities(64, arrays("kb")["encoded_first64"])
     folder = release.convert()
-    config, _ = bundle.load_config(folder)
-    params = bundle.load_params(folder)
-    jax.tree.map(np.testing.assert_array_equal, params, dict(tiny_params()))
-    encoder = CatalogueEncoder(config, params["entity"], minilm)
+    model = Model.open(folder)
+    jax.tree.map(np.testing.assert_array_equal, model.params, dict(tiny_params()))
+    encoder = CatalogueEncoder(model)
     catalogue = Catalogue.open(folder / "catalogue.arrow")
     vectors = encoder.encode(catalogue.titles(range(64)), catalogue.texts(range(64)))
     np.testing.assert_allclose(vectors, arrays("kb")["encoded_first64"], rtol=0, atol=2e-5)
     embeddings = Embeddings.open(folder / "embeddings", catalogue.fingerprint)
-    assert embeddings.encoder_fingerprint == encoder.fingerprint
+    assert embeddings.encoder_fingerprint == model.entity_fingerprint
 
 
 def test_other_embeddings_are_not_said_to_be_the_encoders(release, capsys):
@@ -293,10 +291,11 @@ def test_blink_alone(release, minilm, capsys):
     del release.files["checkpoint"]
     folder = release.convert(checkpoint=None)
     assert "biencoder.bin: no mention head in it; it starts at random" in capsys.readouterr().err
-    encoder = bundle.load_params(folder, ("entity",))["entity"]
+    encoder = Model.open(folder, ("entity",)).params["entity"]
     jax.tree.map(np.testing.assert_array_equal, encoder, tiny_params()["entity"])
     config = ml_collections.ConfigDict({"init_from": str(folder)})
-    model, params, _ = run.initial_model(config)  # Has checked names and shapes.
+    model = run.initial_model(config)  # Has checked names and shapes.
+    params, model = model.params, model.config
     jax.tree.map(
         np.testing.assert_array_equal, params["question"]["bert"], tiny_params()["question"]["bert"]
     )
@@ -311,7 +310,7 @@ def test_blink_alone(release, minilm, capsys):
     assert tensors.keys() == arrays("state_dict").keys()
     assert parameters["mention_scoring_method"] == "qa_linear"
     release.output = release.folder / "again"
-    again = bundle.load_params(release.convert(checkpoint=None))
+    again = Model.open(release.convert(checkpoint=None)).params
     jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
@@ -356,8 +355,9 @@ def test_additional_linear(release, minilm):
     release.write()
     model = release.load()
     titles, texts = ["Ohio", "Paris"], ["a state", "a city of France"]
-    found = CatalogueEncoder(model.config, model.params["entity"], minilm).encode(titles, texts)
-    cls = CatalogueEncoder(tiny_config(), tiny_params()["entity"], minilm).encode(titles, texts)
+    whole = Model(model.config, model.params, minilm)
+    found = CatalogueEncoder(whole).encode(titles, texts)
+    cls = CatalogueEncoder(Model(tiny_config(), tiny_params(), minilm)).encode(titles, texts)
 
     def linear(name, x):
         name = f"cand_encoder.{name}"
@@ -744,7 +744,7 @@ def test_wikidata_ids(name, release):
 
 def test_back_from_a_trained_linker(tmp_path, minilm):
     """Without what convert kept: zeros for the poolers, and parameters that say what it is."""
-    bundle.save_model(tmp_path, tiny_config(), tiny_params(), minilm)
+    Model(tiny_config(), tiny_params(), minilm).save(tmp_path)
     tensors, parameters = original.state_dict(tmp_path)
     expected = arrays("state_dict")
     assert tensors.keys() == expected.keys()
@@ -783,7 +783,7 @@ def test_name_of_the_bert(bert, lowercase, name):
 
 
 def test_no_published_bert(tmp_path, minilm):
-    bundle.save_model(tmp_path, tiny_config(), tiny_params(), minilm)
+    Model(tiny_config(), tiny_params(), minilm).save(tmp_path)
     arguments = [f"--linker={tmp_path}", f"--to_torch={tmp_path / 'elq.bin'}"]
     assert 'set "bert_model" to a folder' in run_program(*arguments, errors=True)
 
@@ -793,7 +793,7 @@ def test_no_published_bert(tmp_path, minilm):
     [{"normalize_mentions": True}, {"entity_pooling": "mean"}, {"normalize_entities": True}],
 )
 def test_not_a_model_of_the_original(change, tmp_path, minilm):
-    bundle.save_model(tmp_path, tiny_config(**change), tiny_params(), minilm)
+    Model(tiny_config(**change), tiny_params(), minilm).save(tmp_path)
     with pytest.raises(ElqError, match=f"cannot compute {next(iter(change))}"):
         original.state_dict(tmp_path)
 
@@ -802,7 +802,7 @@ def test_not_a_width_of_the_original(tmp_path, minilm):
     config = tiny_config(
         mention_aggregation="fl_linear", entity_pooling="pooler_linear", entity_width=32
     )
-    bundle.save_model(tmp_path, config, initial_params(config), minilm)
+    Model(config, initial_params(config), minilm).save(tmp_path)
     with pytest.raises(ElqError, match="entity vectors of width 32 from an encoder of width 64"):
         original.state_dict(tmp_path)
 
@@ -811,7 +811,7 @@ def test_not_a_vocabulary_of_the_original(tmp_path):
     words = ("[PAD]", "[unused2]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "paris")
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     tokenizer = Tokenizer.from_pretrained(tmp_path)
-    bundle.save_model(tmp_path / "linker", tiny_config(), tiny_params(), tokenizer)
+    Model(tiny_config(), tiny_params(), tokenizer).save(tmp_path / "linker")
     with pytest.raises(ElqError, match=r"are the tokens \(3, 4, 0\); in the original they are"):
         original.state_dict(tmp_path / "linker")
 

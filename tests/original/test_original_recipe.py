@@ -11,7 +11,7 @@ import pytest
 from conftest import FIXTURES
 from flax import traverse_util
 from jax.experimental.compilation_cache import compilation_cache as compilation_cache_lib
-from reference import arrays, tiny_config, tiny_params
+from reference import arrays, tiny_config, tiny_model, tiny_params
 
 from configs import original_recipe, webqsp
 from elq_jax.core import devices
@@ -20,7 +20,6 @@ from elq_jax.entities.build import build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import EmbeddingsWriter
 from elq_jax.linking.linker import EntityLinker
-from elq_jax.model import bundle
 from elq_jax.model.bundle import initial_params
 from elq_jax.model.elq import EntityEncoder, QuestionEncoder
 from elq_jax.original import evaluation
@@ -104,17 +103,15 @@ def compilation_cache(tmp_path):
 def start(tmp_path_factory):
     """The fixtures' model with the vectors that its training searched, as if it had made them."""
     folder = tmp_path_factory.mktemp("start")
-    config, tokenizer = tiny_config(max_question_tokens=32), Tokenizer.from_pretrained("minilm")
-    bundle.save_model(folder, config, tiny_params(), tokenizer)
+    model = tiny_model(max_question_tokens=32)
+    model.save(folder)
     build_catalogue(FIXTURES / "entity.jsonl", folder / layout.CATALOGUE)
     vectors = arrays("kb")["entity_encodings"]
     writer = EmbeddingsWriter(
         folder / layout.EMBEDDINGS,
         *vectors.shape,
         catalogue_fingerprint=Catalogue.open(folder / layout.CATALOGUE).fingerprint,
-        encoder_fingerprint=bundle.entity_encoder_fingerprint(
-            config, tiny_params()["entity"], tokenizer
-        ),
+        encoder_fingerprint=model.entity_fingerprint,
     )
     writer.write_shard(0, vectors)
     return folder

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from configs import default
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings
-from elq_jax.model import bundle
+from elq_jax.model.bundle import Model
 from elq_jax.training import loop
 from elq_jax.training.preemption import EXIT_CODE
 
@@ -165,7 +165,7 @@ def test_training(alone, together):
             for name in (name for name in one if "per_" not in name):
                 np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
     params = [
-        traverse_util.flatten_dict(bundle.load_params(run / "linker"), sep="/")
+        traverse_util.flatten_dict(Model.open(run / "linker").params, sep="/")
         for run in (alone, together)
     ]
     for name, value in params[0].items():

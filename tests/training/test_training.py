@@ -14,7 +14,7 @@ from reference import arrays, tiny_config, tiny_params, write_tiny_bert
 from configs import default
 from elq_jax.core import devices as devices_lib
 from elq_jax.core.errors import ElqError
-from elq_jax.model import bundle
+from elq_jax.model.bundle import Model, read_description
 from elq_jax.retrieval.sharded import place_table
 from elq_jax.storage.remote import Workdir
 from elq_jax.training import checkpoints, loop, preemption
@@ -181,7 +181,7 @@ def config(tiny_bert, tmp_path):
 
 
 def parameters(linker):
-    return traverse_util.flatten_dict(bundle.load_params(linker), sep="/")
+    return traverse_util.flatten_dict(Model.open(linker).params, sep="/")
 
 
 def lines_of(path):
@@ -268,7 +268,7 @@ def test_training_learns_and_keeps_the_best(config, tmp_path):
     assert losses[-1] < losses[0] / 2
     scores = {row["step"]: row for row in rows if "dev_weak_f1" in row}
     best = max(scores.values(), key=lambda row: row["dev_weak_f1"])
-    _, linking = bundle.load_config(linker)
+    linking = read_description(linker).linking
     assert linking["threshold"] == best["dev_threshold"]
 
 
