@@ -43,10 +43,11 @@ from benchmarks.sizes import BERTS
 from elq_jax import cli
 from elq_jax.core import devices as devices_lib
 from elq_jax.core.errors import ElqError
+from elq_jax.core.machine import describe_machine, peak_flops, peak_memory
 from elq_jax.entities.build import build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.encode import CatalogueEncoder
-from elq_jax.evaluation.speed import describe_machine, measure_speed, peak_memory
+from elq_jax.evaluation.speed import measure_speed
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model import flops
@@ -372,7 +373,7 @@ def measure(row: Callable[[], Measured]) -> dict[str, Any]:
         found = {"error": "out of memory"}
     # A CPU keeps no count of its own: there it is what the process held.
     counts = [device.memory_stats() for device in devices]
-    peak = flops.peak_flops(devices[0].device_kind, DTYPE)
+    peak = peak_flops(devices[0].device_kind, DTYPE)
     return found | {
         "memory": max(count["peak_bytes_in_use"] for count in counts)
         if all(counts)

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
     """Runs what is left to run, then prints the table."""
     del arguments
     cli.use_compilation_cache()
-    from elq_jax.evaluation.speed import describe_machine
+    from elq_jax.core.machine import describe_machine
     from elq_jax.storage.files import read_jsonl
     from elq_jax.training.loop import train_and_evaluate
     from elq_jax.training.step import LINKING_LOSSES

@@ -36,6 +36,7 @@ from absl import flags
 
 from benchmarks.sizes import BERTS
 from elq_jax import cli
+from elq_jax.core.machine import peak_flops
 from elq_jax.model import flops
 from elq_jax.model.bert import BertConfig
 from elq_jax.model.elq import ElqConfig
@@ -175,7 +176,7 @@ class Work:
 def step_times(work: Work, on: Slice) -> dict[str, float]:
     """Seconds that each resource is busy in a step, at its peak rate."""
     devices, chips = on.devices, on.devices // on.devices_per_chip
-    peak = flops.peak_flops(on.device_kind)
+    peak = peak_flops(on.device_kind)
     # Parameters are read by the forward and the backward pass, gradients are written and read, Adam
     # reads and writes its state; rows and activations are read twice.
     traffic = 4 * work.gradient_bytes() + 2 * work.state_bytes()

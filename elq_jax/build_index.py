@@ -104,8 +104,8 @@ def main(arguments: list[str]) -> None:
     """Builds, saves, opens again, measures, prints and writes the report."""
     del arguments
     cli.use_compilation_cache()
+    from elq_jax.core.machine import describe_machine
     from elq_jax.entities.embeddings import Embeddings
-    from elq_jax.evaluation.speed import describe_machine
     from elq_jax.retrieval.exact import ExactIndex
 
     source, output = _places()

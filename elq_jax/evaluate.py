@@ -103,8 +103,9 @@ def main(arguments: list[str]) -> None:
 def _evaluate(
     linker: EntityLinker, console: Console, output: pathlib.Path | None
 ) -> dict[str, Any]:
+    from elq_jax.core.machine import describe_machine, peak_memory
     from elq_jax.evaluation import show
-    from elq_jax.evaluation.speed import describe_machine, measure_speed, peak_memory
+    from elq_jax.evaluation.speed import measure_speed
 
     if linker.settings.threshold_type != "joint":
         raise ElqError(

@@ -26,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,6 +35,7 @@ from absl import flags
 
 from elq_jax import cli
 from elq_jax.core.errors import ElqError
+from elq_jax.core.machine import peak_memory
 from elq_jax.storage.progress import progress
 
 if TYPE_CHECKING:
@@ -226,8 +226,7 @@ class _Tally:
             parts.append(f"{self._skipped:,} rows skipped")
         if self._cut:
             parts.append(f"{self._cut:,} questions cut")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return ", ".join(parts) + f"; peak memory {peak / 2**30:.2f} GiB"
+        return ", ".join(parts) + f"; peak memory {peak_memory() / 2**30:.2f} GiB"
 
     @staticmethod
     def _say(number: int, message: str) -> None:

@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
     del arguments
     cli.use_compilation_cache()
     from elq_jax.core import devices
-    from elq_jax.evaluation.speed import peak_memory
+    from elq_jax.core.machine import peak_memory
     from elq_jax.training.loop import train_and_evaluate
 
     devices.initialize()

@@ -98,9 +98,18 @@ def all_devices(count: int | None = None) -> list[jax.Device]:
       count: only the first so many, where there is one process.
 
     Raises:
-      ElqError: there are fewer, or several processes.
+      ElqError: there are fewer, or several processes; or $JAX_PLATFORMS asks for an accelerator
+        that is not here.
     """
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    try:
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    except (RuntimeError, AssertionError) as error:  # the latter for CUDA without a GPU
+        reason = str(error).strip().partition("\n")[0] or "none of this kind was found"
+        raise ElqError(
+            f"no device to compute on: {reason}; JAX_PLATFORMS is "
+            f"{os.environ.get('JAX_PLATFORMS')!r}: set it to cpu, or leave it out to take what is "
+            "here"
+        ) from error
     if count is None:
         return devices
     if jax.process_count() > 1:

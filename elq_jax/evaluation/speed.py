@@ -1,13 +1,7 @@
-"""Questions per second, and the machine and memory they took."""
+"""Questions per second."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pathlib
-import platform
-import re
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -49,38 +43,3 @@ def measure_speed(
         "seconds": seconds,
         "questions_per_second": len(texts) / seconds,
     }
-
-
-def describe_machine() -> dict[str, Any]:
-    """Names the hardware: cpu, cores (that this process may use), device, num_devices."""
-    import jax
-
-    devices = jax.local_devices()
-    usable = getattr(os, "sched_getaffinity", None)
-    return {
-        "cpu": _cpu_model(),
-        "cores": len(usable(0)) if usable else os.cpu_count(),
-        "device": devices[0].device_kind,
-        "num_devices": len(devices),
-    }
-
-
-def peak_memory() -> int:
-    """Most memory that this process has had resident so far, in bytes; mapped files count."""
-    try:
-        status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
-        [peak] = re.findall(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
-        return int(peak) * 1024
-    except (OSError, ValueError):  # not Linux
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        if found := re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE):
-            return found[1]
-    return platform.processor() or platform.machine()

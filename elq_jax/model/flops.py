@@ -1,4 +1,4 @@
-"""Floating-point operations of the model, and of devices: for model FLOP utilisation (MFU).
+"""Floating-point operations of the model, for model FLOP utilisation (MFU).
 
 A product of [n, d] and [d, m] counts 2 n d m. Nothing but such products is counted, not what a
 program computes a second time (`recomputed` adds that), and padding counts as what it pads
@@ -7,45 +7,8 @@ program computes a second time (`recomputed` adds that), and padding counts as w
 
 from __future__ import annotations
 
-import re
-
 from elq_jax.model.bert import BertConfig
 from elq_jax.model.elq import ElqConfig
-
-# Device kind -> FLOP/s in bfloat16 and in what float32 products are computed in by default: TF32 on
-# NVIDIA, bfloat16 on TPUs. Dense, of one JAX device: a core of TPU v2 and v3, a chip of the others.
-# Sources: NVIDIA's data sheets; Google Cloud TPU documentation. First match wins.
-_PEAKS = (
-    (r"\bH200 NVL\b|\bH100 NVL\b", 835e12, 418e12),
-    (r"\bH100 PCIe\b", 756e12, 378e12),
-    (r"\bH[12]00\b", 989e12, 494e12),
-    (r"\bA100\b", 312e12, 156e12),
-    (r"\bL4\b", 121e12, 60e12),
-    (r"\bT4\b", 65e12, 8.1e12),  # float16 and float32: it has neither bfloat16 nor TF32.
-    (r"^TPU v2$", 22.5e12, 22.5e12),
-    (r"^TPU v3$", 61.5e12, 61.5e12),
-    (r"^TPU v4$", 275e12, 275e12),
-    (r"^TPU v5( lite|e)$", 197e12, 197e12),
-    (r"^TPU v5p?$", 459e12, 459e12),
-    (r"^TPU v6( lite|e)$", 918e12, 918e12),
-)
-
-
-def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
-    """FLOP/s that a device's matrix units reach at most.
-
-    Args:
-      device_kind: `jax.Device.device_kind`, such as "NVIDIA H200" or "TPU v5 lite".
-      dtype: of the matrix products, "bfloat16" or "float32" (at JAX's default precision).
-
-    Returns:
-      the published figure; None for other devices and types.
-    """
-    column = {"bfloat16": 0, "float32": 1}.get(str(dtype))
-    for pattern, *peaks in _PEAKS:
-        if re.search(pattern, device_kind):
-            return None if column is None else peaks[column]
-    return None
 
 
 def bert_flops(bert: BertConfig, batch_size: int, tokens: int) -> float:

@@ -1,21 +1,109 @@
-"""Reading line files and writing files that appear only when they are whole."""
+"""Files and folders that appear under their names only when they are whole; paths; locks."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import gzip
 import json
 import os
 import pathlib
+import re
+import shutil
+import stat
+import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, BinaryIO
 
 from elq_jax.core.errors import DataError, DiskFullError, ElqError
 
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+# How array_record, ScaNN, TensorStore and others word it in errors of their own types.
+_NO_SPACE_TEXT = re.compile("No space left on device|Disk quota exceeded|RESOURCE_EXHAUSTED")
+_OPEN_DESCRIPTORS = re.compile(r"/proc/\d+(/task/\d+)?/fd|/dev/fd")
+
+
+def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the path that a person means: `~` and `~name` stand for home folders.
+
+    Args:
+      text: path as it was typed. A shell leaves the `~` of `--output=~/x` as it is.
+
+    Raises:
+      ElqError: the text is empty, holds a NUL character, or names an unknown home.
+    """
+    path = os.fspath(text)
+    if not path or "\0" in path:
+        raise ElqError(f"{path!r}: expected the path of a file or folder")
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:
+        raise ElqError(f"{path}: {error}; write the folder out") from error
+
+
+def is_gzip_name(path: str | os.PathLike[str]) -> bool:
+    """Whether a file of this name is gzip: it ends in .gz, in any case."""
+    return os.fspath(path).lower().endswith(".gz")
+
+
+def is_stream(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` takes lines as they come: a pipe, a device, or an open descriptor.
+
+    Such a path (a FIFO, /dev/null, /dev/stdout, /dev/fd/3) is written to; nothing may ever be
+    renamed onto it. Symbolic links are followed.
+
+    Raises:
+      ElqError: `path` is a folder, a socket or a disk, which are neither files nor streams.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False  # It is not there; what is wrong with its folder is found on writing.
+    if stat.S_ISREG(mode):
+        return _is_descriptor(path)
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        return True
+    kind = "a folder" if stat.S_ISDIR(mode) else "neither a file nor a pipe"
+    raise ElqError(f"{os.fspath(path)}: is {kind}; give the name of a file")
+
+
+def _is_descriptor(path: str | os.PathLike[str]) -> bool:
+    """Whether a path leads to an open descriptor of a process, as /dev/stdout does."""
+    name = os.path.abspath(path)
+    for _ in range(40):  # as many links as Linux follows
+        folder = os.path.realpath(os.path.dirname(name))
+        if _OPEN_DESCRIPTORS.fullmatch(folder):
+            return True
+        if not os.path.islink(name):
+            return False
+        name = os.path.join(folder, os.readlink(name))
+    return False
+
+
+def output_file(path: str | os.PathLike[str], may_be_gzip: bool = False) -> pathlib.Path:
+    """Returns the path of a file to be written, as `user_path` does.
+
+    Args:
+      path: path as it was typed.
+      may_be_gzip: whether a name that ends in .gz is written as gzip; refused otherwise.
+
+    Raises:
+      ElqError: it is "-", ends in a slash, ends in .gz and would not be gzip, or is a folder, a
+        socket or a disk.
+    """
+    text = os.fspath(path)
+    if text == "-":
+        raise ElqError("-: expected the name of a file; leave the argument out to get stdout")
+    if text.endswith(os.sep):
+        raise ElqError(f"{text}: ends in {os.sep}; expected the name of a file, not of a folder")
+    if is_gzip_name(text) and not may_be_gzip:
+        raise ElqError(f"{text}: this file is not written as gzip; give a name without .gz")
+    path = user_path(text)
+    is_stream(path)
+    return path
 
 
 @contextlib.contextmanager
@@ -23,45 +111,229 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     """Opens a temporary file beside `path` and renames it to `path` when the block succeeds.
 
     If the block raises (full disk, interrupt), the temporary file is removed and an older file
-    at `path` stays as it was.
+    at `path` stays as it was. Symbolic links are followed, so the file that they lead to is
+    replaced and not the link. What is there and not a regular file (a FIFO, a device, /dev/stdout)
+    is never replaced: it is opened and written to.
 
     Args:
-      path: the final name.
+      path: final name.
       mode: "wb" or "w" (UTF-8).
 
     Raises:
       DiskFullError: the disk is full.
+      ElqError: `path` is a folder, a socket or a disk.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    encoding = None if "b" in mode else "utf-8"
+    with full_disk(path):
+        if is_stream(path):
+            with os.fdopen(_open_stream(path), mode, encoding=encoding) as file:
+                yield file
+            return
+        final = pathlib.Path(os.path.realpath(path))
+        final.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{final.name}.", dir=final.parent)
+        try:
+            with os.fdopen(descriptor, mode, encoding=encoding) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, final)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+
+
+def _open_stream(path: pathlib.Path) -> int:
+    """A descriptor that adds to what a stream was given before (`>> log` and /dev/stdout)."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND)
+
+
+@contextlib.contextmanager
+def full_disk(
+    path: str | os.PathLike[str], advice: str = "free some space and run again"
+) -> Iterator[None]:
+    """Turns what a block raises because there is no room into a DiskFullError naming `path`.
+
+    Args:
+      path: what the block writes.
+      advice: what to do then.
+
+    Raises:
+      DiskFullError: the disk, or the user's share of it, is full.
+    """
     try:
-        encoding = None if "b" in mode else "utf-8"
-        with os.fdopen(descriptor, mode, encoding=encoding) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            message = f"{path}: not written, the disk is full; free some space and run again"
-            raise DiskFullError(message) from error
+        yield
+    except Exception as error:
+        if isinstance(error, ElqError) or not _says_no_space(error):
+            raise
+        message = f"{os.fspath(path)}: not written, the disk is full; {advice}"
+        raise DiskFullError(message) from error
+
+
+def _says_no_space(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _NO_SPACE
+    if type(error).__name__ == "JaxRuntimeError":  # whose RESOURCE_EXHAUSTED is a device's memory
+        return False
+    return bool(_NO_SPACE_TEXT.search(str(error)))
+
+
+@contextlib.contextmanager
+def atomic_folder(
+    folder: str | os.PathLike[str],
+    holds: str,
+    is_replaceable: Callable[[pathlib.Path], bool] = lambda folder: False,
+) -> Iterator[pathlib.Path]:
+    """Yields a temporary folder that takes the place of `folder` when the block succeeds.
+
+    Args:
+      folder: path that is absent, an empty folder, or one that is replaced. A symbolic link is
+        followed.
+      holds: what such a folder holds, for the error message: "a linker directory".
+      is_replaceable: function that says whether a folder with something in it may be replaced.
+
+    Raises:
+      DiskFullError: the disk is full.
+      ElqError: `folder` is a file, or a folder that holds something else.
+    """
+    final = pathlib.Path(os.path.realpath(folder))
+    check_replaceable(final, holds, is_replaceable)
+    with full_disk(folder):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+        try:
+            temporary.chmod(0o777 & ~_umask())
+            yield temporary
+            take_place(temporary, final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def check_replaceable(
+    folder: pathlib.Path, holds: str, is_replaceable: Callable[[pathlib.Path], bool]
+) -> None:
+    """Raises an ElqError unless `folder` is absent, empty, or may be replaced."""
+    if not os.path.lexists(folder) or is_empty_folder(folder):
+        return
+    if not folder.is_dir() or not is_replaceable(folder):
+        raise ElqError(f"{folder}: exists and is not {holds}; give another name")
+
+
+def is_empty_folder(folder: pathlib.Path) -> bool:
+    """Whether `folder` is a folder with nothing in it."""
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def take_place(temporary: pathlib.Path, folder: pathlib.Path) -> None:
+    """Renames a finished folder to `folder`; what was there is removed after that."""
+    old = temporary.with_name(f"{temporary.name}.old")
+    if folder.exists():
+        folder.replace(old)
+    try:
+        temporary.replace(folder)
+    except BaseException:
+        if old.exists():
+            old.replace(folder)
         raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Makes `target` a hard link to a file, or a copy where the file system cannot.
+
+    Symbolic links are followed: the target has the content, wherever the links lead from there.
+    Of a folder every file is linked or copied.
+
+    Args:
+      source: file or folder.
+      target: name that is free, or, for a folder, a folder to add to.
+
+    Raises:
+      ElqError: `source` or something in it is a link to nothing.
+      DiskFullError: the disk is full.
+    """
+    real = os.path.realpath(source)
+    if os.path.isdir(real):
+        os.makedirs(target, exist_ok=True)
+        for name in sorted(os.listdir(real)):
+            link_or_copy(os.path.join(real, name), os.path.join(target, name))
+        return
+    if not os.path.exists(real):
+        kind = "a symbolic link to nothing" if os.path.islink(source) else "no such file"
+        raise ElqError(f"{os.fspath(source)}: {kind}; expected a file to copy")
+    try:
+        os.link(real, target)
+    except OSError:
+        with open(real, "rb") as file, atomic_write(target) as copy:
+            shutil.copyfileobj(file, copy, 1 << 20)
+
+
+@contextlib.contextmanager
+def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds a folder for this process until the block ends; killed, it holds it no longer.
+
+    Args:
+      folder: folder that exists. The file `.lock` is in it meanwhile.
+
+    Raises:
+      ElqError: another process holds it.
+    """
+    path = pathlib.Path(folder) / ".lock"
+    while True:
+        with open(path, "wb") as file:
+            message = (
+                f"{os.fspath(folder)}: another process is working in it; wait for its end, or "
+                "give another folder"
+            )
+            lock_file(file, message)
+            if not _is_at(file, path):  # The process that held it has removed it just now.
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def lock_file(file: IO[Any], message: str) -> None:
+    """Locks an open file until it is closed.
+
+    Raises:
+      ElqError: another process has locked it; the text is `message`.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ElqError(message) from error
+    except OSError as error:  # some network disks cannot
+        print(f"{file.name}: cannot be locked ({error})", file=sys.stderr)
+
+
+def _is_at(file: IO[Any], path: pathlib.Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes a JSON file as `atomic_write` does.
-
-    JSON has no infinity and no NaN: they become strings, such as "-inf".
-    """
-    text = json.dumps(value)
-    value = json.loads(text, parse_constant=lambda name: str(float(name)))
+    """Writes a JSON file as `atomic_write` does; see `plain_json` for infinity and NaN."""
+    value = plain_json(value)
     with atomic_write(path, "w") as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")
+
+
+def plain_json(value: Any) -> Any:
+    """Returns a value as it is read back from a JSON file that `write_json` wrote.
+
+    Tuples become lists. JSON has no infinity and no NaN: they become strings, such as "-inf".
+    """
+    return json.loads(json.dumps(value), parse_constant=lambda name: str(float(name)))
 
 
 def _umask() -> int:

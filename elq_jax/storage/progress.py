@@ -21,7 +21,7 @@ def progress(description: str, total: int, unit: str) -> Iterator[Callable[[int]
       a function to call with the number just done. The rate counts from its first call on, which is
       for what was found done, or was slow because programs were compiled.
     """
-    if sys.stderr.isatty():
+    if sys.stderr and sys.stderr.isatty():  # None where it is closed
         with _bar(description, total, unit) as advance:
             yield advance
     else:
@@ -80,11 +80,12 @@ class _Lines:
         if finished or now - last > max(10, (now - started) / 20):
             rate = (self._done - before) / max(now - started, 1e-9)
             left = (self._total - self._done) / max(rate, 1e-9)
-            print(
+            message = (
                 f"{self._text}: {self._done:,} of {self._total:,} {self._unit}, "
-                f"{rate:,.1f}/s, {_duration(left)} left",
-                file=sys.stderr,
+                f"{rate:,.1f}/s, {_duration(left)} left"
             )
+            if sys.stderr:  # `print` would take stdout instead.
+                print(message, file=sys.stderr)
             self._printed = now
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from elq_jax.core import devices as devices_lib
 from elq_jax.core.errors import ElqError
+from elq_jax.storage.files import folder_lock
 
 
 class Workdir:
@@ -81,16 +80,7 @@ class Workdir:
         Raises:
           ElqError: another process holds it.
         """
-        with open(self.path / ".lock", "wb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ElqError(
-                    f"{self.path}: another process is working in it; wait for its end, or give "
-                    "another workdir"
-                ) from error
-            except OSError as error:  # some network disks cannot
-                print(f"{self.path}: cannot be locked ({error})", file=sys.stderr)
+        with folder_lock(self.path):
             yield
 
     def made_by_one(self, make: Any, *arguments: Any, **settings: Any) -> Any:

@@ -21,8 +21,8 @@ import numpy as np
 
 from elq_jax.core import devices as devices_lib
 from elq_jax.core.errors import ElqError
+from elq_jax.core.machine import peak_flops
 from elq_jax.evaluation.sweep import Evaluation
-from elq_jax.model import flops
 from elq_jax.storage.remote import Workdir
 from elq_jax.training.checkpoints import Checkpoints
 from elq_jax.training.metrics import MetricsWriter
@@ -186,7 +186,7 @@ class Metrics:
     ):
         self._name, self._num_steps = name, num_steps
         self._learning_rate, self._writer, self._clock = learning_rate, writer, clock
-        peak = flops.peak_flops(devices[0].device_kind, dtype)
+        peak = peak_flops(devices[0].device_kind, dtype)
         self._peak = None if peak is None else peak * len(devices)
         self._restart()
 

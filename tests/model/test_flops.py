@@ -8,6 +8,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from elq_jax.core.devices import AXIS
+from elq_jax.core.machine import peak_flops
 from elq_jax.model import flops
 from elq_jax.model.bert import BertConfig
 from elq_jax.model.bundle import initial_params
@@ -154,4 +155,4 @@ def test_joint_step_against_the_compiler():
     ],
 )
 def test_peaks(kind, dtype, expected):
-    assert flops.peak_flops(kind, dtype) == expected
+    assert peak_flops(kind, dtype) == expected

@@ -1,0 +1,85 @@
+"""The machine that a number was measured on: its names, its memory, what its devices reach."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import platform
+import re
+import sys
+from typing import Any
+
+# Device kind -> FLOP/s in bfloat16 and in what float32 products are computed in by default: TF32 on
+# NVIDIA, bfloat16 on TPUs. Dense, of one JAX device: a core of TPU v2 and v3, a chip of the others.
+# Sources: NVIDIA's data sheets; Google Cloud TPU documentation. First match wins.
+_PEAKS = (
+    (r"\bH200 NVL\b|\bH100 NVL\b", 835e12, 418e12),
+    (r"\bH100 PCIe\b", 756e12, 378e12),
+    (r"\bH[12]00\b", 989e12, 494e12),
+    (r"\bA100\b", 312e12, 156e12),
+    (r"\bL4\b", 121e12, 60e12),
+    (r"\bT4\b", 65e12, 8.1e12),  # float16 and float32: it has neither bfloat16 nor TF32.
+    (r"^TPU v2$", 22.5e12, 22.5e12),
+    (r"^TPU v3$", 61.5e12, 61.5e12),
+    (r"^TPU v4$", 275e12, 275e12),
+    (r"^TPU v5( lite|e)$", 197e12, 197e12),
+    (r"^TPU v5p?$", 459e12, 459e12),
+    (r"^TPU v6( lite|e)$", 918e12, 918e12),
+)
+
+
+def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
+    """Returns the FLOP/s that a device's matrix units reach at most.
+
+    Args:
+      device_kind: `jax.Device.device_kind`, such as "NVIDIA H200" or "TPU v5 lite".
+      dtype: type of the matrix products, "bfloat16" or "float32" (at JAX's default precision).
+
+    Returns:
+      the published figure; None for other devices and types.
+    """
+    column = {"bfloat16": 0, "float32": 1}.get(str(dtype))
+    for pattern, *peaks in _PEAKS:
+        if re.search(pattern, device_kind):
+            return None if column is None else peaks[column]
+    return None
+
+
+def describe_machine() -> dict[str, Any]:
+    """Names the hardware: cpu, cores (that this process may use), device, num_devices."""
+    import jax
+
+    devices = jax.local_devices()
+    usable = getattr(os, "sched_getaffinity", None)
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(usable(0)) if usable else os.cpu_count(),
+        "device": devices[0].device_kind,
+        "num_devices": len(devices),
+    }
+
+
+def peak_memory() -> int:
+    """Returns the most memory that this process has had resident so far, in bytes.
+
+    Mapped files count. What a parent process had before it started this one does not, unlike in
+    `resource.getrusage`, which is only asked where there is no /proc.
+    """
+    try:
+        status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
+        [peak] = re.findall(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+        return int(peak) * 1024
+    except (OSError, ValueError):  # not Linux
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        if found := re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE):
+            return found[1]
+    return platform.processor() or platform.machine()

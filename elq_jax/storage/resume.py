@@ -1,0 +1,169 @@
+"""Records of what files were made from, so that work is resumed with the same inputs only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from elq_jax.core.errors import DataError, ElqError
+from elq_jax.storage.files import plain_json, write_json
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """Returns the SHA-256 of a file's content, or of all names and contents in a folder.
+
+    Args:
+      path: file or folder; symbolic links are followed.
+
+    Raises:
+      ElqError: there is nothing at `path`.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise ElqError(f"{path}: no such file; give one that exists")
+    if path.is_dir():
+        whole = hashlib.sha256()
+        for name, file in _files_below(path):
+            whole.update(f"{digest(file)} {name!r}\n".encode())
+        return whole.hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class ResumeRecord:
+    """A JSON file that says which inputs made what is beside it.
+
+        record = ResumeRecord(folder / "inputs.json", {"catalogue": Path("a.jsonl"), "seed": 3})
+        if not record.check():  # raises if there is a record of other inputs
+            record.write()
+
+    An input is a JSON value, or a `pathlib.Path`, which stands for the content of a file or folder:
+    its SHA-256 is recorded, with sizes and times, so that what has not been touched since is not
+    read again. Where the file lies does not count.
+
+    Args:
+      path: file of the record.
+      inputs: name -> value; mappings in it are compared entry by entry ("joint.batch_size").
+      advice: what a person can do where the inputs are others.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        inputs: Mapping[str, Any],
+        advice: str = "use the same again to resume, or write to another place",
+    ):
+        self.path = pathlib.Path(path)
+        self._inputs, self._advice = dict(inputs), advice
+
+    def check(self) -> bool:
+        """Returns whether there is a record, which then is of the same inputs.
+
+        Raises:
+          ElqError: it is of other inputs, each of which is named as recorded and as it is now; or
+            it cannot be read.
+        """
+        recorded = self.read()
+        if recorded is None:
+            return False
+        changes = self.changes(recorded)
+        if changes:
+            raise ElqError(f"{self.path.parent}: made from other inputs: {changes}; {self._advice}")
+        return True
+
+    def read(self) -> dict[str, Any] | None:
+        """Returns what is recorded; None if nothing is.
+
+        Raises:
+          DataError: the file is not a record.
+        """
+        try:
+            recorded = json.loads(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            message = f"not a record of inputs ({error}); {self._advice}"
+            raise DataError(message, self.path) from error
+        if not isinstance(recorded, dict):
+            message = f"found {type(recorded).__name__}, expected an object; {self._advice}"
+            raise DataError(message, self.path)
+        return recorded
+
+    def changes(self, recorded: Mapping[str, Any]) -> str:
+        """Returns "name (found X, now Y), ..." of the inputs that differ; "" where none does."""
+        found, now = _flat(recorded, self._inputs), _flat(self._inputs, self._inputs)
+        return ", ".join(
+            _change(name, found.get(name), now.get(name))
+            for name in sorted({*found, *now})
+            if not _is_same(found.get(name), now.get(name))
+        )
+
+    def write(self) -> None:
+        """Records the inputs, in place of what was recorded; the file is whole or not there."""
+        write_json(self.path, _described(self._inputs))
+
+    def remove(self) -> None:
+        """Removes the record, if there is one."""
+        self.path.unlink(missing_ok=True)
+
+
+def _flat(tree: Mapping[str, Any], inputs: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested inputs as {"joint.batch_size": 64, ...}; of files, what is recorded of each."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        own = inputs.get(name) if isinstance(inputs, Mapping) else None
+        if isinstance(value, Mapping) and not isinstance(own, pathlib.Path):
+            flat |= _flat(value, own, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _described(value: Any) -> Any:
+    """An input as it is recorded."""
+    if isinstance(value, Mapping):
+        return {name: _described(entry) for name, entry in value.items()}
+    if isinstance(value, pathlib.Path):
+        return {"sha256": digest(value), "stamp": _stamp(value)}
+    return plain_json(value)
+
+
+def _is_same(recorded: Any, value: Any) -> bool:
+    if not isinstance(value, pathlib.Path):
+        return recorded == plain_json(value)
+    if not isinstance(recorded, Mapping):
+        return False
+    return recorded.get("stamp") == _stamp(value) or recorded.get("sha256") == digest(value)
+
+
+def _stamp(path: pathlib.Path) -> list[Any]:
+    """[size, time in ns] of a file, or [[name, size, time], ...] of a folder's files."""
+    if not path.exists():
+        raise ElqError(f"{path}: no such file; give one that exists")
+    if path.is_dir():
+        return [[name, *_stamp(file)] for name, file in _files_below(path)]
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _files_below(folder: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
+    """(name in the folder, path) of its files, sorted; hidden ones are left out."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            for name, file in _files_below(path):
+                yield f"{path.name}/{name}", file
+        else:
+            yield path.name, path
+
+
+def _change(name: str, recorded: Any, value: Any) -> str:
+    if not isinstance(value, pathlib.Path):
+        return f"{name} (found {recorded!r}, now {plain_json(value)!r})"
+    found = recorded.get("sha256", "nothing") if isinstance(recorded, Mapping) else recorded
+    return f"{name} (found content {str(found)[:12]}, now {digest(value)[:12]} in {value})"
