@@ -60,11 +60,12 @@ def main(arguments: list[str]) -> None:
         _make(folder)
     if _SCANN.value and not (folder / layout.INDEX).exists():
         from elq_jax.entities.embeddings import Embeddings
-        from elq_jax.retrieval.scann import ScannIndex
+        from elq_jax.retrieval.scann import ScannIndex, ScannSettings
 
         started = time.monotonic()
         embeddings = Embeddings.open(folder / layout.EMBEDDINGS)
-        index = ScannIndex.build(embeddings, reorder_dtype=_DTYPE.value, **_BRIEF_TRAINING)
+        settings = ScannSettings(reorder_dtype=_DTYPE.value, **_BRIEF_TRAINING)
+        index = ScannIndex.build(embeddings, settings)
         seconds = time.monotonic() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(

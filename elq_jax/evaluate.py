@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from elq_jax import cli
+from elq_jax.cli.flags import LinkerFlags
 from elq_jax.core.errors import ElqError
 from elq_jax.storage.files import write_json
 from elq_jax.storage.progress import progress
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from elq_jax.linking.linker import EntityLinker
     from elq_jax.questions.records import Question
 
-_FLAGS = cli.LinkerFlags.define()
+_FLAGS = LinkerFlags.define()
 _QUESTIONS = flags.DEFINE_multi_string(
     "questions", None, "Labelled questions, .jsonl or .jsonl.gz", required=True
 )
@@ -85,7 +86,7 @@ def main(arguments: list[str]) -> None:
     output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value and devices.is_main() else None
     report = {
         "linker": _FLAGS.linker.value,
-        "index": linker.index.kind,
+        "index": linker.index.name,
         "entities": len(linker.catalogue),
         "max_mentions": linker.settings.max_mentions,
         "num_candidates": linker.settings.num_candidates,
@@ -156,7 +157,7 @@ def _evaluate(
     if machine["device"] != "cpu":
         on += f", {machine['num_devices']} x {machine['device']}"
     console.print(
-        f"{on}; {linker.index.kind} index of {len(linker.catalogue):,} entities, batch "
+        f"{on}; {linker.index.name} index of {len(linker.catalogue):,} entities, batch "
         f"{_FLAGS.batch_size.value}; peak memory {peak / 2**30:.2f} GiB",
         highlight=False,
     )

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from elq_jax import cli
+from elq_jax.cli.flags import LinkerFlags
 from elq_jax.core.errors import ElqError
 from elq_jax.core.machine import peak_memory
 from elq_jax.storage.progress import progress
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from elq_jax.linking.linker import EntityLinker
     from elq_jax.linking.rows import Linked, Row
 
-_FLAGS = cli.LinkerFlags.define()
+_FLAGS = LinkerFlags.define()
 _INPUT = flags.DEFINE_string("input", None, "Questions: .txt, .jsonl or .jsonl.gz.")
 _INPUT_FORMAT = flags.DEFINE_enum(
     "input_format",
@@ -186,7 +187,7 @@ def _everything_that_matters(linker: EntityLinker) -> dict[str, Any]:
     files = {f"linker/{path.relative_to(folder)}": path.stat() for path in folder.rglob("*")}
     return {
         **linker.settings.to_dict(),
-        "index": linker.index.kind,
+        "index": linker.index.name,
         "dtype": _FLAGS.dtype.value,
         **{name: [found.st_size, found.st_mtime_ns] for name, found in files.items()},
     }

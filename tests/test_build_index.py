@@ -36,7 +36,7 @@ def run(*arguments):
 
 
 def test_builds_measures_and_reports(linker):
-    done = run("--linker", linker, "--scann_kind", "tree_ah", "--sample", 50, "--seconds", 0.1)
+    done = run("--linker", linker, "--method", "tree_ah", "--sample", 50, "--seconds", 0.1)
     assert done.returncode == 0, done.stderr
     assert "not vectors of mentions" in done.stdout
     assert "recall@100" in done.stdout
@@ -62,18 +62,18 @@ def test_own_queries_and_settings(linker, tmp_path):
     np.save(tmp_path / "queries.npy", np.ones((3, 8)))
     output = tmp_path / "index"
     done = run(
-        *("--embeddings", linker / "embeddings", "--output", output, "--scann_kind", "ah"),
+        *("--embeddings", linker / "embeddings", "--output", output, "--method", "ah"),
         *("--reorder", 77, "--queries", tmp_path / "queries.npy", "--seconds", 0),
     )
     assert done.returncode == 0, done.stderr
     report = json.loads((output / "report.json").read_text())
     assert report["queries"] == f"3 of 3 in {tmp_path}/queries.npy"
     assert report["scann"]["settings"]["reorder"] == 77
-    assert "num_leaves" not in report["scann"]["settings"]
+    assert report["scann"]["settings"]["num_leaves"] is None
 
 
 def test_exact_writes_nothing(linker, tmp_path):
-    done = run("--embeddings", linker / "embeddings", "--kind", "exact", "--seconds", 0)
+    done = run("--embeddings", linker / "embeddings", "--index", "exact", "--seconds", 0)
     assert done.returncode == 0, done.stderr
     assert "recall@10" in done.stdout
     assert "scann" not in done.stdout
@@ -99,7 +99,7 @@ def test_refusals(linker, tmp_path):
         ((*embeddings, *output, "--queries", tmp_path / "wide.npy"), "expected (Q, 8)"),
         ((*embeddings, *output, "--queries", tmp_path / "text.npy"), "not a .npy file of numbers"),
         ((*embeddings, *output, "--queries", "q.npy", "--questions", "q.jsonl"), "give one"),
-        ((*embeddings, *output, "--kind", "exact"), "--output, --kind=exact: exact search needs"),
+        ((*embeddings, *output, "--index", "exact"), "--output, --index=exact: this search needs"),
     ):
         done = run(*arguments)
         assert done.returncode == 2

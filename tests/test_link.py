@@ -18,7 +18,8 @@ import pytest
 from reference import tiny_linker_directory
 from rich.console import Console
 
-from elq_jax import EntityLinker, cli
+from elq_jax import EntityLinker
+from elq_jax.cli.flags import LinkerFlags
 from elq_jax.core.errors import ElqError
 from elq_jax.linking import rows as batch
 from elq_jax.linking import terminal
@@ -530,5 +531,5 @@ def test_program_shows_text_and_what_it_did(folder, linker):
 def test_help_shows_the_flags_of_a_linker(program):
     command = [sys.executable, "-m", f"elq_jax.{program}", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    for name in cli.LinkerFlags.__annotations__:
+    for name in LinkerFlags.__annotations__:
         assert f"\n  --{name}: " in shown

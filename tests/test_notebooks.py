@@ -107,7 +107,7 @@ def test_own_catalogue(run):
 
     linker = EntityLinker.from_pretrained(folder / "linker")
     assert linker.settings.threshold == -2.0
-    assert linker.index.kind == "scann"
+    assert linker.index.name == "scann"
     assert linker.catalogue.titles(range(len(titles))) == titles
     [link, *_] = linker("who drove the heron?", threshold=-50.0)
     assert link.title in titles

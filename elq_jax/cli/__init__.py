@@ -1,24 +1,14 @@
-"""What the programs share: errors, the flags of a linker, the compilation cache."""
+"""What the programs share: errors and the compilation cache."""
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from absl import app, flags, logging
+from absl import app, logging
+from absl import flags as absl_flags  # `flags` is a module of this package
 
 from elq_jax.core.errors import ElqError
-from elq_jax.original.presets import PRESETS, with_preset
-
-if TYPE_CHECKING:
-    import jax
-
-    from elq_jax.linking.linker import EntityLinker
-
-# Flags defined here are shown by the --help of the program that asked for them.
-flags.disclaim_key_flags()
 
 
 def run(
@@ -65,8 +55,8 @@ def run(
 
 def _parse_flags(arguments: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(arguments)
-    except flags.Error as error:
+        return absl_flags.FLAGS(arguments)
+    except absl_flags.Error as error:
         print(f"error: {error}\n--help shows all flags", file=sys.stderr)
         sys.exit(2)
 
@@ -77,80 +67,6 @@ def _with_underscores(argument: str) -> str:
     if not name.startswith("--") or " " in name:
         return argument
     return "--" + name[2:].replace("-", "_") + equals + value
-
-
-@dataclasses.dataclass(frozen=True)
-class LinkerFlags:
-    """The flags of a program that opens a linker; made by `define`, once per process."""
-
-    linker: flags.FlagHolder[str]
-    preset: flags.FlagHolder[str | None]
-    threshold: flags.FlagHolder[float | None]
-    max_mentions: flags.FlagHolder[int | None]
-    candidates: flags.FlagHolder[int | None]
-    index: flags.FlagHolder[str]
-    dtype: flags.FlagHolder[str]
-    batch_size: flags.FlagHolder[int]
-
-    @classmethod
-    def define(cls) -> LinkerFlags:
-        """Defines them for the module that calls."""
-        return cls(
-            linker=flags.DEFINE_string("linker", None, "Linker directory.", required=True),
-            preset=flags.DEFINE_enum(
-                "preset",
-                None,
-                tuple(PRESETS),
-                "Settings that the original ELQ was published with; --threshold, --max_mentions "
-                "and --candidates win over them.",
-            ),
-            threshold=flags.DEFINE_float(
-                "threshold", None, "Keep links with a higher score; by default the linker's own."
-            ),
-            max_mentions=flags.DEFINE_integer(
-                "max_mentions",
-                None,
-                "Mentions considered in a question; by default the linker's own.",
-                lower_bound=1,
-            ),
-            candidates=flags.DEFINE_integer(
-                "candidates",
-                None,
-                "Entities retrieved for a mention, among which its probability is shared out; by "
-                "default the linker's own.",
-                lower_bound=1,
-            ),
-            index=flags.DEFINE_enum(
-                "index",
-                "auto",
-                ("auto", "exact", "scann"),
-                "How entities are searched; auto: with ScaNN if such an index was built.",
-            ),
-            dtype=flags.DEFINE_enum(
-                "dtype", "float32", ("float32", "bfloat16"), "Matrix products of the encoder."
-            ),
-            batch_size=flags.DEFINE_integer(
-                "batch_size", 64, "Questions encoded at a time.", lower_bound=1
-            ),
-        )
-
-    def open(self, devices: Sequence[jax.Device] | None = None) -> EntityLinker:
-        """The linker that the command line asks for; `devices` as in `from_pretrained`."""
-        use_compilation_cache()
-        from elq_jax.linking.linker import EntityLinker
-
-        settings = {
-            "threshold": self.threshold.value,
-            "max_mentions": self.max_mentions.value,
-            "num_candidates": self.candidates.value,
-        }
-        return EntityLinker.from_pretrained(
-            self.linker.value,
-            index=self.index.value,
-            dtype=self.dtype.value,
-            devices=devices,
-            **with_preset(self.preset.value, settings),
-        )
 
 
 def use_compilation_cache() -> None:

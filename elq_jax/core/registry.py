@@ -69,3 +69,16 @@ class Registry(Generic[T]):
                 "your own"
             )
         return self._entries[short]
+
+    def name_of(self, entry: T) -> str:
+        """Name under which `get` finds an entry from anywhere: "package.module:name" of a guest.
+
+        Raises:
+          ElqError: the entry is not registered.
+        """
+        for name, registered in self._entries.items():
+            if registered is entry:
+                module = entry.__module__
+                is_home = module == self._home or module.startswith(f"{self._home}.")
+                return name if is_home else f"{module}:{name}"
+        raise ElqError(f"{self._setting}: {entry!r} is not registered")

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from elq_jax.evaluation.sweep import Sweep
+from elq_jax.retrieval.measure import how_many
 from elq_jax.storage.files import atomic_write
 
 if TYPE_CHECKING:
     import rich.console
-from elq_jax.evaluation.sweep import Sweep
 
 LABELS = {
     "in_catalogue": "in catalogue",
@@ -108,3 +109,41 @@ def plot_precision_recall(
     axes.legend(loc="best", edgecolor="white", framealpha=1)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=150)
+
+
+def print_comparison(report: dict[str, Any], index: str) -> None:
+    """Prints the dict of `retrieval.measure.compare` as a table.
+
+    Args:
+      report: with "queries", where they are from, and "machine" of `describe_machine`.
+      index: name of the index that was compared with exact search.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    machine = report["machine"]
+    table = Table(
+        title=f"{report['rows']:,} entities, width {report['width']}, {report['dtype']}",
+        caption=f"queries: {report['queries']}\n{machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['device']}",
+    )
+    table.add_column("")
+    columns = [report[name] for name in dict.fromkeys(("exact", index))]
+    table.add_column("exact", justify="right")
+    if len(columns) > 1:
+        method = report[index]["settings"].get("method", "")
+        table.add_column(f"{index} {method}".strip(), justify="right")
+    for k in report["exact"]["recall"]:
+        table.add_row(f"recall@{k}", *(f"{column['recall'][k]:.4f}" for column in columns))
+    for size in reversed(report["exact"]["queries_per_second"]):
+        values = (column["queries_per_second"][size] for column in columns)
+        table.add_row(f"queries/s, {how_many(int(size))}", *(f"{value:,.0f}" for value in values))
+    for label, key, shown in (
+        ("seconds to open", "open_seconds", "{:.2f}"),
+        ("seconds to build", "build_seconds", "{:.1f}"),
+    ):
+        table.add_row(label, *(shown.format(c[key]) if key in c else "-" for c in columns))
+    table.add_row(
+        "size on disk", *(f"{c['bytes'] / 1e6:,.1f} MB" if "bytes" in c else "-" for c in columns)
+    )
+    Console().print(table)

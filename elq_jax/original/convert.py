@@ -159,9 +159,11 @@ def convert(
                 vectors, folder / layout.EMBEDDINGS, entities, dtype, fingerprint, advance
             )
         if index:
-            from elq_jax.retrieval.scann import ScannIndex
+            from elq_jax.retrieval.scann import ScannIndex, ScannSettings
 
-            ScannIndex.build(converted, reorder_dtype=dtype).save(folder / layout.INDEX)
+            ScannIndex.build(converted, ScannSettings(reorder_dtype=dtype)).save(
+                folder / layout.INDEX
+            )
 
 
 def _say(message: str) -> None:

@@ -1,49 +1,22 @@
-"""Entity embeddings and search over them: `search(queries, k)` is the same for every index."""
+"""Search over entity embeddings: `search(queries, k)` is the same for every index."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
-from typing import Protocol
 
 import jax
 import numpy as np
 
 from elq_jax.core import devices as devices_lib
-from elq_jax.core.errors import ElqError
 from elq_jax.entities.embeddings import Embeddings
+from elq_jax.retrieval.base import INDEXES, Index, UnavailableError, is_saved, read_description
 from elq_jax.retrieval.exact import ExactIndex, Table
-from elq_jax.retrieval.scann import ScannIndex, is_saved
+from elq_jax.retrieval.scann import ScannIndex
 from elq_jax.retrieval.sharded import ShardedIndex, place_table
 
-INDEX_KINDS = ("auto", "exact", "scann")
-
-
-class Index(Protocol):
-    """What finds entities.
-
-    Attributes:
-      kind: "exact" or "scann".
-      shape: (E, D).
-    """
-
-    kind: str
-    shape: tuple[int, int]
-
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the k entities with the highest inner product.
-
-        Args:
-          queries: [Q, D] float, finite.
-          k: 1 <= k <= E.
-
-        Returns:
-          scores [Q, k] float32, descending, and rows [Q, k] int32.
-
-        Raises:
-          ElqError: wrong width, NaN or infinity in a query, k out of range.
-        """
-        ...
+__all__ = ["INDEXES", "Index", "ScannIndex", "exact_index", "open_index"]
 
 
 def _is_shared(devices: Sequence[jax.Device]) -> bool:
@@ -61,7 +34,7 @@ def exact_index(
     devices: Sequence[jax.Device],
     table: Table | None = None,
 ) -> Index:
-    """Exact search by the devices of a linker, of this process and perhaps of others.
+    """Makes an exact index for the devices of a linker, of this process and perhaps of others.
 
     Args:
       embeddings: [E, D].
@@ -76,30 +49,45 @@ def exact_index(
 def open_index(
     folder: str | os.PathLike[str],
     embeddings: Embeddings | np.ndarray,
-    kind: str = "auto",
+    index: str = "auto",
     devices: Sequence[jax.Device] | None = None,
 ) -> Index:
-    """Opens an index.
+    """Opens the index of a linker directory.
 
     Args:
-      folder: where `build_index` saved one; need not exist for exact search.
+      folder: where `build_index` saved one; need not exist for an index without files.
       embeddings: [E, D].
-      kind: "exact" (over the embeddings; needs nothing saved), "scann" (the saved one), or "auto":
-        the saved one if there is one, else exact.
-      devices: of the exact search; all of this process by default.
+      index: name in `INDEXES`, such as "exact", "scann" or "my_module:my_index"; or "auto": the
+        saved one if there is one that this machine can use, else exact.
+      devices: of an index that searches on devices; all of this process by default.
 
     Raises:
-      ElqError: unknown kind, no index saved, damaged, or built over other embeddings.
+      ElqError: unknown name, no index saved, damaged, or built over other embeddings.
     """
-    if kind not in INDEX_KINDS:
-        raise ElqError(f"index {kind!r}: expected one of {', '.join(INDEX_KINDS)}")
-    if kind == "exact" or (kind == "auto" and not is_saved(folder)):
-        devices = devices or devices_lib.local(devices_lib.all_devices())
+    devices = devices or devices_lib.local(devices_lib.all_devices())
+    if index == "auto":
+        return _saved_index(folder, embeddings) or exact_index(embeddings, devices)
+    if index == "exact":
         return exact_index(embeddings, devices)
+    kind = INDEXES.get(index)
+    if kind.has_files:
+        return kind.open(folder, embeddings)
+    return kind.build(embeddings, devices=devices)
+
+
+def _saved_index(
+    folder: str | os.PathLike[str], embeddings: Embeddings | np.ndarray
+) -> Index | None:
+    """Opens the saved index; None, after a warning if there is one that cannot be used here."""
     if not is_saved(folder):
-        source = embeddings.folder if isinstance(embeddings, Embeddings) else "EMBEDDINGS"
-        raise ElqError(
-            f"{folder}: no ScaNN index here; build one: python -m elq_jax.build_index "
-            f"--kind scann --embeddings {source} --output {folder}"
-        )
-    return ScannIndex.open(folder, embeddings)
+        return None
+    name = read_description(folder).index
+    if name not in INDEXES.names:  # A file does not decide which modules are imported.
+        reason = f"{folder}: the index {name!r} is not part of elq_jax; --index {name} imports it"
+    else:
+        try:
+            return INDEXES.get(name).open(folder, embeddings)
+        except UnavailableError as error:
+            reason = f"{folder}: {error}"
+    warnings.warn(f"{reason}; searching exactly instead", stacklevel=4)
+    return None

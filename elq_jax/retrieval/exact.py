@@ -26,9 +26,9 @@ from elq_jax.entities.embeddings import (
     Shard,
     checked,
     checked_shards,
-    first_bad_row,
     quantize,
 )
+from elq_jax.retrieval.base import INDEXES, Index, NoSettings
 
 CHUNK_SIZE = 32768
 QUERY_BUCKETS = (1, 4, 16, 64, 256)
@@ -147,7 +147,8 @@ def _merge(found, k):
     return _best(k, scores, rows)
 
 
-class ExactIndex:
+@INDEXES.register("exact")
+class ExactIndex(Index):
     """Exact search over embeddings held by the device.
 
     On CPU, memory-mapped shards are searched where they are: opening copies nothing and costs one
@@ -163,7 +164,7 @@ class ExactIndex:
       ElqError: no rows, or a row with NaN or infinity.
     """
 
-    kind = "exact"
+    has_files = False
 
     def __init__(
         self,
@@ -173,7 +174,7 @@ class ExactIndex:
     ):
         if dtype not in (None, *DTYPES):
             raise ElqError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
-        self.shape = tuple(embeddings.shape)
+        super().__init__(embeddings)
         self._chunk_size = chunk_size
         # (first row, table, scale) of each part; at most two table shapes, so two compilations.
         self._parts = []
@@ -184,23 +185,24 @@ class ExactIndex:
             scale = None if scale is None else jax.device_put(scale)
             self._parts.append((np.int32(part.start), jax.device_put(values), scale))
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the k entities with the highest inner product.
+    @classmethod
+    def build(
+        cls,
+        embeddings: Embeddings | np.ndarray,
+        settings: NoSettings | None = None,
+        *,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> ExactIndex:
+        """Opens the embeddings for exact search by the default device."""
+        del settings, devices
+        return cls(embeddings)
+
+    def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Finds the k best rows, equal scores in the order of rows.
 
         Compiled once for every k and number of queries in (1, 4, 16, 64, 256); others are padded
         or split.
-
-        Args:
-          queries: [Q, D] float, finite.
-          k: 1 <= k <= E.
-
-        Returns:
-          scores [Q, k] float32, descending, and rows [Q, k] int32; equal scores by row.
-
-        Raises:
-          ElqError: wrong width, NaN or infinity in a query, k out of range.
         """
-        queries = check_queries(queries, k, self.shape)
         scores = np.empty((len(queries), k), np.float32)
         rows = np.empty((len(queries), k), np.int32)
         for part, padded in query_batches(queries):
@@ -232,22 +234,6 @@ def _batch_size(count: int) -> int:
     if larger <= 16 or count >= 0.75 * larger:
         return larger
     return max(size for size in QUERY_BUCKETS if size <= count)
-
-
-def check_queries(queries: np.ndarray, k: int, shape: tuple[int, int]) -> np.ndarray:
-    """Validates what every index's `search` is given; returns the queries as float32 [Q, D]."""
-    queries = np.asarray(queries, np.float32)
-    rows, width = shape
-    if queries.ndim != 2 or queries.shape[1] != width:
-        raise ElqError(f"queries: found shape {queries.shape}, expected (Q, {width})")
-    if not 1 <= k <= rows:
-        raise ElqError(f"k = {k}: expected 1 <= k <= {rows}, the number of entities")
-    bad = first_bad_row(queries)
-    if bad is not None:
-        raise ElqError(
-            f"query {bad} holds NaN or infinity; check the parameters of the question encoder"
-        )
-    return queries
 
 
 def _join(shards: list[Shard]) -> list[Shard]:
@@ -287,6 +273,11 @@ class Table(flax.struct.PyTreeNode):
     values: jax.Array
     scale: jax.Array | None
     num_rows: int = flax.struct.field(pytree_node=False)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(E, D)."""
+        return self.num_rows, self.values.shape[-1]
 
 
 def shard_table(

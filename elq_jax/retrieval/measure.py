@@ -2,14 +2,149 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import pathlib
+import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from elq_jax.entities.embeddings import Embeddings
-    from elq_jax.retrieval import Index
+from elq_jax.core.errors import ElqError
+from elq_jax.entities.embeddings import Embeddings
+from elq_jax.retrieval.base import INDEXES, REPORT, Index, check_queries
+from elq_jax.retrieval.exact import ExactIndex
+from elq_jax.storage.files import write_json
+
+T = TypeVar("T")
+CUTS = (1, 10, 100)
+
+
+def compare(
+    embeddings: Embeddings,
+    queries: np.ndarray,
+    index: str = "scann",
+    settings: Any = None,
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    seconds: float = 3.0,
+    about: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Builds an index and compares it with exact search, in recall, speed, time and size.
+
+    What is being done is said on stderr.
+
+    Args:
+      embeddings: [E, D].
+      queries: [Q, D] float, to measure with.
+      index: name in `INDEXES`; "exact" builds nothing.
+      settings: of the index's `Settings`; None: all defaults.
+      folder: place of an index with files, which is saved there and opened again; report.json is
+        written beside it. None: the index is measured as it was built.
+      seconds: how long each speed is measured.
+      about: further entries of the report, such as where the queries are from.
+
+    Returns:
+      a JSON-able dict: rows, width, dtype, and for "exact" and the index's name a dict of
+      open_seconds, recall by k, queries_per_second by queries at a time; of an index that was built
+      also settings and build_seconds, of one that was saved bytes.
+
+    Raises:
+      ElqError: no such index, a setting or query out of range, files that cannot be written.
+    """
+    queries = check_queries(queries, 1, embeddings.shape)
+    if not len(queries):
+        raise ElqError("queries: none; expected at least one to measure with")
+    kind = INDEXES.get(index)
+    exact, open_seconds = _timed(lambda: ExactIndex(embeddings))
+    report: dict[str, Any] = {
+        "rows": embeddings.shape[0],
+        "width": embeddings.shape[1],
+        "dtype": embeddings.dtype,
+        **(about or {}),
+        "exact": {"open_seconds": open_seconds},
+    }
+    indexes: dict[str, Index] = {"exact": exact}
+    if kind is not ExactIndex:
+        indexes[index], report[index] = _build(kind, embeddings, settings, folder)
+    _say(f"searching for the nearest entities of {len(queries):,} queries ...")
+    _, nearest = exact.search(queries, min(max(CUTS), len(embeddings)))
+    for name, one in indexes.items():
+        report[name] |= _measure(name, one, queries, nearest, seconds)
+    if folder is not None and kind.has_files:
+        write_json(pathlib.Path(folder) / REPORT, report)
+    return report
+
+
+def _build(
+    kind: type[Index],
+    embeddings: Embeddings,
+    settings: Any,
+    folder: str | os.PathLike[str] | None,
+) -> tuple[Index, dict[str, Any]]:
+    """Builds an index, saves it and opens it again: the index, and what there is to say of it."""
+    _say(f"building the index over {len(embeddings):,} entities ...")
+    index, build_seconds = _timed(lambda: kind.build(embeddings, settings))
+    facts = {"settings": dataclasses.asdict(index.settings), "build_seconds": build_seconds}
+    if folder is None or not kind.has_files:
+        return index, facts
+    index.save(folder)
+    index, facts["open_seconds"] = _timed(lambda: kind.open(folder, embeddings))
+    paths = pathlib.Path(folder).rglob("*")
+    facts["bytes"] = sum(path.stat().st_size for path in paths if path.is_file())
+    return index, facts
+
+
+def _measure(
+    name: str, index: Index, queries: np.ndarray, nearest: np.ndarray, seconds: float
+) -> dict[str, Any]:
+    rows = index.shape[0]
+    _say(f"measuring the recall of {name} ...")
+    # k as it is used: an index may look harder for more neighbours.
+    recalls = {str(k): recall(index.search(queries, k)[1], nearest, k) for k in CUTS if k <= rows}
+    speeds = {}
+    for size in sorted({1, min(64, len(queries))}):
+        _say(f"measuring the speed of {name}, {how_many(size)} ...")
+        speeds[str(size)] = queries_per_second(index, queries, size, min(10, rows), seconds)
+    return {"recall": recalls, "queries_per_second": speeds}
+
+
+def how_many(size: int) -> str:
+    """Words for the number of queries in a search."""
+    return "one at a time" if size == 1 else f"{size} at a time"
+
+
+def read_queries(path: str | os.PathLike[str], embeddings: Embeddings) -> np.ndarray:
+    """Reads query vectors.
+
+    Args:
+      path: of a .npy file, float [Q, D].
+      embeddings: [E, D], which they are for.
+
+    Returns:
+      [Q, D] float32, at least one.
+
+    Raises:
+      ElqError: not such a file, of another width, without a query, or with NaN or infinity.
+    """
+    try:
+        queries = np.asarray(np.load(path, allow_pickle=False), np.float32)
+    except (OSError, ValueError, EOFError) as error:
+        raise ElqError(f"{path}: not a .npy file of numbers ({error})") from error
+    try:
+        queries = check_queries(queries, 1, embeddings.shape)
+    except ElqError as error:
+        raise ElqError(f"{path}: {error}") from error
+    if not len(queries):
+        raise ElqError(f"{path}: no query in it")
+    return queries
+
+
+def sample(queries: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Draws queries [Q, D] at random without repeats: [min(Q, count), D]."""
+    return queries[np.random.default_rng(seed).permutation(len(queries))[:count]]
 
 
 def perturbed_rows(embeddings: Embeddings, count: int, noise: float, seed: int) -> np.ndarray:
@@ -32,7 +167,7 @@ def perturbed_rows(embeddings: Embeddings, count: int, noise: float, seed: int) 
 
 
 def recall(found: np.ndarray, exact: np.ndarray, k: int) -> float:
-    """Returns the share of the exact k nearest rows that are among the first k found.
+    """Computes the share of the exact k nearest rows that are among the first k found.
 
     Args:
       found: [Q, >= k] int, rows of an approximate search.
@@ -65,3 +200,13 @@ def queries_per_second(
         index.search(batches[count % len(batches)], k)
         count += 1
     return count * batch_size / (time.perf_counter() - started)
+
+
+def _timed(function: Callable[[], T]) -> tuple[T, float]:
+    started = time.perf_counter()
+    result = function()
+    return result, time.perf_counter() - started
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)

@@ -9,7 +9,8 @@ import numpy as np
 
 from elq_jax.core import devices as devices_lib
 from elq_jax.entities.embeddings import Embeddings
-from elq_jax.retrieval.exact import Table, check_queries, query_batches, shard_table, sharded_top_k
+from elq_jax.retrieval.base import INDEXES, Index, NoSettings
+from elq_jax.retrieval.exact import Table, query_batches, shard_table, sharded_top_k
 
 
 def place_table(
@@ -36,7 +37,8 @@ def place_table(
     return Table(devices_lib.place(values, own), scale, len(embeddings))
 
 
-class ShardedIndex:
+@INDEXES.register("sharded")
+class ShardedIndex(Index):
     """Exact search by all devices together; approximate in each of them on TPU (`sharded_top_k`).
 
     With devices of several processes, every process has to search for the same queries.
@@ -46,10 +48,10 @@ class ShardedIndex:
       devices: the same.
     """
 
-    kind = "exact"
+    has_files = False
 
     def __init__(self, table: Table, devices: Sequence[jax.Device]):
-        self.shape = (table.num_rows, table.values.shape[-1])
+        super().__init__(table)
         self._table, self._devices = table, list(devices)
 
         def search(queries, table, k):
@@ -65,9 +67,21 @@ class ShardedIndex:
 
         self._search = devices_lib.parallel(search, self._devices, static=2)
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `ExactIndex.search`."""
-        queries = check_queries(queries, k, self.shape)
+    @classmethod
+    def build(
+        cls,
+        embeddings: Embeddings | np.ndarray,
+        settings: NoSettings | None = None,
+        *,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> ShardedIndex:
+        """Spreads the embeddings over the devices, by default all of every process."""
+        del settings
+        devices = devices or devices_lib.all_devices()
+        return cls(place_table(embeddings, devices), devices)
+
+    def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `ExactIndex.nearest`."""
         scores = np.empty((len(queries), k), np.float32)
         rows = np.empty((len(queries), k), np.int32)
         for part, padded in query_batches(queries):

@@ -603,7 +603,7 @@ def test_index(release):
     folder = release.convert(index=True, dtype="int8")
     embeddings = Embeddings.open(folder / "embeddings")
     index = open_index(folder / "index", embeddings)
-    assert index.kind == "scann"
+    assert index.name == "scann"
     _, rows = index.search(embeddings[:20], 1)
     _, expected = open_index(folder / "index", embeddings, "exact").search(embeddings[:20], 1)
     np.testing.assert_array_equal(rows, expected)

@@ -1,0 +1,214 @@
+"""Flags that several programs have: those of a linker, of an index, and of any settings dataclass.
+
+Flags defined here are shown by the --help of the program that asked for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+from absl import flags
+
+from elq_jax import cli
+from elq_jax.core.errors import ElqError
+from elq_jax.core.registry import Registry
+from elq_jax.core.settings import Setting, fields_of, make_settings
+from elq_jax.original.presets import PRESETS, with_preset
+
+if TYPE_CHECKING:
+    import jax
+
+    from elq_jax.linking.linker import EntityLinker
+
+flags.disclaim_key_flags()
+
+T = TypeVar("T")
+_INDEX_HELP = {
+    "auto": "How entities are searched: exact, scann, or package.module:name of an index of your "
+    "own; auto: with the saved index if there is one, else exact.",
+    "scann": "What to build: scann, or package.module:name of an index of your own; exact only "
+    "measures the search that needs no index.",
+}
+
+
+def define_index(default: str) -> flags.FlagHolder[str]:
+    """Defines, for the module that calls, --index: a name in `INDEXES`.
+
+    Args:
+      default: "auto", which such a flag then also takes, or "scann".
+    """
+
+    def registry() -> Registry[Any]:
+        from elq_jax.retrieval.base import INDEXES  # Not before it is asked for: it imports JAX.
+
+        return INDEXES
+
+    return flags.DEFINE(_NameParser(registry, default), "index", default, _INDEX_HELP[default])
+
+
+def on_command_line(name: str, default: str) -> str:
+    """Value of a flag before flags are parsed: what it chooses decides which others there are."""
+    value = default
+    for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=False):
+        if argument == "--":
+            break
+        flag, equals, text = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and flag == name:
+            value = text if equals else following
+    return value
+
+
+class _NameParser(flags.ArgumentParser):
+    """Takes the default, and names of a registry, which is asked only for other names."""
+
+    syntactic_help = "a name"
+
+    def __init__(self, registry: Callable[[], Registry[Any]], default: str):
+        self._registry, self._default = registry, default
+
+    def parse(self, argument: str) -> str:
+        if argument != self._default:
+            self._registry().get(argument)
+        return argument
+
+
+class _ValueParser(flags.ArgumentParser):
+    """Takes text for a value of a type; "none" where the type has None."""
+
+    def __init__(self, setting: Setting):
+        self._setting = setting
+        choices = map(str, setting.choices)
+        self.syntactic_help = f"<{'|'.join(choices)}>" if setting.choices else ""
+
+    def parse(self, argument: Any) -> Any:
+        if not isinstance(argument, str):
+            return argument
+        if self._setting.choices and argument not in self._setting.choices:
+            raise ValueError(f"expected one of {', '.join(map(str, self._setting.choices))}")
+        text = "null" if argument.lower() == "none" else argument
+        try:
+            return msgspec.convert(text, self._setting.type, strict=False)
+        except msgspec.ValidationError as error:
+            raise ValueError(str(error).replace("Expected", "expected", 1)) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class SettingsFlags(Generic[T]):
+    """Flags with the names, types, defaults and texts of a settings dataclass; made by `define`."""
+
+    settings: type[T]
+    holders: Mapping[str, flags.FlagHolder[Any]]
+
+    @classmethod
+    def define(cls, settings: type[T], prefix: str) -> SettingsFlags[T]:
+        """Defines one flag for each field, for the module that calls.
+
+        Args:
+          settings: a dataclass as `core.settings` describes them.
+          prefix: what is put before the name of a field that the program has a flag of: the
+            setting seed of an index becomes --index_seed.
+        """
+        holders = {}
+        for name, setting in fields_of(settings).items():
+            flag = f"{prefix}_{name}" if name in flags.FLAGS else name
+            text = setting.help[:1].upper() + setting.help[1:]
+            if setting.type is bool:
+                holders[name] = flags.DEFINE_bool(flag, setting.default, text)
+            else:
+                holders[name] = flags.DEFINE(_ValueParser(setting), flag, setting.default, text)
+        return cls(settings, holders)
+
+    def value(self) -> T:
+        """Settings as given on the command line."""
+        values = {name: holder.value for name, holder in self.holders.items()}
+        return make_settings(self.settings, values)
+
+
+def define_settings_of(registry: Registry[Any], flag: str, default: str) -> SettingsFlags[Any]:
+    """Defines flags for the `Settings` of the entry that another flag names on the command line.
+
+    A name that is not in the registry defines none; the other flag's own parser refuses it.
+
+    Args:
+      registry: of classes with an attribute `Settings`.
+      flag: name of that other flag.
+      default: its default.
+    """
+    try:
+        entry = registry.get(on_command_line(flag, default))
+    except ElqError:
+        entry = registry.get(default)
+    return SettingsFlags.define(entry.Settings, flag)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinkerFlags:
+    """The flags of a program that opens a linker; made by `define`, once per process."""
+
+    linker: flags.FlagHolder[str]
+    preset: flags.FlagHolder[str | None]
+    threshold: flags.FlagHolder[float | None]
+    max_mentions: flags.FlagHolder[int | None]
+    candidates: flags.FlagHolder[int | None]
+    index: flags.FlagHolder[str]
+    dtype: flags.FlagHolder[str]
+    batch_size: flags.FlagHolder[int]
+
+    @classmethod
+    def define(cls) -> LinkerFlags:
+        """Defines them for the module that calls."""
+        return cls(
+            linker=flags.DEFINE_string("linker", None, "Linker directory.", required=True),
+            preset=flags.DEFINE_enum(
+                "preset",
+                None,
+                tuple(PRESETS),
+                "Settings that the original ELQ was published with; --threshold, --max_mentions "
+                "and --candidates win over them.",
+            ),
+            threshold=flags.DEFINE_float(
+                "threshold", None, "Keep links with a higher score; by default the linker's own."
+            ),
+            max_mentions=flags.DEFINE_integer(
+                "max_mentions",
+                None,
+                "Mentions considered in a question; by default the linker's own.",
+                lower_bound=1,
+            ),
+            candidates=flags.DEFINE_integer(
+                "candidates",
+                None,
+                "Entities retrieved for a mention, among which its probability is shared out; by "
+                "default the linker's own.",
+                lower_bound=1,
+            ),
+            index=define_index("auto"),
+            dtype=flags.DEFINE_enum(
+                "dtype", "float32", ("float32", "bfloat16"), "Matrix products of the encoder."
+            ),
+            batch_size=flags.DEFINE_integer(
+                "batch_size", 64, "Questions encoded at a time.", lower_bound=1
+            ),
+        )
+
+    def open(self, devices: Sequence[jax.Device] | None = None) -> EntityLinker:
+        """The linker that the command line asks for; `devices` as in `from_pretrained`."""
+        cli.use_compilation_cache()
+        from elq_jax.linking.linker import EntityLinker
+
+        settings = {
+            "threshold": self.threshold.value,
+            "max_mentions": self.max_mentions.value,
+            "num_candidates": self.candidates.value,
+        }
+        return EntityLinker.from_pretrained(
+            self.linker.value,
+            index=self.index.value,
+            dtype=self.dtype.value,
+            devices=devices,
+            **with_preset(self.preset.value, settings),
+        )
