@@ -46,8 +46,6 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -59,7 +57,7 @@ from elq_jax.core.errors import ElqError
 from elq_jax.core.registry import Registry
 from elq_jax.core.settings import check_settings, make_settings
 from elq_jax.entities.embeddings import Embeddings, first_bad_row
-from elq_jax.storage.files import write_json
+from elq_jax.storage.files import atomic_folder, write_json
 
 if TYPE_CHECKING:
     from typing import Self
@@ -186,21 +184,12 @@ class Index(abc.ABC):
             raise ElqError(
                 f"index {self.name}: needs the embeddings only; there is nothing to save"
             )
-        folder = pathlib.Path(folder)
-        if folder.is_dir() and any(folder.iterdir()) and not is_saved(folder):
-            raise ElqError(f"{folder}: holds something that is not an index; give another folder")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            temporary.chmod(0o755)
-            self.write(temporary)
-            write_json(temporary / DESCRIPTION, self._describe(temporary))
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.replace(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            with atomic_folder(folder, "an index", is_saved) as temporary:
+                self.write(temporary)
+                write_json(temporary / DESCRIPTION, self._describe(temporary))
+        except RuntimeError as error:  # of a library in C++
+            raise ElqError(f"{folder}: the index cannot be written ({error})") from error
 
     def _describe(self, folder: pathlib.Path) -> dict[str, Any]:
         digests = _digests(folder, _files(folder))

@@ -21,14 +21,13 @@ import itertools
 import math
 import os
 import pathlib
-import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 
-from elq_jax.core.errors import DiskFullError, ElqError
+from elq_jax.core.errors import ElqError
 from elq_jax.core.settings import check_settings
 from elq_jax.entities.embeddings import Embeddings, Shard, checked_shards
 from elq_jax.retrieval.base import INDEXES, Index, UnavailableError
@@ -157,13 +156,8 @@ class ScannIndex(Index):
 
     def write(self, folder: pathlib.Path) -> None:
         """Writes ScaNN's files, those of each part to a folder of its own if there are several."""
-        try:
-            with _quiet(), _encodable(folder) as path:
-                self._searcher.serialize(path, relative_path=True)
-        except RuntimeError as error:
-            full = re.search("No space left|Disk quota|RESOURCE_EXHAUSTED", str(error))
-            kind = DiskFullError if full else ElqError
-            raise kind(f"{folder}: ScaNN cannot write the index: {error}") from error
+        with _quiet(), _encodable(folder) as path:
+            self._searcher.serialize(path, relative_path=True)
 
     @classmethod
     def read(

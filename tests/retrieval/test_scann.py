@@ -256,7 +256,7 @@ def test_interrupted_saving_leaves_the_old_index(tmp_path, tree, table, monkeypa
         raise RuntimeError("No space left on device")
 
     monkeypatch.setattr(tree._searcher, "serialize", full)
-    with pytest.raises(ElqError, match="No space left"):
+    with pytest.raises(ElqError, match="index: not written, the disk is full"):
         tree.save(tmp_path / "index")
     assert os.listdir(tmp_path) == ["index"]
     assert ScannIndex.open(tmp_path / "index", table).settings.method == "brute_force"
