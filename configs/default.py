@@ -4,7 +4,7 @@ Purpose: to be copied and changed; it names no data.
 Hardware: any. Time and score: not measured.
 Command: python -m elq_jax.train --config configs/default.py --workdir runs/mine \\
     --config.catalogue=my_catalogue --config.dev_file=dev.jsonl \\
-    --config.train_files="('train.jsonl',)"
+    --config.train_files=train.jsonl
 """
 
 import ml_collections

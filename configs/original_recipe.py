@@ -18,7 +18,7 @@ Command: python -m elq_jax.encode_entities --catalogue data/entities.jsonl.gz --
 The published models were trained with batches of 128, 100 epochs and a learning rate of 1e-5, from
 the checkpoint of an earlier run: --config.init_from=elq_wiki --config.catalogue=elq_wiki after
 `convert`. The original's training of both encoders, with in-batch negatives, is
---config.stages="('bi_encoder',)".
+--config.stages=bi_encoder.
 """
 
 import ml_collections

@@ -2,38 +2,156 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.machinery
+import importlib.util
 import pathlib
 import re
 import sys
+import traceback
+import types
 
 from absl import flags
 from ml_collections import ConfigDict
-from ml_collections.config_flags import config_flags
+from ml_collections.config_flags import config_flags, tuple_parser
 
 # --help shows the flag with the program that asked for it.
 flags.disclaim_key_flags()
 
+PACKAGE = "configs"  # Configurations that come with this library, and those that import them.
 
-def define_config(default: str | None = None) -> flags.FlagHolder[ConfigDict]:
-    """Defines, for the module that calls, --config and --config.NAME for each of its settings."""
-    holder = config_flags.DEFINE_config_file("config", default, "Configuration file.")
-    flags.FLAGS["config"].parser = _ConfigParser("config")
+
+def define_config(
+    default: str | None = None, flag_values: flags.FlagValues = flags.FLAGS
+) -> flags.FlagHolder[ConfigDict]:
+    """Defines, for the module that calls, --config and --config.NAME for each of its settings.
+
+    Args:
+      default: configuration file, where the flag is not given.
+      flag_values: flags of the program.
+    """
+    config_flags.register_flag_parser_for_type(tuple, _ListParser())
+    holder = config_flags.DEFINE_config_file(
+        "config", default, "Configuration file, such as configs/demo.py.", flag_values
+    )
+    flag_values["config"].parser = _ConfigParser("config")
     return holder
+
+
+def own_configs() -> pathlib.Path:
+    """The folder of the configurations that come with this library.
+
+    It is elq_jax/configs where the package was installed, and configs/ beside elq_jax/ in a
+    checkout.
+    """
+    package = pathlib.Path(__file__).parent.parent
+    installed = package / PACKAGE
+    return installed if installed.is_dir() else package.parent / PACKAGE
+
+
+def find_config(name: str) -> pathlib.Path:
+    """Returns the file of a configuration; says so if it is not the one asked for.
+
+    Args:
+      name: path of a file. Where there is none, configs/NAME.py is the one of that name that came
+        with this library.
+
+    Raises:
+      ValueError: there is no such file.
+    """
+    path = pathlib.Path(name).expanduser()
+    if path.is_file():
+        return path
+    own = own_configs() / path.name
+    if path.parent == pathlib.Path(PACKAGE) and own.is_file():
+        print(f"{name}: no such file here; using {own}, which came with elq_jax", file=sys.stderr)
+        return own
+    raise ValueError("no such file; expected one such as configs/default.py")
+
+
+def load_config(path: pathlib.Path, variant: str | None = None) -> ConfigDict:
+    """Calls `get_config` of a configuration file.
+
+    Args:
+      path: of the file. It may import others as `from configs import default`: those beside it, if
+        its folder is named configs, then those that come with this library.
+      variant: given to `get_config` if there is one.
+
+    Raises:
+      ValueError: the file cannot be run, or does not return a ConfigDict.
+    """
+    _make_importable(path.absolute().parent)
+    try:
+        module = _import_file(path)
+        config = module.get_config(*([] if variant is None else [variant]))
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        place = f" (line {lines[-1]})" if lines else ""
+        hint = f" (variant {variant!r})" if variant and variant not in str(error) else ""
+        raise ValueError(f"{type(error).__name__}: {error}{place}{hint}") from error
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"get_config returned {type(config).__name__}; expected a ConfigDict")
+    return config
+
+
+def _import_file(path: pathlib.Path) -> types.ModuleType:
+    """Runs a file as a module that is known to nobody else."""
+    loader = importlib.machinery.SourceFileLoader(f"{path.stem}_config", str(path))
+    module = types.ModuleType(loader.name)
+    module.__file__ = str(path)
+    loader.exec_module(module)
+    return module
+
+
+def _make_importable(folder: pathlib.Path) -> None:
+    """Lets a configuration file in `folder` import others from the package `configs`.
+
+    Those in `folder` come first, if it is named so, then those that Python finds by itself, in the
+    current folder for instance, then those that came with this library.
+    """
+    package = sys.modules.get(PACKAGE)
+    if package is None:
+        spec = importlib.util.find_spec(PACKAGE)
+        package = types.ModuleType(PACKAGE)
+        package.__path__ = list(spec.submodule_search_locations or ()) if spec else []
+        sys.modules[PACKAGE] = package
+    beside = [str(folder)] if folder.name == PACKAGE else []
+    package.__path__ = list(dict.fromkeys([*beside, *package.__path__, str(own_configs())]))
+
+
+class _ListParser(tuple_parser.TupleParser):
+    """Reads lists: a.jsonl,b.jsonl as well as "('a.jsonl', 'b.jsonl')"; nothing is no element."""
+
+    def parse(self, argument: object) -> tuple[object, ...]:
+        if not isinstance(argument, str):
+            return super().parse(argument)
+        text = argument.strip()
+        if text.startswith(("(", "[")):
+            try:
+                return tuple(ast.literal_eval(text))
+            except (ValueError, SyntaxError, TypeError) as error:
+                message = f"found {argument!r}; expected a list such as a.jsonl,b.jsonl"
+                raise ValueError(message) from error
+        return tuple(_literal(item.strip()) for item in text.split(",") if item.strip())
+
+
+def _literal(text: str) -> object:
+    """A number or a quoted string as Python reads it; any other text as it is."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if isinstance(value, int | float | str) else text
 
 
 class _ConfigParser(config_flags.ConfigFileFlagParser):
     """Makes one-line errors of the flag of what ml_collections answers with a traceback."""
 
     def parse(self, path: str) -> ConfigDict:
-        file, _, variant = path.partition(":")
-        if not pathlib.Path(file).is_file():
-            raise ValueError("no such file; expected one such as configs/default.py")
-        try:
-            config = super().parse(path)
-        except (TypeError, ValueError, SyntaxError) as error:  # with a traceback in the message
-            reason = str(error).rstrip().rpartition("\n")[2]
-            hint = f" (variant {variant!r})" if variant not in reason else ""
-            raise ValueError(reason + hint) from error
+        file, colon, variant = path.partition(":")
+        config = load_config(find_config(file), variant if colon else None)
+        config.lock()
         for argument in sys.argv[1:]:
             if override := re.match(rf"--?(?:no)?{self.name}\.([^=]*)", argument):
                 self._check(config, override[1])

@@ -89,6 +89,7 @@ class OriginalRecipe(Recipe):
     """
 
     shuffle = False
+    Settings = OriginalSettings
 
     def __init__(
         self,

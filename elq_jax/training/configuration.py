@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -13,9 +15,10 @@ from elq_jax.core.devices import COMPUTE_DTYPES
 from elq_jax.core.errors import ElqError, check_count
 from elq_jax.entities import embeddings
 from elq_jax.linking.settings import LinkingSettings
+from elq_jax.model.elq import ElqConfig
 from elq_jax.storage.files import write_json
 from elq_jax.training.optimizer import RECIPES, Recipe, create_learning_rate_schedule
-from elq_jax.training.step import loss_config
+from elq_jax.training.step import LossConfig, loss_config
 
 STAGES = ("bi_encoder", "joint")
 _AT_LEAST_ONE = (
@@ -28,6 +31,33 @@ _AT_LEAST_ONE = (
     "chunk_size",
 )
 _FILE = "config.json"
+# Names of the settings; configs/default.py says what they mean.
+_OUTERMOST = (
+    *("seed", "num_devices", "question_encoder", "entity_encoder", "init_from", "catalogue"),
+    *("train_files", "train_repeats", "dev_file", "length_buckets", "on_error", "stages"),
+    "recipe",
+)
+_STAGE = (
+    *("batch_size", "num_epochs", "num_steps", "accumulate_steps", "learning_rate"),
+    *("new_module_factor", "schedule", "warmup_fraction", "weight_decay", "max_grad_norm"),
+    *("span_loss_weight", "dtype", "remat", "log_every", "checkpoint_every", "num_negatives"),
+)
+_SECTIONS = {
+    "model": (),
+    "bi_encoder": (*_STAGE, "mine_every"),
+    "joint": (*_STAGE, "linking_loss", "chunk_size", "table_dtype", "eval_every"),
+    "encode": ("batch_size", "dtype", "storage_dtype"),
+    "linking": (),
+    "eval": ("metric", "threshold_floor", "max_questions"),
+}
+# Sections that may also hold fields of a dataclass.
+_FIELDS = {
+    "model": ElqConfig,
+    "linking": LinkingSettings,
+    "bi_encoder": LossConfig,
+    "joint": LossConfig,
+}
+_RENAMED = {"encode.table_dtype": "encode.storage_dtype"}
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -35,6 +65,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
     What only the data or the encoders can tell (`config.model`, files) is found when they are read.
     """
+    _check_names(config)
     unknown = set(config.stages) - set(STAGES)
     if unknown or not config.stages:
         raise ElqError(f"stages: {tuple(config.stages)}; expected some of {STAGES}, in this order")
@@ -55,7 +86,6 @@ def check(config: ml_collections.ConfigDict) -> None:
     _one_of("eval.metric", config.eval.metric, ("weak", "strong"))
     _one_of("on_error", config.on_error, ("stop", "skip"))
     LinkingSettings.from_dict(config.linking)
-    recipe_of(config)
 
 
 def recipe_of(config: ml_collections.ConfigDict) -> tuple[type[Recipe], Mapping[str, Any]]:
@@ -72,6 +102,51 @@ def recipe_of(config: ml_collections.ConfigDict) -> tuple[type[Recipe], Mapping[
             "--config.recipe=elq_jax.original.recipe:original, or remove the section"
         )
     return recipe, config.get(name, {})
+
+
+def _check_names(config: ml_collections.ConfigDict) -> None:
+    """Raises an ElqError that lists the settings that do not exist, and those that are missing."""
+    required = {f"{section}.{name}" for section in _SECTIONS for name in _SECTIONS[section]}
+    fields = _FIELDS | _recipe_fields(config)
+    known = required | {
+        f"{section}.{field.name}"
+        for section, settings in fields.items()
+        for field in dataclasses.fields(settings)
+        if not field.name.endswith("_bert")  # The encoders say what these are.
+    }
+    required |= {*_OUTERMOST, *_SECTIONS}
+    known |= {*required, *fields}
+    found = set(config.keys())
+    for section in found & {*_SECTIONS, *fields}:
+        if not isinstance(config[section], ml_collections.ConfigDict):
+            raise ElqError(f"--config: {section}: {config[section]!r}; expected a section")
+        found |= {f"{section}.{name}" for name in config[section]}
+    problems = [f"{name}: no such setting; {_hint(name, known)}" for name in found - known]
+    problems += [
+        f"{name}: missing; begin with configs/default.py."
+        for name in required - found
+        if name.partition(".")[0] in found or "." not in name
+    ]
+    if problems:
+        raise ElqError("--config: " + " ".join(sorted(problems)))
+
+
+def _recipe_fields(config: ml_collections.ConfigDict) -> dict[str, type]:
+    """The section of the recipe's own settings and the dataclass of them, if it has any."""
+    if "recipe" not in config:
+        return {}
+    recipe, _ = recipe_of(config)
+    return {config.recipe.rpartition(":")[2]: recipe.Settings} if recipe.Settings else {}
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    """What was meant with a setting that does not exist."""
+    if name in _RENAMED:
+        return f"it is named {_RENAMED[name]} now."
+    section, _, last = name.rpartition(".")
+    siblings = [k.rpartition(".")[2] for k in sorted(known) if k.rpartition(".")[0] == section]
+    nearest = difflib.get_close_matches(last, siblings, 1)
+    return f"did you mean {nearest[0]}?" if nearest else "configs/default.py lists them all."
 
 
 def _check_stage(name: str, stage: ml_collections.ConfigDict) -> None:
@@ -104,6 +179,7 @@ def check_recorded(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
     if not path.exists():
         return
     found = flatten(json.loads(path.read_text(encoding="utf-8")))
+    found = {_RENAMED.get(name, name): value for name, value in found.items()}
     wanted = flatten(json.loads(config.to_json_best_effort()))
     found.setdefault("recipe", wanted["recipe"])  # older ones tell it by their section `original`
     changed = sorted(k for k in {**found, **wanted} if found.get(k) != wanted.get(k))

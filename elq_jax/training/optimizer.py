@@ -52,10 +52,13 @@ class Recipe(abc.ABC):
 
     Attributes:
       shuffle: whether an epoch has its questions in a random order, or in that of their files.
+      Settings: dataclass of the recipe's own settings, which stand in the section of its name; None
+        where it has none.
       tx: the optimiser.
     """
 
     shuffle: ClassVar[bool] = True
+    Settings: ClassVar[type | None] = None
     tx: optax.GradientTransformation
 
     @abc.abstractmethod

@@ -34,7 +34,7 @@ from elq_jax.text.padding import pad_tokens
 from elq_jax.text.tokenization import Tokenizer
 from elq_jax.training import checkpoints, loop, stages
 from elq_jax.training import optimizer as state
-from elq_jax.training.configuration import recipe_of
+from elq_jax.training.configuration import check, recipe_of
 from elq_jax.training.metrics import MetricsWriter
 from elq_jax.training.step import LossConfig, Table, joint_train_step
 
@@ -402,3 +402,13 @@ def test_settings_of_a_recipe_that_is_not_asked_for():
     config.recipe = "standard"
     with pytest.raises(ElqError, match=r"original: .* give --config.recipe=elq_jax.original.recip"):
         recipe_of(config)
+
+
+def test_names_of_its_settings_are_checked():
+    config = original_recipe.get_config()
+    check(config)
+    config.original.eval_intervall = 3
+    with pytest.raises(
+        ElqError, match=r"original\.eval_intervall: .* did you mean eval_interval\?"
+    ):
+        check(config)

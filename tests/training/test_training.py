@@ -316,6 +316,44 @@ def test_settings_that_cannot_be_used(config, tmp_path, change, message):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "messages"),
+    [
+        (
+            {"joint.learning_rte": 99.0, "joint.num_epoch": 1, "linkng": 1},
+            [
+                "joint.learning_rte: no such setting; did you mean learning_rate?",
+                "joint.num_epoch: no such setting; did you mean num_epochs?",
+                "linkng: no such setting; did you mean linking?",
+            ],
+        ),
+        (
+            {"model.mention_hed": "mlp"},
+            ["model.mention_hed: no such setting; did you mean mention"],
+        ),
+        ({"linking.maxmentions": 3}, ["did you mean max_mentions?"]),
+        ({"eval.quux": 3}, ["eval.quux: no such setting; configs/default.py lists them all"]),
+        ({"encode.table_dtype": "int8"}, ["it is named encode.storage_dtype now"]),
+        ({"joint.remat": None}, ["joint.remat: missing; begin with configs/default.py"]),
+        ({"eval": None}, ["eval: missing; begin with configs/default.py"]),
+    ],
+)
+def test_names_of_settings_are_checked(config, tmp_path, change, messages):
+    """As on the command line, in a configuration file or a notebook; None: left out."""
+    for name, value in change.items():
+        *sections, last = name.split(".")
+        section = config[sections[0]] if sections else config
+        if value is None:
+            del section[last]
+        else:
+            section[last] = value
+    with pytest.raises(ElqError) as raised:
+        loop.train_and_evaluate(config, tmp_path / "run")
+    for message in messages:
+        assert message in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.usefixtures("quick_compilation")
 def test_a_start_that_failed_does_not_claim_the_workdir(config, tmp_path):
     config.joint.num_steps = 1

@@ -1,0 +1,147 @@
+"""The flag --config: where its files are found, what they may import, and how lists are read."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from elq_jax.cli import config as config_flag
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """A function from the arguments of a program to its configuration."""
+
+    def parsed(*arguments):
+        values = flags.FlagValues()
+        monkeypatch.setattr(sys, "argv", ["program", *arguments])
+        holder = config_flag.define_config(flag_values=values)
+        values(sys.argv)
+        return holder.value
+
+    return parsed
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("train_files=a.jsonl", ("a.jsonl",)),
+        ("train_files=/data/a.jsonl,~/b-1.jsonl.gz, c d.jsonl,", None),
+        ("train_files=('a,b.jsonl', 'c.jsonl')", ("a,b.jsonl", "c.jsonl")),
+        ("train_files=", ()),
+        ("stages=bi_encoder,joint", ("bi_encoder", "joint")),
+        ("stages=('joint',)", ("joint",)),
+        ("train_repeats=2.0,0.25,1e-1", (2.0, 0.25, 0.1)),
+        ("length_buckets=16,32", (16, 32)),
+    ],
+)
+def test_lists(parse, argument, expected):
+    config = parse("--config=configs/default.py", f"--config.{argument}")
+    if expected is None:
+        expected = ("/data/a.jsonl", "~/b-1.jsonl.gz", "c d.jsonl")
+    assert config[argument.partition("=")[0]] == expected
+
+
+def test_a_list_may_be_given_piece_by_piece(parse):
+    arguments = ["--config.train_files=a.jsonl", "--config.train_files=b.jsonl,c.jsonl"]
+    config = parse("--config=configs/default.py", *arguments)
+    assert config.train_files == ("a.jsonl", "b.jsonl", "c.jsonl")
+
+
+def test_a_list_that_cannot_be_read(parse):
+    with pytest.raises(flags.IllegalFlagValueError, match=r"expected a list such as a\.jsonl,b"):
+        parse("--config=configs/default.py", "--config.train_files=('a.jsonl',")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config():\n    return 3\n", "get_config returned int; expected a ConfigDict"),
+        ("def get_config():\n    return x\n", r"NameError: name 'x' is not defined \(line 2\)"),
+        ("import nothing_of_this_name\n", "ModuleNotFoundError: .*nothing_of_this_name"),
+        ("def get_config(:\n", "SyntaxError: "),
+        ("x = 1\n", "AttributeError: .*get_config"),
+        (
+            "from configs import default\n\n\ndef get_config():\n"
+            "    config = default.get_config()\n    config.train_files = 'a.jsonl'\n"
+            "    return config\n",
+            r"TypeError: .*str.*tuple.* \(line 6\)",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_run(parse, tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(flags.IllegalFlagValueError, match=message):
+        parse(f"--config={path}")
+
+
+SHOW = """
+import sys
+from absl import app
+from elq_jax.cli import config
+holder = config.define_config()
+app.run(lambda _: print(holder.value.joint.batch_size, holder.value.joint.num_steps))
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with the package as pip installs it; its configurations are elq_jax.configs."""
+    folder = tmp_path_factory.mktemp("site")
+    unwanted = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "elq_jax", folder / "elq_jax", ignore=unwanted)
+    shutil.copytree(ROOT / "configs", folder / "elq_jax" / "configs", ignore=unwanted)
+    return folder
+
+
+def show(site, folder, *arguments, code=SHOW):
+    """What a program of an installed package says, started in `folder`."""
+    environment = os.environ | {"PYTHONPATH": str(site), "PYTHONWARNINGS": "error"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_an_installed_package_brings_its_configurations(installed, tmp_path):
+    done = show(
+        installed, tmp_path, "--config=configs/webqsp.py:smoke", "--config.joint.num_steps=3"
+    )
+    own = installed / "elq_jax" / "configs" / "webqsp.py"
+    assert done.stdout == "8 3\n"
+    assert done.stderr == (
+        f"configs/webqsp.py: no such file here; using {own}, which came with elq_jax\n"
+    )
+    code = "from elq_jax.configs import webqsp; print(webqsp.get_config().joint.num_steps)"
+    assert show(installed, tmp_path, code=code).stdout == "1000\n"
+
+
+def test_own_configurations_import_those_that_came_with_the_package(installed, tmp_path):
+    text = (
+        "from configs import default\n\n\ndef get_config():\n    config = default.get_config()\n"
+        "    config.joint.batch_size = 5\n    return config\n"
+    )
+    (tmp_path / "mine.py").write_text(text)
+    assert show(installed, tmp_path, "--config=mine.py").stdout == "5 0\n"
+    # Those beside it come first, if its folder is named configs.
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "other.py").write_text(text.replace("= 5", "+= 1"))
+    (folder / "default.py").write_text(text.replace("from configs", "from elq_jax.configs"))
+    assert show(installed, tmp_path, "--config=configs/other.py").stdout == "6 0\n"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = show(installed, elsewhere, f"--config={tmp_path}/configs/other.py")
+    assert done.stdout == "6 0\n"
+    assert done.stderr == ""
