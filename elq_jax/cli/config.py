@@ -87,7 +87,8 @@ def load_config(path: pathlib.Path, variant: str | None = None) -> ConfigDict:
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        place = f" (line {lines[-1]})" if lines else ""
+        # A ValueError is meant for the person who gave the variant, others for who wrote the file.
+        place = f" (line {lines[-1]})" if lines and not isinstance(error, ValueError) else ""
         hint = f" (variant {variant!r})" if variant and variant not in str(error) else ""
         raise ValueError(f"{type(error).__name__}: {error}{place}{hint}") from error
     if not isinstance(config, ConfigDict):
