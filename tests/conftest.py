@@ -20,7 +20,9 @@ if not {"PYTEST_XDIST_WORKER", "JAX_COMPILATION_CACHE_DIR"} & set(os.environ):
 
 import pytest
 
-FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+OWN_FIXTURES = pathlib.Path(__file__).parent / "fixtures"
+# Another set with the same file names can be given: ELQ_FIXTURES=folder make test.
+FIXTURES = pathlib.Path(os.environ.get("ELQ_FIXTURES") or OWN_FIXTURES).resolve()
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ import pathlib
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -46,8 +46,43 @@ _DTYPES = {
 _BLOCK_BYTES = 1 << 26
 
 
+class _Sealed:
+    """What a pickle may hold and hand on, and cannot change.
+
+    A pickle gives objects a state (opcode BUILD) by calling this method of theirs, or by writing
+    into their attributes. Of an object of Python's or NumPy's, which the whole process shares, that
+    would outlast the file.
+    """
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("sets the state of what is not its own")
+
+
+class _StorageType(_Sealed):
+    """A type of elements, as a pickle sees it: torch.FloatStorage and the like."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, dtype: np.dtype):
+        self.dtype = dtype
+
+
+class _Function(_Sealed):
+    """A function that a pickle may call."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+
 @dataclasses.dataclass
-class _Storage:
+class _Storage(_Sealed):
     """Elements that tensors are views of; `offset` is their place in the file, in bytes."""
 
     dtype: np.dtype
@@ -56,7 +91,7 @@ class _Storage:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StoredTensor:
+class StoredTensor(_Sealed):
     """A tensor in a file, not read yet.
 
     Attributes:
@@ -242,16 +277,15 @@ class _TensorUnpickler(pickle.Unpickler):
         super().__init__(file, encoding="utf-8")
         self._path, self._storages = path, storages
         self._known: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): collections.OrderedDict,
-            ("torch", "Size"): tuple,
-            ("torch._utils", "_rebuild_tensor"): self._tensor,
-            ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
-            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+            ("collections", "OrderedDict"): _Function(collections.OrderedDict),
+            ("torch", "Size"): _Function(tuple),
+            ("torch._utils", "_rebuild_tensor"): _Function(self._tensor),
+            ("torch._utils", "_rebuild_tensor_v2"): _Function(self._tensor),
+            ("torch._utils", "_rebuild_parameter"): _Function(lambda data, *_: data),
         }
+        self._known |= {("torch", name): _StorageType(dtype) for name, dtype in _DTYPES.items()}
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
         if (module, name) not in self._known:
             message = f"holds a {module}.{name}; expected nothing but tensors"
             raise DataError(message, self._path)
@@ -260,9 +294,9 @@ class _TensorUnpickler(pickle.Unpickler):
     def persistent_load(self, reference: Sequence[Any]) -> tuple[_Storage, int]:
         """The storage, and the element of it that the reference means (always 0 but in views)."""
         kind, dtype, key, _, size, *view = reference
-        if kind != "storage" or not isinstance(dtype, np.dtype):
-            raise _foreign(self._path, f"a reference to {kind!r}, {dtype!r}")
-        storage = self._storages.setdefault(key, _Storage(dtype, size))
+        if kind != "storage" or not isinstance(dtype, _StorageType):
+            raise _foreign(self._path, f"a reference to {kind!r}, {type(dtype).__name__}")
+        storage = self._storages.setdefault(key, _Storage(dtype.dtype, size))
         return storage, (view[0][1] if view and view[0] else 0)
 
     def _tensor(
