@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.question_encoder = "minilm"
     config.entity_encoder = ""  # The question encoder's.
     config.init_from = ""  # A linker directory: goes on from its parameters and its `model`.
-    config.model = ml_collections.ConfigDict()  # Fields of elq_jax.model.elq.ElqConfig.
+    config.model = ml_collections.ConfigDict()  # Settings of `Model.from_encoders`.
     config.model.entity_pooling = "mean"
     config.model.normalize_entities = True
     config.model.mention_aggregation = "all_avg_linear"
@@ -29,6 +29,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.max_mention_width = 16
     config.model.max_question_tokens = 64
     config.model.max_entity_tokens = 128
+    config.model.symbols_apart = True  # Emoji glued to a word are no part of it.
 
     # Data. Catalogue: .jsonl, .jsonl.gz, or a folder that encode_entities wrote.
     config.catalogue = ""

@@ -60,6 +60,7 @@ class Model:
         entity_encoder: str | os.PathLike[str] | None = None,
         *,
         seed: int = 0,
+        symbols_apart: bool = True,
         **settings: Any,
     ) -> Model:
         """Builds a model from published BERT encoders; what they do not have starts at random.
@@ -68,6 +69,8 @@ class Model:
           question_encoder: "minilm", a folder, or a hub name.
           entity_encoder: likewise; the question encoder's by default.
           seed: seed of the new parameters.
+          symbols_apart: whether emoji and other symbols glued to a word are set apart from it, in
+            questions and entities; see `Tokenizer.with_symbols_apart`.
           **settings: further fields of `ElqConfig`.
 
         Raises:
@@ -93,7 +96,8 @@ class Model:
             raise ElqError(str(error)) from error
         heads = jax.device_get(_initialise(config, seed, heads_only=True))
         params = {part: {"bert": berts[part]} | heads[part] for part in PARTS}
-        return cls(config, params, tokenizers["question"])
+        tokenizer = tokenizers["question"]
+        return cls(config, params, tokenizer.with_symbols_apart() if symbols_apart else tokenizer)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], parts: Sequence[str] = PARTS) -> Model:

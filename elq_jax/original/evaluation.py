@@ -202,7 +202,9 @@ def _window(linker: EntityLinker, question: Question) -> QuestionWindow:
 
 def _score(linker, questions, windows, threshold, batch_size):
     encoded = [
-        EncodedQuestion(window.ids, np.zeros((len(window.ids), 2), np.int32), None)
+        EncodedQuestion(
+            window.ids, np.zeros((len(window.ids), 2), np.int32), np.arange(len(window.ids)), None
+        )
         for window in windows
     ]
     texts = [question.text for question in questions]

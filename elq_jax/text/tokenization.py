@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import tokenizers
+from tokenizers import pre_tokenizers
 
 from elq_jax.core.errors import ElqError
 from elq_jax.storage.files import atomic_write
@@ -22,6 +23,7 @@ from elq_jax.storage.hub import resolve_encoder
 
 ENTITY_TAG = "[unused2]"  # between an entity's title and its text
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_SYMBOLS = r"[\p{So}\p{Sk}\p{Cn}\p{Cs}]"  # Unicode categories; most emoji are So
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -33,11 +35,15 @@ class EncodedQuestion:
       ids: [T] int32, [CLS] ... [SEP], not padded.
       offsets: [T, 2] int32, half-open character offsets of each token in the original string;
         (0, 0) for [CLS] and [SEP]. Tokens of one character (decomposed Hangul) share its offsets.
+      words: [T] int32, number of the word that each token is a part of, counted from 0; -1 for
+        [CLS] and [SEP]. BERT ends a word at white space, at punctuation, and at every Chinese
+        character: "[CLS] d ' iv ##oire [SEP]" gives [-1, 0, 1, 2, 2, -1].
       truncated_at: character offset of the first token that was cut off; None if nothing was.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
+    words: np.ndarray
     truncated_at: int | None
 
 
@@ -109,6 +115,28 @@ class Tokenizer:
             raise ElqError(f"{folder}: found neither tokenizer.json nor vocab.txt in it")
         return cls(backend, source=str(path))
 
+    def with_symbols_apart(self) -> Tokenizer:
+        """Returns a tokenizer for which emoji and other symbols are words of their own.
+
+        To BERT "paris" with an emoji glued to it is one word, which is not in the vocabulary. Set
+        apart are the Unicode categories So, Sk, Cn and Cs. tokenizer.json says so, in its
+        "pre_tokenizer"; doing it again changes nothing.
+        """
+        if self.has_symbols_apart:
+            return self
+        backend = copy.deepcopy(self._backend)
+        apart = pre_tokenizers.Split(tokenizers.Regex(_SYMBOLS), "isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([apart, backend.pre_tokenizer])
+        return Tokenizer(backend)
+
+    @property
+    def has_symbols_apart(self) -> bool:
+        """Whether this tokenizer was made by `with_symbols_apart`."""
+        settings = json.loads(self._backend.to_str())["pre_tokenizer"] or {}
+        return any(
+            part.get("pattern") == {"Regex": _SYMBOLS} for part in settings.get("pretokenizers", [])
+        )
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes tokenizer.json into `folder`."""
         with atomic_write(pathlib.Path(folder) / "tokenizer.json", "w") as file:
@@ -127,12 +155,12 @@ class Tokenizer:
         """Encodes questions as `[CLS] tokens [SEP]`, at most `max_length` ids each.
 
         Args:
-          texts: the questions. What is over-long loses its tail; a text of blanks alone gives
-            [CLS] [SEP].
+          texts: the questions. What is over-long loses its tail, and no part of a word is left of
+            it, unless that word is the first; a text of blanks alone gives [CLS] [SEP].
           max_length: largest number of ids, [CLS] and [SEP] included.
-          special_tokens_in_text: False: a literal "[SEP]" or "[PAD]" in a question is text like
-            any other. True: it becomes that token, as in the original implementation (where a
-            [PAD] makes a hole in the attention mask).
+          special_tokens_in_text: whether questions are read as the original implementation does:
+            a literal "[SEP]" or "[PAD]" in a question becomes that token (a [PAD] makes a hole in
+            the attention mask), and a long question is cut behind any token.
 
         Raises:
           ElqError: `texts` is no sequence of strings, or `max_length` is below 3.
@@ -141,19 +169,25 @@ class Tokenizer:
         encodings = backend.encode_batch(_check_texts(texts, "texts"), add_special_tokens=False)
         room = _check_length(max_length) - 2
         return [
-            self._question(text, encoding, room)
+            self._question(text, encoding, room, whole_words=not special_tokens_in_text)
             for text, encoding in zip(texts, encodings, strict=True)
         ]
 
-    def _question(self, text: str, encoding: tokenizers.Encoding, room: int) -> EncodedQuestion:
-        ids, offsets = encoding.ids, encoding.offsets
-        truncated_at = offsets[room][0] if len(ids) > room else None
+    def _question(
+        self, text: str, encoding: tokenizers.Encoding, room: int, whole_words: bool
+    ) -> EncodedQuestion:
+        ids, offsets, words = encoding.ids, encoding.offsets, encoding.word_ids
+        end = min(len(ids), room)
+        if whole_words and end < len(ids) and words[end] != words[0]:
+            while words[end - 1] == words[end]:
+                end -= 1
+        truncated_at = offsets[end][0] if end < len(ids) else None
         if not text.isascii():
             offsets = _with_combining_marks(text, offsets)
-        ids, offsets = ids[:room], offsets[:room]
         return EncodedQuestion(
-            ids=np.array([self.cls_id, *ids, self.sep_id], np.int32),
-            offsets=np.array([(0, 0), *offsets, (0, 0)], np.int32),
+            ids=np.array([self.cls_id, *ids[:end], self.sep_id], np.int32),
+            offsets=np.array([(0, 0), *offsets[:end], (0, 0)], np.int32),
+            words=np.array([-1, *words[:end], -1], np.int32),
             truncated_at=truncated_at,
         )
 

@@ -1,6 +1,7 @@
 """Tokenization against the original's output, and offsets against a slow normalizer."""
 
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -162,6 +163,90 @@ def test_ten_thousand_characters_are_cut_and_say_where(tokenizer):
     whole = encode(tokenizer, text, 2002)
     assert whole.truncated_at is None
     assert encode(tokenizer, text, 2001).truncated_at == 1999 * len("dune ")
+
+
+def slow_words(text, offsets):
+    """Numbers of words, from the text alone: a word ends at a blank, punctuation, Chinese."""
+    numbers, number, previous = [], -1, None
+    for start, end in offsets:
+        first = text[start]
+        apart = unicodedata.category(first)[0] == "P" or "\u4e00" <= first <= "\u9fff"
+        if previous is None or text[previous[1] : start] or apart or previous[2]:
+            number += 1
+        numbers.append(number)
+        previous = start, end, apart
+    return numbers
+
+
+def test_words_of_tokens(tokenizer):
+    texts = [
+        "d'Ivoire unbelievably, jordanovski",
+        "東京 は한국 café's naïve",
+        "(un)believable e-mail 3.14",
+        "",
+    ]
+    for text in texts:
+        encoded = encode(tokenizer, text)
+        assert encoded.words.dtype == np.int32
+        assert len(encoded.words) == len(encoded.ids)
+        assert encoded.words[[0, -1]].tolist() == [-1, -1]
+        found = encoded.words[1:-1].tolist()
+        assert found == slow_words(text, encoded.offsets[1:-1].tolist()), text
+
+
+@pytest.mark.parametrize("max_length", range(3, 14))
+def test_no_part_of_a_word_is_left_by_a_cut(tokenizer, max_length):
+    """As many whole words as there is room for; of a first word that is longer, its beginning."""
+    text = "unbelievably so is michael jordanovski"
+    whole = encode(tokenizer, text)
+    encoded = encode(tokenizer, text, max_length)
+    room, words = max_length - 2, whole.words[1:-1]
+    fitting = [n for n in range(len(words) + 1) if n <= room and not {*words[:n]} & {*words[n:]}]
+    expected = max(fitting) or room
+    assert encoded.ids[1:-1].tolist() == whole.ids[1 : 1 + expected].tolist()
+    cut = None if expected == len(words) else whole.offsets[1 + expected, 0]
+    assert encoded.truncated_at == cut
+    if cut is not None and max(fitting):
+        assert text[cut - 1] == " "
+    assert len(encode(tokenizer, text, max_length, special_tokens_in_text=True).ids) == min(
+        max_length, len(whole.ids)
+    )
+
+
+def test_symbols_are_set_apart(tokenizer, tmp_path):
+    apart = tokenizer.with_symbols_apart()
+    assert apart.has_symbols_apart
+    assert not tokenizer.has_symbols_apart
+    assert apart.with_symbols_apart() is apart
+    assert apart.fingerprint != tokenizer.fingerprint
+    apart.save(tmp_path)
+    again = Tokenizer.from_pretrained(tmp_path)
+    assert again.has_symbols_apart
+    paris, unk = tokenizer.encode_questions(["paris"], 8)[0].ids[1], tokenizer.unk_id
+    for text, symbols in {
+        "paris😀": 1,
+        "paris\u2764\ufe0f": 1,
+        "paris\u2713": 1,
+        "paris\U0001f44d\U0001f3fd": 2,  # with a skin tone (Sk)
+        "paris\u0378": 1,  # not assigned (Cn)
+    }.items():
+        assert encode(tokenizer, text).ids.tolist()[1:-1] == [unk]
+        for one in (apart, again):
+            encoded = encode(one, text)
+            assert encoded.ids.tolist()[1:-1] == [paris] + [unk] * symbols
+            assert encoded.offsets[1].tolist() == [0, 5]
+            assert encoded.words.tolist()[1:-1] == list(range(1 + symbols))
+    [entity] = apart.encode_entities(["paris😀"], [""], 8)
+    assert entity[1] == paris
+
+
+def test_text_without_symbols_stays_as_it_was(tokenizer, original):
+    apart = tokenizer.with_symbols_apart()
+    texts = [question["text"] for question in original["questions"]]
+    texts = [t for t in texts if not {"So", "Sk", "Cn", "Cs"} & {*map(unicodedata.category, t)}]
+    texts += (pathlib.Path(__file__).parents[2] / "demo/dev.jsonl").read_text().splitlines()
+    for text in texts:
+        assert encode(apart, text).ids.tolist() == encode(tokenizer, text).ids.tolist()
 
 
 def test_a_combining_mark_behind_the_cut_stays_with_its_letter(tokenizer):
