@@ -418,7 +418,7 @@ def main(arguments: list[str]) -> int:
     del arguments
     sizes = SMALL if _SMALL.value else Sizes()
     if _ROW.value is not None:
-        cli.use_compilation_cache()
+        cli.start_jax()
         print(json.dumps(measure(rows(sizes)[_ROW.value])))
         return 0
     names = [name for name in rows(sizes) if re.search(_ONLY.value, name)]

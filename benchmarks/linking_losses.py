@@ -26,7 +26,7 @@ _STEPS = flags.DEFINE_integer("steps", 100, "Steps of each run.", lower_bound=20
 def main(arguments: list[str]) -> None:
     """Runs what is left to run, then prints the table."""
     del arguments
-    cli.use_compilation_cache()
+    cli.start_jax()
     from elq_jax.core.machine import describe_machine
     from elq_jax.storage.files import read_jsonl
     from elq_jax.training.loop import train_and_evaluate
@@ -64,4 +64,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, goes_on=lambda: True)
+    cli.run(main, is_resumable=lambda: True)

@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     if _MEASURE.value:
         _measure(folder, _MEASURE.value)
         return
-    cli.use_compilation_cache()
+    cli.start_jax()
     if not (folder / "config.json").exists():
         _make(folder)
     if _SCANN.value and not (folder / layout.INDEX).exists():
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _measure(folder: pathlib.Path, kind: str) -> None:
-    cli.use_compilation_cache()
+    cli.start_jax()
     jax.local_devices()
     base = _resident()
     started = time.monotonic()

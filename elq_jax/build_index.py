@@ -57,7 +57,7 @@ _SETTINGS = define_settings_of(INDEXES, "index", "scann")
 def main(arguments: list[str]) -> None:
     """Builds, saves, opens again, measures, prints and writes the report."""
     del arguments
-    cli.use_compilation_cache()
+    cli.start_jax()
     from elq_jax.core.machine import describe_machine
     from elq_jax.entities.embeddings import Embeddings
     from elq_jax.evaluation import show

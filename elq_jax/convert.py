@@ -105,7 +105,7 @@ _OF_CONVERT = (
 def main(arguments: list[str]) -> None:
     """Converts in one direction or the other."""
     del arguments
-    cli.use_compilation_cache()
+    cli.start_jax()
     if _TO_TORCH.value or _LINKER.value:
         _to_torch()
     else:
@@ -177,4 +177,4 @@ def _check_given(*needed: flags.FlagHolder) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, goes_on=lambda: bool(_OUTPUT.value))
+    cli.run(main, is_resumable=lambda: bool(_OUTPUT.value))

@@ -67,13 +67,12 @@ _ON_ERROR = flags.DEFINE_enum(
 def main(arguments: list[str]) -> None:
     """Builds the catalogue if it is not there, then encodes what is missing."""
     del arguments
-    cli.use_compilation_cache()
+    cli.start_jax(several_processes=True)
     from elq_jax.core import devices
     from elq_jax.entities import build, encode
     from elq_jax.model.bundle import Model, is_linker_directory
     from elq_jax.storage.remote import Workdir
 
-    devices.initialize()
     if is_linker_directory(_ENCODER.value):
         model = Model.open(_ENCODER.value, ("entity",))
     else:
@@ -112,4 +111,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, goes_on=lambda: True)
+    cli.run(main, is_resumable=lambda: True)

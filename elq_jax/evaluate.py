@@ -75,12 +75,11 @@ def main(arguments: list[str]) -> None:
         raise ElqError("--tune, --threshold: either of them decides the threshold; give one")
     if _OUTPUT.value and pathlib.Path(_OUTPUT.value).is_file():
         raise ElqError(f"--output {_OUTPUT.value}: is a file; give a folder")
-    cli.use_compilation_cache()
+    cli.start_jax(several_processes=True)
     from rich.console import Console
 
     from elq_jax.core import devices
 
-    devices.initialize()
     linker = _FLAGS.open(devices.all_devices())
     console = Console(quiet=not devices.is_main())
     output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value and devices.is_main() else None

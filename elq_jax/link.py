@@ -238,4 +238,4 @@ class _Tally:
 
 
 if __name__ == "__main__":
-    cli.run(main, takes_arguments=True, goes_on=lambda: _OUTPUT.value is not None)
+    cli.run(main, takes_arguments=True, is_resumable=lambda: _OUTPUT.value is not None)

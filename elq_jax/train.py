@@ -40,12 +40,11 @@ flags.mark_flag_as_required("config")
 def main(arguments: list[str]) -> None:
     """Trains, then prints where the linker is."""
     del arguments
-    cli.use_compilation_cache()
+    cli.start_jax(several_processes=True)
     from elq_jax.core import devices
     from elq_jax.core.machine import peak_memory
     from elq_jax.training.loop import train_and_evaluate
 
-    devices.initialize()
     linker = train_and_evaluate(_CONFIG.value, _WORKDIR.value, _PROFILE.value)
     if devices.is_main():
         print(linker)
@@ -53,4 +52,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, goes_on=lambda: True)
+    cli.run(main, is_resumable=lambda: True)

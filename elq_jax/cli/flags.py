@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 from absl import flags
 
-from elq_jax import cli
+from elq_jax.cli.run import start_jax
 from elq_jax.core.errors import ElqError
 from elq_jax.core.registry import Registry
 from elq_jax.core.settings import Setting, fields_of, make_settings
@@ -197,7 +197,7 @@ class LinkerFlags:
 
     def open(self, devices: Sequence[jax.Device] | None = None) -> EntityLinker:
         """The linker that the command line asks for; `devices` as in `from_pretrained`."""
-        cli.use_compilation_cache()
+        start_jax()
         from elq_jax.linking.linker import EntityLinker
 
         settings = {

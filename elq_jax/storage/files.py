@@ -44,6 +44,11 @@ def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
         raise ElqError(f"{path}: {error}; write the folder out") from error
 
 
+def user_address(text: str | os.PathLike[str]) -> pathlib.Path | str:
+    """Returns a path as `user_path` does, or an address such as gs://bucket/runs/a as it is."""
+    return os.fspath(text) if "://" in os.fspath(text) else user_path(text)
+
+
 def is_gzip_name(path: str | os.PathLike[str]) -> bool:
     """Whether a file of this name is gzip: it ends in .gz, in any case."""
     return os.fspath(path).lower().endswith(".gz")
@@ -322,10 +327,9 @@ def _is_at(file: IO[Any], path: pathlib.Path) -> bool:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes a JSON file as `atomic_write` does; see `plain_json` for infinity and NaN."""
-    value = plain_json(value)
-    with atomic_write(path, "w") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+    text = json.dumps(plain_json(value), indent=2, ensure_ascii=False) + "\n"
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))  # Of a name that is not UTF-8: \udce9.
 
 
 def plain_json(value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from elq_jax.core import devices as devices_lib
 from elq_jax.core.errors import ElqError
-from elq_jax.storage.files import folder_lock
+from elq_jax.storage.files import folder_lock, user_address
 
 
 class Workdir:
@@ -32,10 +32,11 @@ class Workdir:
     """
 
     def __init__(self, address: str | os.PathLike[str]):
+        address = user_address(address)
+        self.is_remote = isinstance(address, str)
         self.address = os.fspath(address).rstrip("/")
-        self.is_remote = "://" in self.address
         if not self.is_remote:
-            self.path = pathlib.Path(self.address)
+            self.path = address
         else:
             self._files, self._root = _file_system(self.address)
             scratch = os.environ.get("ELQ_JAX_SCRATCH")

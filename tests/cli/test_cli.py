@@ -87,17 +87,17 @@ INTERRUPTED = """
 import runpy, sys
 from elq_jax import cli
 
-def interrupt():
+def interrupt(**_):
     raise KeyboardInterrupt
 
-cli.use_compilation_cache = interrupt
+cli.start_jax = interrupt
 program, *sys.argv[1:] = sys.argv[1:]
 runpy.run_module(f"elq_jax.{program}", run_name="__main__")
 """
 
 
 @pytest.mark.parametrize(
-    ("program", "arguments", "goes_on"),
+    ("program", "arguments", "is_resumable"),
     [
         ("evaluate", PROGRAMS["evaluate"], False),
         ("build_index", PROGRAMS["build_index"], False),
@@ -106,8 +106,120 @@ runpy.run_module(f"elq_jax.{program}", run_name="__main__")
         ("link", ["--linker=no/linker", "--output=none.jsonl", "who wrote dune?"], True),
     ],
 )
-def test_interrupted(program, arguments, goes_on):
+def test_interrupted(program, arguments, is_resumable):
     done = run("-c", INTERRUPTED, program, *arguments)
     assert done.returncode == 130
-    hint = "; the same command goes on where it stopped" if goes_on else ""
+    hint = "; the same command resumes where it stopped" if is_resumable else ""
     assert done.stderr == f"interrupted{hint}\n"
+
+
+SHOWN = """
+import sys
+from absl import flags
+from elq_jax.cli.run import define_path, define_paths, is_closed, run
+from elq_jax.storage.files import output_file, user_address
+
+PATH = define_path("path", "A path.", default="~/default")
+OUTPUT = define_path("output", "A file.", parse=output_file)
+ADDRESS = define_path("address", "A folder.", parse=user_address)
+PATHS = define_paths("paths", "Files.")
+
+def main(arguments):
+    with open({out!r}, "w", encoding="utf-8", errors="surrogateescape") as file:
+        shown = PATH.value, OUTPUT.value, ADDRESS.value, PATHS.value, arguments[1:]
+        streams = [is_closed(s) for s in (sys.stdin, sys.stdout, sys.stderr)]
+        print(*map(str, shown), streams, file.fileno() > 2, sep="\\n", file=file)
+    print("shown")
+    print("told", file=sys.stderr)
+    {then}
+
+run(main, takes_arguments=True)
+"""
+
+
+def show(tmp_path, *arguments, then="pass", closed="", **environment):
+    out = tmp_path / "out.txt"
+    code = SHOWN.format(out=str(out), then=then)
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"HOME": "/home/ada"} | environment,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    lines = out.read_text("utf-8", "surrogateescape").splitlines() if out.exists() else []
+    return done.returncode, done.stdout.decode(), done.stderr.decode(), lines
+
+
+def test_paths_of_flags(tmp_path):
+    status, _, _, lines = show(
+        tmp_path,
+        "--output=~/x.jsonl",
+        "--address=gs://bucket/run",
+        "--paths=a,~/b",
+        "--paths=c",
+    )
+    assert status == 0
+    assert lines[:3] == ["/home/ada/default", "/home/ada/x.jsonl", "gs://bucket/run"]
+    assert lines[3] == str([pathlib.Path("a"), pathlib.Path("/home/ada/b"), pathlib.Path("c")])
+    status, _, errors, lines = show(tmp_path / "no", "--output=new/")
+    assert (status, lines) == (2, [])
+    assert errors.startswith("error: flag --output=new/: new/: ends in /; expected the name of a")
+
+
+@pytest.mark.parametrize(
+    ("closed", "streams", "printed"),
+    [
+        ("", [False, False, False], ("shown\n", "told\n")),
+        (">&-", [False, True, False], ("", "told\n")),
+        ("2>&-", [False, False, True], ("shown\n", "")),
+        ("<&- >&- 2>&-", [True, True, True], ("", "")),
+    ],
+)
+def test_closed_streams(tmp_path, closed, streams, printed):
+    status, output, errors, lines = show(tmp_path, closed=closed)
+    assert status == 0
+    assert (output, errors) == printed
+    assert lines[5:] == [str(streams), "True"]
+
+
+def test_arguments_in_a_locale_that_cannot_say_them(tmp_path):
+    status, _, _, lines = show(
+        tmp_path, "beyoncé", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"
+    )
+    assert status == 0
+    assert lines[4] == "['beyoncé']"
+
+
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        ("raise MemoryError", "out of memory (MemoryError); use a smaller --batch_size"),
+        ("open('/no/where')", "[Errno 2] No such file or directory: '/no/where'"),
+        (
+            "import jax; raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 3 GiB\\n...')",
+            "out of memory (RESOURCE_EXHAUSTED: 3 GiB); use a smaller --batch_size",
+        ),
+    ],
+)
+def test_errors_in_one_line(tmp_path, then, message):
+    status, _, errors, _ = show(tmp_path, then=then)
+    assert status == 2
+    assert errors.startswith(f"told\nerror: {message}")
+    assert errors.count("\n") == 2
+
+
+def test_faults_of_the_program_have_a_traceback(tmp_path):
+    status, _, errors, _ = show(tmp_path, then="raise RuntimeError('ours')")
+    assert status == 1
+    assert "Traceback" in errors
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda", "none"])
+def test_an_accelerator_that_is_not_here(tmp_path, platform):
+    then = "from elq_jax.cli.run import start_jax; start_jax()"
+    status, _, errors, _ = show(tmp_path, then=then, JAX_PLATFORMS=platform)
+    assert status == 2
+    assert "Traceback" not in errors
+    assert f"JAX_PLATFORMS is '{platform}': set it to cpu" in errors.splitlines()[-1]

@@ -1,0 +1,206 @@
+"""Running a program: its flags, its errors in one line, and the streams it was started with."""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+
+from elq_jax.core.errors import ElqError
+from elq_jax.storage.files import user_path
+
+# Flags defined here are shown by the --help of the program that asked for them.
+flags.disclaim_key_flags()
+
+
+def run(
+    main: Callable[[list[str]], int | None],
+    *,
+    takes_arguments: bool = False,
+    is_resumable: Callable[[], bool] = lambda: False,
+) -> None:
+    """Runs a program: flags parsed, user errors printed as one line (exit 2), Ctrl-C exits 130.
+
+    What a program is started without does not stop it: where stdout or stderr is closed, what it
+    prints goes nowhere. `sys.stdin` is None where stdin is closed.
+
+    Args:
+      main: function that gets what `sys.argv` would hold without the flags, as UTF-8 whatever the
+        locale.
+      takes_arguments: whether that may be more than the program's name.
+      is_resumable: function that says, with the flags parsed, whether the same command resumes an
+        interrupted run.
+    """
+
+    # Whether each kind of accelerator is there is not news; JAX says it at this level.
+    logging.set_verbosity(logging.WARNING)
+
+    def guarded(arguments: list[str]) -> int | None:
+        try:
+            if len(arguments) > 1 and not takes_arguments:
+                raise ElqError(
+                    f"{arguments[1]}: unexpected; everything is given with flags, which begin "
+                    "with -- (--help shows all)"
+                )
+            return main([_utf8(argument) for argument in arguments])
+        except KeyboardInterrupt:
+            hint = "; the same command resumes where it stopped" if is_resumable() else ""
+            print(f"interrupted{hint}", file=sys.stderr)
+            return 130
+        except Exception as error:
+            message = describe_error(error)
+            if message is None:
+                raise
+            if isinstance(error, BrokenPipeError):
+                # Nothing is left to be written at exit.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            print(f"error: {message}", file=sys.stderr)
+            return 2
+
+    open_closed_streams()
+    sys.stdout.reconfigure(errors="backslashreplace")
+    # In place: ml_collections looks for --config.NAME there.
+    sys.argv = [_with_underscores(argument) for argument in sys.argv]
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def describe_error(error: Exception) -> str | None:
+    """Returns one line that tells a person about an exception; None for a fault of the program.
+
+    Files that cannot be read or written, memory that is used up and an accelerator that is not
+    there are the user's to know, as what is wrong with their input is.
+    """
+    if isinstance(error, ElqError):
+        return str(error)
+    if isinstance(error, OSError):
+        return str(error)
+    text = str(error).strip().partition("\n")[0]
+    if isinstance(error, MemoryError) or (
+        type(error).__name__ == "JaxRuntimeError"
+        and ("RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower())
+    ):
+        return (
+            f"out of memory ({text or type(error).__name__}); use a smaller --batch_size, a "
+            "smaller --table_dtype, or a machine or device with more memory"
+        )
+    if isinstance(error, RuntimeError) and text.startswith("Unable to initialize backend"):
+        return (
+            f"{text}; JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS')!r}: set it to cpu, or "
+            "leave it out to take what is here"
+        )
+    return None
+
+
+def open_closed_streams() -> None:
+    """Puts /dev/null where stdin, stdout or stderr is closed, as `>&-` and some daemons leave them.
+
+    Otherwise the next file that is opened would take the place of the stream, and get what
+    libraries print there. `sys.stdin` stays None, so that a program can tell.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # The lowest that is free, which is this one.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def is_closed(stream: io.TextIOBase | None) -> bool:
+    """Whether the program was started without `sys.stdin`, `sys.stdout` or `sys.stderr`."""
+    return stream is None or getattr(stream, "name", None) == os.devnull
+
+
+def start_jax(*, several_processes: bool = False) -> None:
+    """Makes JAX ready: the compilation cache, and devices that are really there.
+
+    It is here, and not at the top of a program, so that flags are parsed before JAX is imported.
+
+    Args:
+      several_processes: whether the program can be one of several that work together.
+
+    Raises:
+      ElqError: there is no such device, or the other processes are not found.
+    """
+    from elq_jax.core import devices
+
+    devices.use_compilation_cache()
+    if several_processes:
+        devices.initialize()
+    devices.all_devices()
+
+
+def define_path(
+    name: str,
+    help: str,
+    *,
+    parse: Callable[[str], Any] = user_path,
+    default: str | None = None,
+    required: bool = False,
+) -> flags.FlagHolder[Any]:
+    """Defines a flag whose value is a `pathlib.Path`, for the module that calls.
+
+    Args:
+      name: name of the flag.
+      help: text of --help.
+      parse: function from text to value: `files.user_path`, `files.output_file` for a file to be
+        written, `files.user_address` for a folder that may be on object storage.
+      default: default, as text.
+      required: whether the program cannot do without.
+    """
+    return flags.DEFINE(_PathParser(parse), name, default, help, required=required)
+
+
+def define_paths(
+    name: str, help: str, *, required: bool = False
+) -> flags.FlagHolder[list[pathlib.Path]]:
+    """Defines a flag that takes paths as `a,b` and may be repeated, for the module that calls."""
+    flag = _PathsFlag(_PathParser(user_path), None, name, [], help)
+    return flags.DEFINE_flag(flag, required=required)
+
+
+class _PathParser(flags.ArgumentParser):
+    syntactic_help = "a path"
+
+    def __init__(self, parse: Callable[[str], Any]):
+        self._parse = parse
+
+    def parse(self, argument: Any) -> Any:
+        return self._parse(argument)  # An ElqError is a ValueError, of which absl makes its own.
+
+    def flag_type(self) -> str:
+        return "path"
+
+
+class _PathsFlag(flags.MultiFlag):
+    def _parse(self, new_values: Any) -> list[Any]:
+        texts = [new_values] if isinstance(new_values, str) else new_values
+        parts = (part for text in texts for part in str(text).split(","))
+        return [self.parser.parse(part) for part in parts]
+
+
+def _parse_flags(arguments: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        print(f"error: {error}\n--help shows all flags", file=sys.stderr)
+        sys.exit(2)
+
+
+def _with_underscores(argument: str) -> str:
+    """`--max-mentions=3` as `--max_mentions=3`: flags have underscores, people type dashes."""
+    name, equals, value = argument.partition("=")
+    if not name.startswith("--") or " " in name:
+        return argument
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _utf8(argument: str) -> str:
+    """An argument in which bytes were decoded by the locale, as the UTF-8 that people type."""
+    return os.fsencode(argument).decode("utf-8", "surrogateescape")
