@@ -12,7 +12,7 @@ from reference import write_tiny_bert
 
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.model import bundle
-from elq_jax.training import configuration, loop
+from elq_jax.training import loop
 
 # Of ml_collections, on Python 3.11.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -33,7 +33,16 @@ def load(path, variant=""):
 def flat(name, variant=""):
     get_config = importlib.import_module(f"configs.{name}").get_config
     config = get_config(variant) if variant else get_config()
-    return configuration.flatten(config.to_dict())
+    return flatten(config.to_dict())
+
+
+def flatten(tree, prefix=""):
+    """Nested settings as {"joint.batch_size": 64, ...}."""
+    values = {}
+    for name, value in tree.items():
+        nested = flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {}
+        values |= nested or {prefix + name: value}
+    return values
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -54,6 +54,16 @@ def resolve_encoder(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
     return _download(name)
 
 
+def encoder_files(name_or_path: str | os.PathLike[str]) -> list[pathlib.Path]:
+    """Returns the files of an encoder, or of a linker directory, that a model is read from.
+
+    Args:
+      name_or_path: as for `resolve_encoder`.
+    """
+    folder = resolve_encoder(name_or_path)
+    return [folder / name for name in _HUB_FILES if (folder / name).is_file()]
+
+
 @functools.cache
 def _minilm_folder() -> pathlib.Path:
     spec = importlib.util.find_spec(_MINILM_PACKAGE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,9 @@ from elq_jax.core.errors import ElqError, check_count
 from elq_jax.entities import embeddings
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model.elq import ElqConfig
-from elq_jax.storage.files import write_json
+from elq_jax.storage.files import user_path
+from elq_jax.storage.hub import encoder_files
+from elq_jax.storage.resume import ResumeRecord
 from elq_jax.training.optimizer import RECIPES, Recipe, create_learning_rate_schedule
 from elq_jax.training.step import LossConfig, loss_config
 
@@ -30,7 +31,6 @@ _AT_LEAST_ONE = (
     "num_negatives",
     "chunk_size",
 )
-_FILE = "config.json"
 # Names of the settings; configs/default.py says what they mean.
 _OUTERMOST = (
     *("seed", "num_devices", "question_encoder", "entity_encoder", "init_from", "catalogue"),
@@ -168,35 +168,67 @@ def _one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
         raise ElqError(f"{name}: {value!r}; expected one of {', '.join(allowed)}")
 
 
-def record(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes config.json of a run, new or going on."""
-    write_json(workdir / _FILE, json.loads(config.to_json_best_effort()))
+def check_recorded(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> ResumeRecord:
+    """Raises an ElqError if the workdir holds a run with another configuration.
+
+    Returns:
+      the record, to be written when everything else could be read too.
+    """
+    record = ResumeRecord(workdir / "config.json", config.to_dict())
+    recorded = record.read()
+    if recorded is not None:
+        _rename_old_settings(recorded)
+        recorded.setdefault(
+            "recipe", config.recipe
+        )  # Older ones tell it by the section `original`.
+        if changes := record.changes(recorded):
+            raise ElqError(
+                f"{workdir}: holds a run with another configuration: {changes}; use its "
+                "configuration to resume, or another workdir"
+            )
+    return record
 
 
-def check_recorded(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Raises an ElqError if the workdir holds a run with another configuration."""
-    path = workdir / _FILE
-    if not path.exists():
-        return
-    found = flatten(json.loads(path.read_text(encoding="utf-8")))
-    found = {_RENAMED.get(name, name): value for name, value in found.items()}
-    wanted = flatten(json.loads(config.to_json_best_effort()))
-    found.setdefault("recipe", wanted["recipe"])  # older ones tell it by their section `original`
-    changed = sorted(k for k in {**found, **wanted} if found.get(k) != wanted.get(k))
-    if changed:
-        shown = ", ".join(f"{k} ({found.get(k)!r}, now {wanted.get(k)!r})" for k in changed)
-        raise ElqError(
-            f"{workdir}: holds a run with another configuration: {shown}; "
-            "use its configuration to go on, or another workdir"
-        )
+def _rename_old_settings(recorded: dict[str, Any]) -> None:
+    """Gives settings that were recorded under older names those of today."""
+    for old, new in _RENAMED.items():
+        section, name = old.split(".")
+        values = recorded.get(section)
+        if isinstance(values, dict) and name in values:
+            values[new.partition(".")[2]] = values.pop(name)
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {"joint.batch_size": 64, ...}."""
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+def check_inputs(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    catalogue: str,
+    given_embeddings: pathlib.Path,
+) -> ResumeRecord:
+    """Raises an ElqError if the workdir holds a run with other data or encoders.
+
+    Args:
+      config: says which files; those that are no regular files (pipes) cannot be compared.
+      workdir: where inputs.json is, with the SHA-256 of each file.
+      catalogue: fingerprint of the catalogue.
+      given_embeddings: folder of the entity vectors that came with the catalogue, if there is one.
+
+    Returns:
+      the record, to be written when everything could be read.
+    """
+    data = {"train_files": config.train_files, "dev_file": (config.dev_file,)}
+    inputs: dict[str, Any] = {
+        setting: {name: path for name in names if (path := user_path(name)).is_file()}
+        for setting, names in data.items()
+    }
+    encoders = ("init_from",) if config.init_from else ("question_encoder", "entity_encoder")
+    for setting in encoders:
+        if config[setting]:
+            files = encoder_files(config[setting])
+            inputs[setting] = {path.name: path for path in files}
+    inputs["catalogue"] = catalogue
+    if (described := given_embeddings / "embeddings.json").is_file():
+        inputs["embeddings"] = described
+    advice = "give what this run began with to resume it, or another workdir"
+    record = ResumeRecord(workdir / "inputs.json", inputs, advice)
+    record.check()
+    return record

@@ -3,6 +3,7 @@
 A workdir holds
 
     config.json            the configuration, to refuse to resume with another one
+    inputs.json            what the data and the encoders were, to refuse to resume with others
     catalogue.arrow        the entities
     data/                  the questions, prepared (array_record)
     bi_encoder/, joint/    per stage: checkpoints/, metrics.jsonl, curves.png, best/ or model/

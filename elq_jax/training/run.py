@@ -50,13 +50,18 @@ class Run:
     def __init__(self, config: ml_collections.ConfigDict, workdir: Workdir):
         self.config, self.workdir, self.folder = config, workdir, workdir.path
         workdir.fetch("config.json", again=True)
-        configuration.check_recorded(config, self.folder)
+        workdir.fetch("inputs.json", again=True)
+        records = [configuration.check_recorded(config, self.folder)]
         self.devices = devices_lib.all_devices(config.num_devices)
         self.model = initial_model(config)
         self.linking = LinkingSettings.from_dict(config.linking).to_dict()
         self._given = _fetch_catalogue(config)
         self.catalogue = workdir.made_by_one(
             _open_catalogue, self._given, self.folder, config.on_error
+        )
+        fingerprint, given_embeddings = self.catalogue.fingerprint, self._given / layout.EMBEDDINGS
+        records.append(
+            configuration.check_inputs(config, self.folder, fingerprint, given_embeddings)
         )
         self.questions = workdir.made_by_one(self._read_questions)
         self.examples = [
@@ -65,8 +70,9 @@ class Run:
         self._embeddings: Embeddings | None = None
         # Everything could be read: from here on the workdir is this run's.
         if devices_lib.is_main():
-            configuration.record(config, self.folder)
-            workdir.publish("config.json")
+            for record in records:
+                record.write()
+                workdir.publish(record.path.name)
 
     def params_of(self, stage: Stage) -> Any:
         """The tree that a stage trains."""

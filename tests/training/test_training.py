@@ -1,8 +1,10 @@
 """Training steps on several devices, and whole runs: stopped, killed, gone on with, refused."""
 
+import copy
 import json
 import os
 import pathlib
+import shutil
 import signal
 
 import jax
@@ -279,12 +281,42 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
         loop.train_and_evaluate(config, tmp_path / "run")
 
 
-def test_a_workdir_of_another_configuration_is_refused(config, tmp_path):
-    config.joint.num_steps = 2
-    loop.train_and_evaluate(config, tmp_path / "run")
-    config.joint.learning_rate = 3e-4
-    with pytest.raises(ElqError, match=r"joint.learning_rate \(0.0001, now 0.0003\)"):
-        loop.train_and_evaluate(config, tmp_path / "run")
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_workdir_of_other_inputs_is_refused(config, tmp_path):
+    config.joint.num_steps = 1
+    own_bert = tmp_path / "bert"
+    shutil.copytree(config.question_encoder, own_bert)
+    config.question_encoder = str(own_bert)
+    run = tmp_path / "run"
+    linker = pathlib.Path(loop.train_and_evaluate(config, run))
+    trained = (linker / "model.safetensors").read_bytes()
+
+    changed = copy.deepcopy(config)
+    changed.joint.learning_rate = 3e-4
+    message = r"another configuration: joint.learning_rate \(found 0.0001, now 0.0003\); use its"
+    with pytest.raises(ElqError, match=message):
+        loop.train_and_evaluate(changed, run)
+
+    [train_file] = map(pathlib.Path, config.train_files)
+    for setting, path in (
+        ("train_files", train_file),
+        ("dev_file", pathlib.Path(config.dev_file)),
+        ("question_encoder", own_bert / "config.json"),
+    ):
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"}", b" }", 1))
+        with pytest.raises(ElqError, match=rf"{setting}\..*{path.name} .*another workdir"):
+            loop.train_and_evaluate(config, run)
+        path.write_bytes(content)  # The same content at another time is the same.
+
+    # A workdir of before what is recorded today, when a setting had another name.
+    (run / "inputs.json").unlink()
+    recorded = json.loads((run / "config.json").read_text())
+    recorded["encode"]["table_dtype"] = recorded["encode"].pop("storage_dtype")
+    (run / "config.json").write_text(json.dumps(recorded))
+    assert loop.train_and_evaluate(config, run) == str(linker)
+    assert (linker / "model.safetensors").read_bytes() == trained
+    assert (run / "inputs.json").exists()
 
 
 @pytest.mark.parametrize(
