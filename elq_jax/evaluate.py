@@ -107,10 +107,10 @@ def _evaluate(
     from elq_jax.evaluation import show
     from elq_jax.evaluation.speed import measure_speed
 
-    if linker.settings.threshold_type != "joint":
+    if not linker.settings.decoding.log_probabilities:
         raise ElqError(
-            f"{_FLAGS.linker.value}: threshold_type is {linker.settings.threshold_type!r}; "
-            'evaluate counts at thresholds of joint scores, that is with "joint"'
+            f"{_FLAGS.linker.value}: its decoder {linker.settings.decoding} ranks mentions by "
+            'something else than joint scores, at whose thresholds evaluate counts; use "joint"'
         )
     tune, tune_files = _read(linker, _TUNE.value)
     questions, files = _read(linker, _QUESTIONS.value)

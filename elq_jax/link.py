@@ -10,10 +10,10 @@ on a terminal, they are asked for. An input line of .jsonl is {"text": ..., "id"
 optional. Links go to --output, or to stdout, a line of JSON for each question:
 
     {"id": 1, "text": "who wrote dune?", "links": [{"start": 10, "end": 14, "mention": "dune",
-     "title": "Dune (novel)", "wikidata_id": "Q190192", "entity": 17, "score": -0.21,
+     "title": "Dune (novel)", "wikidata_id": "Q190192", "row": 17, "score": -0.21,
      "mention_score": -0.02, "candidates": [{"title": ..., "score": ...}, ...]}]}
 
-start and end are characters of the text (end is one past the last), entity is a row of the
+start and end are characters of the text (end is one past the last), row is a row of the
 catalogue, scores are log-probabilities. "truncated_at" is there if the question was longer than the
 model reads. On a terminal the links are shown as coloured text instead.
 

@@ -110,7 +110,7 @@ def test_smoke_variants_train_end_to_end(name, tiny_bert, tmp_path, monkeypatch)
     folder = loop.train_and_evaluate(config, tmp_path)
     linking = bundle.read_description(folder).linking
     assert linking["max_mentions"] == config.linking.max_mentions
-    linked = EntityLinker.from_pretrained(folder).link_batch(["who wrote dune?"], threshold=-100.0)
+    linked = EntityLinker.from_pretrained(folder)(["who wrote dune?"], threshold=-100.0)
     assert linked[0]
     for stage in config.stages:
         assert (tmp_path / stage / "metrics.jsonl").read_text().count("span_loss") == 2

@@ -49,9 +49,9 @@ def questions(linker):
         mentions = []
         for link in link_alone(linker, text, FLOOR):
             kind = rng.choice(["found", "entity", "bounds", "outside", "none"])
-            mention = Mention(link.start, link.end, link.entity, link.title)
+            mention = Mention(link.start, link.end, link.row, link.title)
             if kind == "entity":
-                mention = dataclasses.replace(mention, row=(link.entity + 1) % 500)
+                mention = dataclasses.replace(mention, row=(link.row + 1) % 500)
             elif kind == "bounds":
                 mention = dataclasses.replace(mention, end=link.end - 1)
             elif kind == "outside":
@@ -89,7 +89,7 @@ def slow_counts(linker, questions, threshold):
     for question in questions:
         links = link_alone(linker, question.text, threshold)
         gold = [(m.row if m.row >= 0 else "outside", m.start, m.end) for m in question.mentions]
-        predicted = [(link.entity, link.start, link.end) for link in links]
+        predicted = [(link.row, link.start, link.end) for link in links]
         total += Counts(*count_matches(gold, predicted), len(predicted), len(gold))
     return total
 

@@ -173,12 +173,12 @@ def test_lines_hold_what_the_linker_says(linker, tmp_path):
     for found, link in zip(lines[0]["links"], expected, strict=True):
         assert set(found) == {*link.__slots__}
         assert lines[0]["text"][found["start"] : found["end"]] == found["mention"]
-        for name in ("start", "end", "mention", "title", "wikidata_id", "entity"):
+        for name in ("start", "end", "mention", "title", "wikidata_id", "row"):
             assert found[name] == getattr(link, name)
         assert found["score"] == pytest.approx(link.score, abs=1e-5)
         assert found["mention_score"] == pytest.approx(link.mention_score, abs=1e-5)
         assert len(found["candidates"]) == 10
-        assert set(found["candidates"][0]) == {"title", "wikidata_id", "entity", "score"}
+        assert set(found["candidates"][0]) == {"title", "wikidata_id", "row", "score"}
         assert found["candidates"][0]["title"] == found["title"]
     assert "café".encode() in batch.to_line(linked[0])  # readable, not escaped
 
@@ -376,7 +376,7 @@ def test_program_from_stdin_to_stdout(folder, linker, tmp_path, monkeypatch):
     assert list((tmp_path / "compiled").iterdir())  # The next start does not compile.
     lines = [json.loads(line) for line in output.splitlines()]
     assert [(line["id"], line["text"]) for line in lines] == list(enumerate(questions, 1))
-    expected = linker.with_settings(max_mentions=50).link_batch(questions, -5)
+    expected = linker.with_settings(max_mentions=50)(questions, -5)
     assert [
         [(link["start"], link["end"], link["title"]) for link in line["links"]] for line in lines
     ] == [[(link.start, link.end, link.title) for link in links] for links in expected]
@@ -510,7 +510,7 @@ def test_program_shows_text_and_what_it_did(folder, linker):
     flags = ("--linker", folder, "--format=text", "--on_error=skip", "--batch_size=1")
     status, output, errors = run(*flags, stdin=questions)
     assert status == 0, errors
-    [links] = linker.link_batch(["who is obama café"])
+    [links] = linker(["who is obama café"])
     assert links
     shown = output.splitlines()
     assert shown[0] == "who is obama café"

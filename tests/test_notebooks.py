@@ -85,7 +85,7 @@ def test_quickstart(run):
 
     asked = (ROOT / "demo" / "new_questions.txt").read_text().splitlines()
     [table] = tables(cells["link"])
-    links = linker.link_batch(asked)
+    links = linker(asked)
     assert len(table) == 2 + sum(max(1, len(found)) for found in links)
     for found in links:
         for link in found:

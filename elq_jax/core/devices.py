@@ -121,6 +121,32 @@ def all_devices(count: int | None = None) -> list[jax.Device]:
     return devices[:count]
 
 
+def choose(devices: str | Sequence[jax.Device] | None = None) -> list[jax.Device]:
+    """The devices that somebody asks for.
+
+    Args:
+      devices: devices; the name of a platform ("cpu", "gpu", "tpu"): its local ones; None: all
+        local ones.
+
+    Raises:
+      ElqError: there is no such platform here, or something else was given.
+    """
+    if devices is None:
+        return local(all_devices())
+    if isinstance(devices, str):
+        try:
+            return jax.local_devices(backend=devices)
+        except RuntimeError as error:
+            raise ElqError(
+                f"devices: {devices!r}; expected a platform that JAX has here, such as "
+                f"{jax.default_backend()!r}, or a list of devices"
+            ) from error
+    devices = list(devices)
+    if not devices or not all(isinstance(device, jax.Device) for device in devices):
+        raise ElqError(f"devices: {devices!r}; expected a platform's name, or a list of devices")
+    return devices
+
+
 def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
     """Those of `devices` that belong to this process."""
     return [device for device in devices if device.process_index == jax.process_index()]
@@ -220,7 +246,7 @@ def merge(tree: Any, devices: Sequence[jax.Device], size: int | None = None) -> 
 
     def rows(array: Any) -> np.ndarray:
         array = np.asarray(array)
-        return array.reshape(-1, *array.shape[2:])[:size]
+        return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])[:size]
 
     return jax.tree.map(rows, tree)
 
@@ -230,4 +256,4 @@ def _split_array(array: np.ndarray, num_devices: int) -> np.ndarray:
     missing = -size % num_devices
     if missing:
         array = np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
-    return array.reshape(num_devices, -1, *array.shape[1:])
+    return array.reshape(num_devices, len(array) // num_devices, *array.shape[1:])

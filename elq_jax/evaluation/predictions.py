@@ -50,9 +50,9 @@ def predict(
                 Predicted(
                     link.start,
                     link.end,
-                    link.entity,
+                    link.row,
                     link.score,
-                    tuple(candidate.entity for candidate in link.candidates),
+                    tuple(candidate.row for candidate in link.candidates),
                 )
                 for link in links[i]
             )

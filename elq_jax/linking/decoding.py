@@ -1,210 +1,214 @@
-"""From mention logits and retrieved candidates to scored, non-overlapping mentions, in NumPy.
+"""From scored spans to mentions that do not overlap, in NumPy.
 
-Everything here works on inclusive token positions ([CLS] is token 0) except `character_span`, the
-bridge to the half-open character offsets of the public API.
+A decoder of one's own is one file: a frozen dataclass whose fields are its settings.
+
+    from elq_jax.linking.decoding import DECODERS, Decoder
+
+    @DECODERS.register("mine")
+    @dataclasses.dataclass(frozen=True)
+    class Mine(Decoder): ...
+
+    EntityLinker.from_pretrained("my_linker", decoder="my_module:mine")
 """
 
 from __future__ import annotations
 
+import abc
+import collections
 import dataclasses
 import unicodedata
-from typing import Literal, get_args
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from scipy.special import log_expit, log_softmax
 
-from elq_jax.core.errors import ElqError
+from elq_jax.core.registry import Registry
+from elq_jax.linking.links import ScoredSpans
+from elq_jax.text.tokenization import EncodedQuestion
 
-ThresholdType = Literal["joint", "top_entity_by_mention", "thresholded_entity_by_mention"]
-THRESHOLD_TYPES: tuple[str, ...] = get_args(ThresholdType)
+DECODERS: Registry[type[Decoder]] = Registry("decoder", "elq_jax.linking.decoding")
+
+# What a token may be in a mention; the roles of a token are a sum of these.
+INSIDE, FIRST, LAST, MEANINGFUL = 1, 2, 4, 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Decoded:
-    """One linked mention of one question.
+    """Mentions of Q questions, one row per mention: those of a question together, best first.
 
     Attributes:
-      start: first token.
-      end: last token (inclusive).
-      score: what the mention was ranked by: the joint score of the top candidate, or its inner
-        product for the two other threshold types.
-      mention_score: log sigmoid of the mention logit.
-      rows: [C] int, candidate rows, best first; -1 where the index found fewer than C.
-      scores: [C] float64, joint scores of the candidates (log-probabilities); -inf where row is -1.
+      question: [m] int32, number of the question, ascending.
+      bounds: [m, 2] int32, first and last token (inclusive).
+      characters: [m, 2] int64, half-open character offsets in the question.
+      scores: [m] float64, what mentions were ranked by.
+      mention_scores: [m] float64, log p(mention).
+      rows: [m, C] int32, candidates, best first; -1 where the index found fewer than C.
+      candidate_scores: [m, C] float64, their joint log-probabilities; -inf where the row is -1.
     """
 
-    start: int
-    end: int
-    score: float
-    mention_score: float
-    rows: np.ndarray
+    question: np.ndarray
+    bounds: np.ndarray
+    characters: np.ndarray
     scores: np.ndarray
+    mention_scores: np.ndarray
+    rows: np.ndarray
+    candidate_scores: np.ndarray
+
+    def of(self, number: int) -> slice:
+        """The rows of one question."""
+        return slice(*np.searchsorted(self.question, [number, number + 1]).tolist())
 
 
-def log_sigmoid(x: np.ndarray) -> np.ndarray:
-    """Logarithm of the logistic function, without overflow; keeps shape and dtype."""
-    return -np.logaddexp(0, -x)
+class Decoder(abc.ABC):
+    """Decides which spans may be mentions, and which of the scored ones are.
+
+    Attributes:
+      log_probabilities: scores that the threshold is compared with are log-probabilities.
+      special_tokens_in_text: a literal "[SEP]" in a question is read as that token.
+      keep_any: the best spans of a question are searched for where none passes the threshold.
+    """
+
+    log_probabilities: ClassVar[bool] = True
+    special_tokens_in_text: ClassVar[bool] = False
+    keep_any: ClassVar[bool] = False
+
+    def prune_threshold(self, threshold: float) -> float:
+        """log p(mention) must be above this for a span to be searched for.
+
+        Nothing is lost by the threshold itself: a joint score is never above log p(mention).
+        """
+        return threshold
+
+    def roles(self, question: EncodedQuestion, unknown_id: int) -> np.ndarray:
+        """What each token may be in a mention, so that no other span takes one of the K places.
+
+        A span is searched for if 1. all its tokens are INSIDE, 2. its first is FIRST, 3. its last
+        is LAST, 4. one of them is MEANINGFUL. Here: any span of real tokens but [CLS] and [SEP], of
+        which not all are [UNK].
+
+        Args:
+          question: tokens.
+          unknown_id: id of [UNK], which stands for any word outside the vocabulary.
+
+        Returns:
+          [T] uint8.
+        """
+        roles = np.full(len(question.ids), INSIDE | FIRST | LAST, np.uint8)
+        roles |= np.where(question.ids != unknown_id, MEANINGFUL, 0).astype(np.uint8)
+        roles[[0, -1]] = 0
+        return roles
+
+    @abc.abstractmethod
+    def __call__(self, spans: ScoredSpans, threshold: float) -> Decoded:
+        """Chooses mentions.
+
+        Args:
+          spans: with their candidates.
+          threshold: score that a mention must exceed; -inf keeps everything.
+        """
 
 
-def log_softmax(x: np.ndarray) -> np.ndarray:
-    """Log-softmax over the last axis; a row without a finite entry, or with a NaN, becomes NaN."""
-    with np.errstate(invalid="ignore"):
-        shifted = x - x.max(axis=-1, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+@DECODERS.register("joint")
+@dataclasses.dataclass(frozen=True)
+class Joint(Decoder):
+    """Accepts mentions from the highest joint score down, if they share no character.
+
+    The joint score of a mention and a candidate is the log softmax over the mention's C retrieved
+    candidates plus the log sigmoid of the span logit (Li et al., 2020, section 2.3; the softmax
+    runs over the retrieved candidates, not over the catalogue, as in the original code). A mention
+    is as good as its best candidate; it must be above the threshold. Equal scores: the span that
+    comes first wins. All comparisons are strict, in float64.
+    """
+
+    def __call__(self, spans: ScoredSpans, threshold: float) -> Decoded:
+        """See the class; mentions whose score is NaN are dropped."""
+        joint, mention_scores = joint_scores(spans)
+        scores = joint[:, 0]
+        order = best_first(spans, scores, scores > threshold)
+        characters = character_spans(spans, order)
+        accepted = accept(spans.question[order], characters)
+        accepted &= characters[:, 0] < characters[:, 1]
+        return take(spans, order[accepted], characters[accepted], scores, mention_scores, joint)
 
 
-def decode_batch(
-    mention_logits: ArrayLike,
-    bounds: ArrayLike,
-    keep_mask: ArrayLike,
-    candidate_scores: ArrayLike,
-    candidate_rows: ArrayLike,
-    threshold: float,
-    threshold_type: ThresholdType = "joint",
-    mention_threshold: float | None = None,
-    *,
-    lengths: ArrayLike | None = None,
-    allow_special_tokens: bool = False,
-    allow_overlaps: bool = False,
-) -> list[list[Decoded]]:
-    """Scores, thresholds and disentangles the mentions of a batch of questions.
-
-    The joint score of a mention and a candidate is log softmax over the mention's C retrieved
-    candidates plus log sigmoid of the mention logit (the softmax runs over the retrieved
-    candidates, not over the catalogue, as in the original code). Mentions are then accepted from
-    the highest score down; one that shares a token with an accepted one is dropped. Equal scores:
-    the mention that comes first in the arrays wins. All comparisons are strict, in float64.
-
-    Threshold types, as in the original:
-      joint: joint score of the top candidate > threshold.
-      top_entity_by_mention: mention logit (not its log sigmoid) > mention_threshold; the score is
-        the inner product of the top candidate; overlapping mentions stay.
-      thresholded_entity_by_mention: inner product of the top candidate > threshold and mention
-        logit > mention_threshold (default: threshold); the score is the inner product.
-
-    Args:
-      mention_logits: [B, K] float.
-      bounds: [B, K, 2] int, first and last token (inclusive).
-      keep_mask: [B, K] bool, mentions that survived pruning.
-      candidate_scores: [B, K, C] float inner products, descending; ignored where keep_mask is
-        False.
-      candidate_rows: [B, K, C] int catalogue rows; -1 = no such candidate.
-      threshold: see above; -inf keeps everything.
-      threshold_type: see above.
-      mention_threshold: see above.
-      lengths: [B] int, tokens of each question with [CLS] and [SEP]; needed to drop special tokens.
-      allow_special_tokens: keep mentions that contain [CLS] or [SEP], as the original does. By
-        default they are dropped before overlaps are resolved, so they shadow no real mention.
-      allow_overlaps: skip the overlap step (the original's evaluation during training does).
+def joint_scores(spans: ScoredSpans) -> tuple[np.ndarray, np.ndarray]:
+    """Joint log-probabilities of every span and candidate.
 
     Returns:
-      For each question its mentions, best score first. Mentions whose top score is NaN are dropped.
-
-    Raises:
-      ElqError: unknown threshold type, a missing mention_threshold or lengths, or shapes that do
-        not fit together.
+      [n, C] float64, -inf where there is no candidate (NaN where there is none at all or an inner
+      product is NaN), and log p(mention) [n] float64.
     """
-    if threshold_type not in THRESHOLD_TYPES:
-        names = ", ".join(THRESHOLD_TYPES)
-        raise ElqError(f"threshold_type: found {threshold_type!r}, expected one of {names}")
-    if mention_threshold is None:
-        if threshold_type == "top_entity_by_mention":
-            raise ElqError(
-                "mention_threshold: top_entity_by_mention compares mention logits with it; give a "
-                "number (the original's scripts use -0.6931)"
-            )
-        mention_threshold = threshold
-    mention_logits, bounds = np.asarray(mention_logits), np.asarray(bounds)
-    candidate_scores, candidate_rows = np.asarray(candidate_scores), np.asarray(candidate_rows)
-    keep_mask = np.asarray(keep_mask, bool)
-    _check_shapes(mention_logits, bounds, keep_mask, candidate_scores, candidate_rows)
+    products = np.where(spans.rows < 0, -np.inf, spans.scores.astype(np.float64))
+    mention_scores = log_expit(spans.logits.astype(np.float64))
+    with np.errstate(invalid="ignore"):
+        return log_softmax(products, axis=-1) + mention_scores[:, None], mention_scores
 
-    if not allow_special_tokens:
-        if lengths is None:
-            raise ElqError(
-                "lengths: needed to recognise [SEP]; give the number of tokens of each question, "
-                "or allow_special_tokens=True"
-            )
-        last = np.asarray(lengths).reshape(-1, 1) - 1
-        keep_mask = keep_mask & (bounds[..., 0] > 0) & (bounds[..., 1] < last)
 
-    # From here on one row per kept mention of any question: [n] and [n, C].
-    question, mention = np.nonzero(keep_mask)
-    logits = mention_logits[question, mention].astype(np.float64)
-    rows = candidate_rows[question, mention]
-    products = np.where(rows < 0, -np.inf, candidate_scores[question, mention].astype(np.float64))
-    mention_scores = log_sigmoid(logits)
-    joint = log_softmax(products) + mention_scores[:, None]
-    if threshold_type == "joint":
-        scores = joint[:, 0]
-        passes = scores > threshold
-    else:
-        scores = products[:, 0]
-        passes = logits > mention_threshold
-        if threshold_type == "thresholded_entity_by_mention":
-            passes &= scores > threshold
-    passes &= ~np.isnan(joint[:, 0])
-
+def best_first(spans: ScoredSpans, scores: np.ndarray, passes: np.ndarray) -> np.ndarray:
+    """Numbers of the spans that pass, question by question, the highest score first."""
     order = np.flatnonzero(passes)
-    order = order[np.lexsort((-scores[order], question[order]))]  # stable
-    overlaps_stay = allow_overlaps or threshold_type == "top_entity_by_mention"
-    results: list[list[Decoded]] = [[] for _ in range(len(keep_mask))]
-    taken = [0] * len(results)  # bit t of taken[q]: token t of question q belongs to a mention
-    columns = (
-        question[order].tolist(),
-        bounds[question, mention][order].tolist(),
-        scores[order].tolist(),
-        mention_scores[order].tolist(),
-        rows[order],
+    return order[np.lexsort((-scores[order], spans.question[order]))]  # stable
+
+
+def accept(question: np.ndarray, extents: np.ndarray) -> np.ndarray:
+    """Goes through mentions and accepts those that share no place with an accepted one.
+
+    Args:
+      question: [m] int, the question of each mention.
+      extents: [m, 2] int, half-open places in it: characters, or tokens.
+
+    Returns:
+      [m] bool.
+
+    Example: one question, [[0, 4], [3, 6], [4, 6]] -> [True, False, True].
+    """
+    taken: dict[int, int] = collections.defaultdict(int)  # bit i: place i belongs to a mention
+    accepted = np.zeros(len(question), bool)
+    for i, (number, (start, end)) in enumerate(
+        zip(question.tolist(), extents.tolist(), strict=True)
+    ):
+        places = (1 << end) - (1 << start)
+        if not taken[number] & places:
+            taken[number] |= places
+            accepted[i] = True
+    return accepted
+
+
+def take(
+    spans: ScoredSpans,
+    order: np.ndarray,
+    characters: np.ndarray,
+    scores: np.ndarray,
+    mention_scores: np.ndarray,
+    joint: np.ndarray,
+) -> Decoded:
+    """The mentions that a decoder chose.
+
+    Args:
+      spans: n of them.
+      order: [m] int, numbers of those chosen.
+      characters: [m, 2] int, their character offsets.
+      scores, mention_scores, joint: [n], [n] and [n, C], as in `Decoded`.
+    """
+    return Decoded(
+        spans.question[order],
+        spans.bounds[order],
+        characters,
+        scores[order],
+        mention_scores[order],
+        spans.rows[order],
         joint[order],
     )
-    for q, (start, end), *values in zip(*columns, strict=True):
-        tokens = (2 << end) - (1 << start)
-        if overlaps_stay or not taken[q] & tokens:
-            taken[q] |= tokens
-            results[q].append(Decoded(start, end, *values))
-    return results
 
 
-def decode(
-    mention_logits: ArrayLike,
-    bounds: ArrayLike,
-    keep_mask: ArrayLike,
-    candidate_scores: ArrayLike,
-    candidate_rows: ArrayLike,
-    threshold: float,
-    threshold_type: ThresholdType = "joint",
-    mention_threshold: float | None = None,
-    *,
-    length: int | None = None,
-    allow_special_tokens: bool = False,
-    allow_overlaps: bool = False,
-) -> list[Decoded]:
-    """`decode_batch` for one question: [K], [K, 2], [K], [K, C], [K, C] and its token count."""
-    arrays = (mention_logits, bounds, keep_mask, candidate_scores, candidate_rows)
-    return decode_batch(
-        *(np.asarray(array)[None] for array in arrays),
-        threshold,
-        threshold_type,
-        mention_threshold,
-        lengths=None if length is None else [length],
-        allow_special_tokens=allow_special_tokens,
-        allow_overlaps=allow_overlaps,
-    )[0]
-
-
-def _check_shapes(logits, bounds, keep_mask, candidate_scores, candidate_rows) -> None:
-    expected = {
-        "mention_logits": (logits.shape, keep_mask.shape),
-        "bounds": (bounds.shape, (*keep_mask.shape, 2)),
-        "candidate_rows": (candidate_rows.shape, candidate_scores.shape),
-        "candidate_scores": (candidate_scores.shape[:-1], keep_mask.shape),
-    }
-    for name, (found, wanted) in expected.items():
-        if found != wanted:
-            raise ElqError(f"{name}: found shape {found}, expected {wanted}, to fit keep_mask")
-    if candidate_scores.shape[-1] < 1:
-        raise ElqError("candidate_scores: found no candidates, expected at least one per mention")
+def character_spans(spans: ScoredSpans, order: np.ndarray) -> np.ndarray:
+    """Half-open character offsets [m, 2] int64 of some spans, see `character_span`."""
+    places = zip(spans.question[order].tolist(), spans.bounds[order].tolist(), strict=True)
+    offsets = [
+        character_span(*bounds, spans.encoded[number].offsets, spans.texts[number])
+        for number, bounds in places
+    ]
+    return np.array(offsets, np.int64).reshape(-1, 2)
 
 
 def character_span(start: int, end: int, offsets: np.ndarray, text: str) -> tuple[int, int]:

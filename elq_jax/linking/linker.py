@@ -3,81 +3,34 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
+import itertools
 import os
 import pathlib
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from elq_jax.core import devices as devices_lib
 from elq_jax.core.devices import COMPUTE_DTYPES
 from elq_jax.core.errors import DataError, ElqError
 from elq_jax.entities.catalogue import Catalogue
-from elq_jax.linking import directory
-from elq_jax.linking.decoding import Decoded, character_span, decode_batch
-from elq_jax.linking.links import Candidate, Link
+from elq_jax.linking import arguments, directory
+from elq_jax.linking.decoding import Decoded, joint_scores, take
+from elq_jax.linking.links import Candidate, Link, ScoredSpans
+from elq_jax.linking.scoring import BATCHES_IN_FLIGHT, Scorer, Search, SpanVectors
 from elq_jax.linking.settings import LinkingSettings
-from elq_jax.model import spans
 from elq_jax.model.bundle import Model, read_description
-from elq_jax.model.elq import QuestionEncoder
 from elq_jax.retrieval import Index, open_index
 from elq_jax.storage import layout
-from elq_jax.text.padding import BATCH_BUCKETS, LENGTH_BUCKETS, length_sorted_batches, pad_tokens
+from elq_jax.storage.hub import resolve_linker
 from elq_jax.text.tokenization import EncodedQuestion
 
 _NO_ROW = -1  # where an index finds fewer candidates than it was asked for
 
-_BATCHES_IN_FLIGHT = 16  # bounds memory, however many questions are given at once
-
-
-def _check_bounds(encoded: Sequence[EncodedQuestion], bounds: Sequence[np.ndarray]) -> None:
-    if len(encoded) != len(bounds):
-        raise ElqError(
-            f"bounds: found {len(bounds)}, expected one for each of {len(encoded)} texts"
-        )
-    for number, (one, spans_) in enumerate(zip(encoded, bounds, strict=True)):
-        for start, end in np.asarray(spans_).reshape(-1, 2).tolist():
-            if not 0 <= start <= end < len(one.ids):
-                raise ElqError(
-                    f"bounds[{number}]: [{start}, {end}]; expected first and last token of "
-                    f"{len(one.ids)}, counted from 0"
-                )
-
-
-def _as_list(texts: Iterable[str]) -> list[str]:
-    """The texts of anything that can be iterated over; what they are is checked later."""
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
-        kind = "one string" if isinstance(texts, str) else type(texts).__name__
-        raise ElqError(f"texts: found {kind}; give a list of strings")
-    return list(texts)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class ScoredQuestion:
-    """What the model and the index say of one question; `EntityLinker.decode` makes links of it.
-
-    Attributes:
-      text: the question.
-      encoded: its tokens.
-      mention_logits: [K] float32.
-      bounds: [K, 2] int32, inclusive tokens.
-      candidate_scores: [K, C] float32 inner products, descending.
-      candidate_rows: [K, C] int32.
-      scored_at: the threshold that mentions had to pass to be searched for.
-    """
-
-    text: str
-    encoded: EncodedQuestion
-    mention_logits: np.ndarray
-    bounds: np.ndarray
-    candidate_scores: np.ndarray
-    candidate_rows: np.ndarray
-    scored_at: float
+_process: int | None = None  # the one in which this module was first used
 
 
 class EntityLinker:
@@ -87,14 +40,16 @@ class EntityLinker:
         for link in linker("who wrote dune?"):
             print(link.mention, link.title, link.wikidata_id, link.score)
 
-    Questions are padded to a few lengths and batch sizes, so that a stream of them compiles a
-    handful of programs, once. One linker may be used from one thread at a time.
+    One linker may be called from many threads; they take turns. It can be pickled and copied if it
+    was opened from a directory, which is then opened again. A process that was forked after a
+    linker was opened can use none, since JAX does not survive a fork: open it in the child, or
+    start children with the method "spawn".
 
     Attributes:
       model: model whose question encoder is used.
       config: what the model computes.
       settings: defaults of linking; replace it to change them for good.
-      tokenizer: of questions.
+      tokenizer: tokenizer of questions.
       catalogue: the entities.
       index: what is searched.
     """
@@ -107,64 +62,34 @@ class EntityLinker:
         settings: LinkingSettings | None = None,
         *,
         dtype: str = "float32",
-        devices: Sequence[jax.Device] | None = None,
-        folder: pathlib.Path | None = None,
+        devices: str | Sequence[jax.Device] | None = None,
     ):
         """Puts a linker together; most people want `from_pretrained`.
 
         Args:
-          model: model whose question encoder is used.
+          model: model whose question encoder is used; it is put on the devices with the first
+            question, if it is not there already.
           catalogue: E entities.
-          index: over their E embeddings.
+          index: index over their E embeddings.
           settings: defaults of linking.
-          dtype: of the matrix products, "float32" or "bfloat16".
-          devices: all local ones by default.
-          folder: the linker directory that all this came from.
+          dtype: dtype of the matrix products, "float32" or "bfloat16".
+          devices: devices, or the name of a platform such as "cpu"; all local ones by default.
 
         Raises:
           ElqError: index, model and catalogue do not fit together.
         """
-        config, tokenizer = model.config, model.tokenizer
-        rows, width = index.shape
-        if rows != len(catalogue):
-            raise ElqError(
-                f"the index has {rows:,} rows, the catalogue {len(catalogue):,}; "
-                "encode this catalogue again"
-            )
-        if width != config.vector_width:
-            raise ElqError(
-                f"the index has vectors of width {width}, the model of {config.vector_width}; "
-                "encode the catalogue with this model's entity encoder"
-            )
-        if tokenizer.vocab_size > config.question_bert.vocab_size:
-            raise ElqError(
-                f"the tokenizer has {tokenizer.vocab_size:,} tokens, the question encoder "
-                f"{config.question_bert.vocab_size:,}; give the tokenizer it was trained with"
-            )
+        _check_process()
+        _check_parts(model, catalogue, index)
         if dtype not in COMPUTE_DTYPES:
             raise ElqError(f"dtype: {dtype!r}; expected one of {COMPUTE_DTYPES}")
-        self.model, self.config, self.tokenizer = model, config, tokenizer
+        self.model, self.config, self.tokenizer = model, model.config, model.tokenizer
         self.catalogue, self.index = catalogue, index
         self.settings = settings or LinkingSettings()
         _ = self.max_question_tokens  # for its check
-        self._folder = folder
-        self._devices = list(devices or devices_lib.local(devices_lib.all_devices()))
-        self._params = devices_lib.replicate({"params": model.params["question"]}, self._devices)
-        encoder = QuestionEncoder(config, jnp.dtype(dtype))
-
-        def find_mentions(params, input_ids, mask, span_mask, threshold, k, keep_any):
-            hidden, logits = encoder.apply(params, input_ids, mask)
-            allowed = spans.valid_spans(span_mask, config.max_mention_width)
-            logits = jnp.where(allowed, logits, -jnp.inf)
-            logits, bounds, keep = spans.prune(logits, k, threshold, keep_any)
-            vectors = encoder.apply(params, hidden, bounds, method="mention_vectors")
-            return logits, bounds, keep, vectors
-
-        def mention_vectors(params, input_ids, mask, bounds):
-            return encoder.apply(params, input_ids, mask, bounds, method="encode_mentions")[1]
-
-        self._find_mentions = devices_lib.parallel(find_mentions, self._devices, static=(5, 6))
-        self._mention_vectors = devices_lib.parallel(mention_vectors, self._devices)
+        self._devices = devices_lib.choose(devices)
+        self._scorer = Scorer(model, dtype, self._devices)
+        self._lock = threading.RLock()
+        self._source: dict[str, Any] | None = None  # arguments of `from_pretrained`
 
     @classmethod
     def from_pretrained(
@@ -173,7 +98,7 @@ class EntityLinker:
         *,
         index: str = "auto",
         dtype: str = "float32",
-        devices: Sequence[jax.Device] | None = None,
+        devices: str | Sequence[jax.Device] | None = None,
         **settings: Any,
     ) -> EntityLinker:
         """Opens a linker directory.
@@ -181,34 +106,40 @@ class EntityLinker:
         Compiled programs are kept on disk, see `devices.use_compilation_cache`.
 
         Args:
-          path: written by `python -m elq_jax.train` or `save_pretrained`.
-          index: "exact", "scann", or "auto": ScaNN if such an index was built, else exact.
-          dtype: of the encoder's matrix products, "float32" or "bfloat16".
-          devices: all local ones by default.
-          **settings: changes to the directory's `LinkingSettings`, such as threshold=-2.0.
+          path: directory written by `python -m elq_jax.train` or `save_pretrained`, or the name of
+            one on the Hugging Face hub, "owner/name".
+          index: name in `retrieval.INDEXES`, such as "exact" or "scann", or "auto": the saved one
+            if there is one that this machine can use, else exact.
+          dtype: dtype of the encoder's matrix products, "float32" or "bfloat16".
+          devices: devices, or the name of a platform such as "cpu"; all local ones by default.
+          **settings: changes to the directory's `LinkingSettings`, such as threshold=-2.0, and to
+            the settings of its decoder.
 
         Raises:
           ElqError: a part is missing or broken, or the parts are not of one another.
         """
+        _check_process()
         devices_lib.use_compilation_cache()
-        path = pathlib.Path(path).absolute()
-        linking = read_description(path).linking
+        path = resolve_linker(path).absolute()
         try:
-            saved = LinkingSettings.from_dict(linking)
+            saved = LinkingSettings.from_dict(read_description(path).linking)
         except ElqError as error:
             raise DataError(f'"linking": {error}', path / layout.CONFIG) from error
-        model = Model.open(path, ("question",))
+        devices = devices_lib.choose(devices)
         catalogue = Catalogue.open(path / layout.CATALOGUE)
         embeddings = directory.open_embeddings(path, catalogue)
-        return cls(
-            model,
+        linker = cls(
+            Model.open(path, ("question",)),
             catalogue,
             open_index(path / layout.INDEX, embeddings, index, devices),
             saved.replace(**settings),
             dtype=dtype,
             devices=devices,
-            folder=path,
         )
+        linker._scorer.place()
+        linker.model = linker.model.replace(params={})  # The devices have them.
+        linker._source = {"path": path, "index": index, "dtype": dtype}
+        return linker
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Writes a linker directory with these settings; big files are linked where possible.
@@ -216,24 +147,43 @@ class EntityLinker:
         Raises:
           ElqError: this linker was not opened from a directory, or `path` holds something else.
         """
-        if self._folder is None:
+        if self._source is None:
             raise ElqError(
                 "this linker was put together in memory; write its parts with "
                 "elq_jax.linking.directory.write_linker"
             )
-        directory.copy_linker(self._folder, path, self.settings.to_dict())
+        path = pathlib.Path(path).expanduser()
+        directory.copy_linker(self._source["path"], path, self.settings.to_dict())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._source is None:
+            raise ElqError(
+                "this linker was put together in memory and cannot be pickled or copied; save it "
+                "with save_pretrained and open it from there"
+            )
+        places = [(device.platform, device.id) for device in self._devices]
+        return _reopen, (self._source, self.settings, places)
 
     def with_params(self, params: Mapping[str, Any]) -> EntityLinker:
-        """The same linker with other question-encoder parameters; nothing is compiled again."""
+        """The same linker with other parameters of the question encoder; see `Scorer.with_params`.
+
+        Nothing is compiled again, and what the devices hold already is not moved.
+        """
         other = copy.copy(self)
-        other._params = devices_lib.replicate({"params": params}, self._devices)
-        other._folder = None
+        other.model = self.model.replace(params={"question": params})
+        other._scorer = self._scorer.with_params(params)
+        other._source = None
         return other
 
     def with_settings(self, **changes: Any) -> EntityLinker:
         """The same linker with other `LinkingSettings`, such as threshold=-2.0."""
         other = copy.copy(self)
         other.settings = self.settings.replace(**changes)
+        return other
+
+    def __copy__(self) -> EntityLinker:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
         return other
 
     @property
@@ -252,38 +202,88 @@ class EntityLinker:
             )
         return size
 
-    def __call__(self, text: str, threshold: float | None = None) -> list[Link]:
-        """Links one question; see `link_batch`."""
-        return self.link_batch([text], threshold)[0]
-
-    def link_batch(
-        self, texts: Iterable[str], threshold: float | None = None, batch_size: int = 64
-    ) -> list[list[Link]]:
-        """Links questions.
+    def __call__(
+        self, texts: str | Iterable[str], threshold: float | None = None, batch_size: int = 64
+    ) -> Any:
+        """Links one question, or many.
 
         Args:
-          texts: any strings. A text of more than `max_question_tokens` tokens is cut, with a
-            warning that says where.
-          threshold: instead of the settings' own.
+          texts: question, or any number of them. One of more than `max_question_tokens` tokens is
+            cut; a single warning says how many were.
+          threshold: score that links must exceed, instead of the settings' own.
           batch_size: questions encoded at a time.
 
         Returns:
-          for each question its links in the order of the text, without overlaps.
+          for a string its links in the order of the text, without overlaps; for several strings a
+          list of such lists.
         """
-        scored = self.score_batch(texts, threshold, batch_size)
-        for question in scored:
-            if question.encoded.truncated_at is not None:
-                warnings.warn(
-                    f"only the first {question.encoded.truncated_at} of {len(question.text)} "
-                    f"characters are linked (max_question_tokens = {self.max_question_tokens}): "
-                    f"{question.text[:40]!r}...",
-                    stacklevel=2,
-                )
-        return self.decode(scored, threshold)
+        scored = self.score_batch(arguments.texts_of(texts, or_one=True), threshold, batch_size)
+        arguments.warn_of_cuts(scored, self.max_question_tokens, 3)
+        links = self.decode(scored, threshold)
+        return links[0] if isinstance(texts, str) else links
+
+    def pipe(
+        self, texts: Iterable[str], threshold: float | None = None, batch_size: int = 64
+    ) -> Iterator[list[Link]]:
+        """Links a stream of questions, reading no more of it than is linked together.
+
+        Args:
+          texts: questions; may be endless.
+          threshold: score that links must exceed, instead of the settings' own.
+          batch_size: questions encoded at a time; 16 times as many are read at once, so that
+            questions of one length meet, but with a size of 1 each is linked as it comes.
+
+        Yields:
+          the links of each question, in their order.
+        """
+        texts = iter(arguments.stream_of(texts))
+        size = 1 if batch_size == 1 else BATCHES_IN_FLIGHT * batch_size
+        warned = False
+        while chunk := list(itertools.islice(texts, size)):
+            scored = self.score_batch(chunk, threshold, batch_size)
+            if not warned:
+                warned = arguments.warn_of_cuts(scored, self.max_question_tokens, 3)
+            yield from self.decode(scored, threshold)
+
+    def disambiguate(
+        self, texts: str | Iterable[str], spans: Sequence[Any], batch_size: int = 64
+    ) -> Any:
+        """Links mentions whose places are known.
+
+        Args:
+          texts: question, or any number of them.
+          spans: half-open character offsets (start, end) of the mentions of the question; a list of
+            such lists for several questions.
+          batch_size: questions encoded at a time.
+
+        Returns:
+          for a string a link for every span, in their order, whatever its score: log p(entity |
+          mention), the mention's own being 0; for several strings a list of such lists.
+
+        Raises:
+          ElqError: a span lies outside its text, begins or ends inside of a token, holds nothing,
+            or is in a part that was cut.
+
+        Example:
+          linker.disambiguate("who wrote dune?", [(10, 14)])
+        """
+        several = not isinstance(texts, str)
+        texts = arguments.texts_of(texts, or_one=True)
+        spans = list(spans) if several else [spans]
+        encoded = self.encode(texts)
+        bounds = arguments.token_bounds(texts, spans, encoded)
+        _, scored = self._score(texts, encoded, batch_size, None, bounds)
+        joint, mention_scores = joint_scores(scored)
+        characters = np.array([span for own in spans for span in own], np.int64).reshape(-1, 2)
+        everything = np.arange(len(characters))
+        links = self._links(
+            texts, take(scored, everything, characters, joint[:, 0], mention_scores, joint)
+        )
+        return links if several else links[0]
 
     def score_batch(
         self, texts: Iterable[str], threshold: float | None = None, batch_size: int = 64
-    ) -> list[ScoredQuestion]:
+    ) -> ScoredSpans:
         """Runs the model and the index; `decode` can then be called at any threshold from here up.
 
         Args:
@@ -291,15 +291,16 @@ class EntityLinker:
           threshold: lowest threshold to be asked for later; the settings' own by default.
           batch_size: questions encoded at a time.
         """
-        texts = _as_list(texts)
-        return self.score_encoded(texts, self.encode(texts), threshold, batch_size)
+        texts = arguments.texts_of(texts)
+        return self.score_encoded(texts, self.encode(texts), threshold, batch_size)[0]
 
     def encode(self, texts: Iterable[str]) -> list[EncodedQuestion]:
         """Tokens of questions, cut to `max_question_tokens`."""
+        _check_process()
         return self.tokenizer.encode_questions(
-            _as_list(texts),
+            arguments.texts_of(texts),
             self.max_question_tokens,
-            special_tokens_in_text=self.settings.special_tokens_in_text,
+            special_tokens_in_text=self.settings.decoding.special_tokens_in_text,
         )
 
     def score_encoded(
@@ -308,102 +309,51 @@ class EntityLinker:
         encoded: Sequence[EncodedQuestion],
         threshold: float | None = None,
         batch_size: int = 64,
-    ) -> list[ScoredQuestion]:
-        """As `score_batch`, for questions whose tokens are given."""
-        settings = self._settings(threshold)
-        questions: list[Any] = [None] * len(encoded)
-        batches = self._batches(encoded, batch_size)
-        for start in range(0, len(batches), _BATCHES_IN_FLIGHT):
-            group = batches[start : start + _BATCHES_IN_FLIGHT]
-            # All are dispatched before the first result is waited for, and searched together.
-            outputs = [
-                self._dispatch([encoded[i] for i in batch.indices], batch, settings)
-                for batch in group
-            ]
-            results = [
-                devices_lib.merge(output, self._devices, len(batch.indices))
-                for batch, output in zip(group, outputs, strict=True)
-            ]
-            scores, rows = self._search(
-                np.concatenate([vectors[keep] for _, _, keep, vectors in results])
-            )
-            first = 0
-            for batch, (logits, bounds, keep, _) in zip(group, results, strict=True):
-                for i, index in enumerate(batch.indices):
-                    kept = keep[i]
-                    last = first + int(kept.sum())
-                    questions[index] = ScoredQuestion(
-                        texts[index],
-                        encoded[index],
-                        logits[i][kept],
-                        bounds[i][kept],
-                        scores[first:last],
-                        rows[first:last],
-                        settings.threshold,
-                    )
-                    first = last
-        return questions
+        bounds: Sequence[np.ndarray] | None = None,
+    ) -> tuple[ScoredSpans, ScoredSpans]:
+        """Finds spans, and looks at given ones, with one pass of the encoder.
 
-    def decode(
-        self, scored: Sequence[ScoredQuestion], threshold: float | None = None
-    ) -> list[list[Link]]:
+        Args:
+          texts: questions.
+          encoded: their tokens.
+          threshold: as for `score_batch`.
+          batch_size: questions encoded at a time.
+          bounds: for each question [M, 2] int, first and last token of the given spans (inclusive).
+
+        Returns:
+          spans that were found, and the given ones, these in their order.
+
+        Raises:
+          ElqError: not as many bounds as texts, or positions that a question does not have.
+        """
+        settings = self._settings(threshold)
+        decoding, unknown = settings.decoding, self.tokenizer.unk_id
+        search = Search(
+            [decoding.roles(question, unknown) for question in encoded],
+            settings.max_mentions,
+            decoding.prune_threshold(settings.threshold),
+            decoding.keep_any,
+        )
+        return self._score(texts, encoded, batch_size, search, bounds, settings.threshold)
+
+    def decode(self, scored: ScoredSpans, threshold: float | None = None) -> list[list[Link]]:
         """Links of scored questions, in the order of the text; fast, no model is run.
 
         Raises:
           ElqError: the threshold is below the one the questions were scored at.
         """
-        decoded = self.decode_tokens(scored, threshold)
-        found = {int(row) for links in decoded for link in links for row in link.rows}
-        rows = sorted(found - {_NO_ROW})
-        names = zip(self.catalogue.titles(rows), self.catalogue.wikidata_ids(rows), strict=True)
-        entities = dict(zip(rows, names, strict=True))
-        return [
-            sorted((self._link(question, one, entities) for one in links), key=lambda x: x.start)
-            for question, links in zip(scored, decoded, strict=True)
-        ]
+        links = self._links(scored.texts, self.decode_tokens(scored, threshold))
+        return [sorted(found, key=lambda link: link.start) for found in links]
 
-    def decode_tokens(
-        self,
-        scored: Sequence[ScoredQuestion],
-        threshold: float | None = None,
-        *,
-        allow_overlaps: bool = False,
-    ) -> list[list[Decoded]]:
+    def decode_tokens(self, scored: ScoredSpans, threshold: float | None = None) -> Decoded:
         """As `decode`, but token positions and catalogue rows, best score first."""
         settings = self._settings(threshold)
-        lowest = max((question.scored_at for question in scored), default=-np.inf)
-        if settings.threshold < lowest:
+        if settings.threshold < scored.scored_at:
             raise ElqError(
-                f"threshold {settings.threshold:g} is below {lowest:g}, at which the questions "
-                "were scored; score them again at the lower one"
+                f"threshold {settings.threshold:g} is below {scored.scored_at:g}, at which the "
+                "questions were scored; score them again at the lower one"
             )
-        if not scored:
-            return []
-        k = max(1, *(len(question.mention_logits) for question in scored))
-        candidates = self._num_candidates()
-        shape = (len(scored), k)
-        logits = np.full(shape, -np.inf, np.float32)
-        bounds = np.zeros((*shape, 2), np.int32)
-        keep = np.zeros(shape, bool)
-        scores = np.zeros((*shape, candidates), np.float32)
-        rows = np.full((*shape, candidates), -1, np.int32)
-        for i, question in enumerate(scored):
-            n = len(question.mention_logits)
-            logits[i, :n], bounds[i, :n], keep[i, :n] = question.mention_logits, question.bounds, 1
-            scores[i, :n], rows[i, :n] = question.candidate_scores, question.candidate_rows
-        return decode_batch(
-            logits,
-            bounds,
-            keep,
-            scores,
-            rows,
-            settings.threshold,
-            settings.threshold_type,
-            settings.mention_threshold,
-            lengths=[len(question.encoded.ids) for question in scored],
-            allow_special_tokens=settings.allow_special_tokens,
-            allow_overlaps=allow_overlaps,
-        )
+        return settings.decoding(scored, settings.threshold)
 
     def candidates_at(
         self, texts: Sequence[str], bounds: Sequence[np.ndarray], batch_size: int = 64
@@ -421,108 +371,163 @@ class EntityLinker:
         Raises:
           ElqError: not as many bounds as texts, or positions that a question does not have.
         """
-        vectors = self.vectors_at(texts, bounds, batch_size)
-        counts = [len(one) for one in vectors]
-        _, rows = self._search(np.concatenate([*vectors, self._no_vectors()]))
-        return np.split(rows, np.cumsum(counts)[:-1]) if counts else []
+        _, scored = self._score(texts, self.encode(texts), batch_size, None, bounds)
+        return _split(scored.rows, bounds)
 
     def vectors_at(
         self, texts: Sequence[str], bounds: Sequence[np.ndarray], batch_size: int = 64
     ) -> list[np.ndarray]:
         """Query vectors of given spans: for each question [M, D] float32; see `candidates_at`."""
         encoded = self.encode(texts)
-        _check_bounds(encoded, bounds)
-        most = max((len(one) for one in bounds), default=1)
-        most = 1 << max(most - 1, 0).bit_length()  # few widths, few compilations
-        found = [self._no_vectors()] * len(encoded)
-        for batch in self._batches(encoded, batch_size):
-            arrays = self._padded([encoded[i] for i in batch.indices], batch)
-            arrays["bounds"] = np.zeros((batch.size, most, 2), np.int32)
-            for i, index in enumerate(batch.indices):
-                arrays["bounds"][i, : len(bounds[index])] = bounds[index]
-            arrays = devices_lib.split(arrays, self._devices)
-            vectors = self._mention_vectors(
-                self._params, arrays["input_ids"], arrays["mask"], arrays["bounds"]
-            )
-            vectors = devices_lib.merge(vectors, self._devices, len(batch.indices))
-            for i, index in enumerate(batch.indices):
-                found[index] = vectors[i, : len(bounds[index])]
-        return found
-
-    def _no_vectors(self) -> np.ndarray:
-        return np.zeros((0, self.config.vector_width), np.float32)
+        bounds = arguments.check_bounds(encoded, bounds)
+        parts = [given for _, given in self._run(encoded, batch_size, None, bounds)]
+        nothing = np.zeros((0, self.config.vector_width), np.float32)
+        order = np.argsort(np.concatenate([[], *(p.question for p in parts)]), kind="stable")
+        return _split(np.concatenate([nothing, *(p.vectors for p in parts)])[order], bounds)
 
     def _settings(self, threshold: float | None) -> LinkingSettings:
         if threshold is None:
             return self.settings
         return self.settings.replace(threshold=threshold)
 
-    def _num_candidates(self) -> int:
-        return min(self.settings.num_candidates, len(self.catalogue))
-
-    def _batches(self, encoded: Sequence[EncodedQuestion], batch_size: int):
-        lengths = [len(one.ids) for one in encoded]
-        longest = self.max_question_tokens
-        buckets = [*(size for size in LENGTH_BUCKETS if size < longest), longest]
-        return length_sorted_batches(lengths, batch_size, buckets, BATCH_BUCKETS)
-
-    def _padded(self, encoded: Sequence[EncodedQuestion], batch) -> dict[str, np.ndarray]:
-        tokens = [one.ids for one in encoded]
-        input_ids, mask = pad_tokens(tokens, batch.length, batch.size, self.tokenizer.pad_id)
-        return {"input_ids": input_ids, "mask": mask}
-
-    def _dispatch(self, encoded: Sequence[EncodedQuestion], batch, settings: LinkingSettings):
-        """Starts the encoder on one batch; returns device arrays that are not waited for."""
-        arrays = self._padded(encoded, batch)
-        if settings.special_tokens_in_text:
-            # A literal [PAD] in a question is padding to the original.
-            arrays["mask"] &= arrays["input_ids"] != self.tokenizer.pad_id
-        span_mask = arrays["mask"].copy()
-        if not settings.allow_special_tokens:
-            span_mask[:, 0] = False
-            for i, one in enumerate(encoded):
-                span_mask[i, len(one.ids) - 1] = False
-        arrays = devices_lib.split(arrays | {"span_mask": span_mask}, self._devices)
-        return self._find_mentions(
-            self._params,
-            arrays["input_ids"],
-            arrays["mask"],
-            arrays["span_mask"],
-            np.full(len(devices_lib.local(self._devices)), settings.prune_threshold, np.float32),
-            min(settings.max_mentions, batch.length**2),
-            settings.threshold_type != "joint",
-        )
-
-    def _search(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        candidates = self._num_candidates()
-        if not len(vectors):
-            empty = np.zeros((0, candidates))
-            return empty.astype(np.float32), empty.astype(np.int32)
-        return self.index.search(vectors, candidates)
-
-    def _link(
+    def _run(
         self,
-        question: ScoredQuestion,
-        decoded: Decoded,
-        entities: Mapping[int, tuple[str, str | None]],
-    ) -> Link:
-        start, end = character_span(
-            decoded.start, decoded.end, question.encoded.offsets, question.text
+        encoded: Sequence[EncodedQuestion],
+        batch_size: int,
+        search: Search | None,
+        bounds: Sequence[np.ndarray] | None,
+    ) -> Iterator[tuple[SpanVectors, SpanVectors]]:
+        _check_process()
+        return self._scorer(encoded, self.max_question_tokens, batch_size, search, bounds)
+
+    def _score(
+        self,
+        texts: Sequence[str],
+        encoded: Sequence[EncodedQuestion],
+        batch_size: int,
+        search: Search | None,
+        bounds: Sequence[np.ndarray] | None,
+        scored_at: float = -np.inf,
+    ) -> tuple[ScoredSpans, ScoredSpans]:
+        """Encodes and searches; what is found and what is given of 16 batches in one search."""
+        if bounds is not None:
+            bounds = arguments.check_bounds(encoded, bounds)
+        count = min(self.settings.num_candidates, len(self.catalogue))
+        results: list[tuple[SpanVectors, np.ndarray, np.ndarray]] = []
+        with self._lock:
+            for both in self._run(encoded, batch_size, search, bounds):
+                vectors = np.concatenate([part.vectors for part in both])
+                scores = np.zeros((0, count), np.float32)
+                rows = np.zeros((0, count), np.int32)
+                if len(vectors):
+                    scores, rows = self.index.search(vectors, count)
+                cut = [len(both[0].vectors)]
+                results += zip(both, np.split(scores, cut), np.split(rows, cut), strict=True)
+        whole = (texts, encoded, count, scored_at)
+        return _scored(*whole, results[::2]), _scored(*whole, results[1::2])
+
+    def _links(self, texts: Sequence[str], decoded: Decoded) -> list[list[Link]]:
+        """The links of each question, in the order of `decoded`."""
+        rows = np.unique(decoded.rows[decoded.rows != _NO_ROW]).tolist()
+        names = zip(self.catalogue.titles(rows), self.catalogue.wikidata_ids(rows), strict=True)
+        entities = dict(zip(rows, names, strict=True))
+        links: list[list[Link]] = [[] for _ in texts]
+        columns = (
+            decoded.question,
+            decoded.characters,
+            decoded.scores,
+            decoded.mention_scores,
+            decoded.rows,
+            decoded.candidate_scores,
         )
-        candidates = tuple(
-            Candidate(row, *entities[row], score)
-            for row, score in zip(decoded.rows.tolist(), decoded.scores.tolist(), strict=True)
-            if row != _NO_ROW
+        for number, (start, end), score, mention_score, rows, scores in zip(
+            *(column.tolist() for column in columns), strict=True
+        ):
+            candidates = tuple(
+                Candidate(row, *entities[row], score)
+                for row, score in zip(rows, scores, strict=True)
+                if row != _NO_ROW
+            )
+            if not candidates:
+                raise ElqError(f"the index found no entity for {texts[number][start:end]!r}")
+            row, (title, wikidata_id) = candidates[0].row, entities[candidates[0].row]
+            mention = texts[number][start:end]
+            links[number].append(
+                Link(start, end, mention, title, wikidata_id, row, score, mention_score, candidates)
+            )
+        return links
+
+
+def _check_process() -> None:
+    """Raises an ElqError in a child forked from a process that has used a linker.
+
+    JAX has threads, which a fork leaves behind with the locks that they hold: the child would hang.
+    """
+    global _process
+    _process = _process or os.getpid()
+    if _process != os.getpid():
+        raise ElqError(
+            "this process was forked from one that had opened a linker, and JAX does not survive a "
+            "fork; open the linker in the child alone (with gunicorn: no --preload), or start "
+            'children with multiprocessing.get_context("spawn")'
         )
-        best = candidates[0]
-        return Link(
-            start,
-            end,
-            question.text[start:end],
-            best.title,
-            best.wikidata_id,
-            best.entity,
-            decoded.score,
-            decoded.mention_score,
-            candidates,
+
+
+def _reopen(
+    source: Mapping[str, Any], settings: LinkingSettings, places: Sequence[tuple[str, int]]
+) -> EntityLinker:
+    """Opens the directory of a pickled linker, on the same devices if they are here."""
+    here = {(device.platform, device.id): device for device in jax.local_devices()}
+    devices = [here[place] for place in places if place in here]
+    linker = EntityLinker.from_pretrained(**source, devices=devices or None)
+    linker.settings = settings
+    return linker
+
+
+def _check_parts(model: Model, catalogue: Catalogue, index: Index) -> None:
+    """Raises an ElqError unless the parts of a linker fit together."""
+    config, tokenizer = model.config, model.tokenizer
+    rows, width = index.shape
+    if rows != len(catalogue):
+        raise ElqError(
+            f"the index has {rows:,} rows, the catalogue {len(catalogue):,}; "
+            "encode this catalogue again"
         )
+    if width != config.vector_width:
+        raise ElqError(
+            f"the index has vectors of width {width}, the model of {config.vector_width}; "
+            "encode the catalogue with this model's entity encoder"
+        )
+    if tokenizer.vocab_size > config.question_bert.vocab_size:
+        raise ElqError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the question encoder "
+            f"{config.question_bert.vocab_size:,}; give the tokenizer it was trained with"
+        )
+
+
+def _scored(
+    texts: Sequence[str],
+    encoded: Sequence[EncodedQuestion],
+    count: int,
+    scored_at: float,
+    parts: Sequence[tuple[SpanVectors, np.ndarray, np.ndarray]],
+) -> ScoredSpans:
+    """Spans and their candidates, in the order of the questions."""
+    columns = (
+        [np.zeros(0, np.int32), *(found.question for found, _, _ in parts)],
+        [np.zeros((0, 2), np.int32), *(found.bounds for found, _, _ in parts)],
+        [np.zeros(0, np.float32), *(found.logits for found, _, _ in parts)],
+        [np.zeros((0, count), np.float32), *(scores for _, scores, _ in parts)],
+        [np.zeros((0, count), np.int32), *(rows for _, _, rows in parts)],
+    )
+    question, *rest = map(np.concatenate, columns)
+    order = np.argsort(question, kind="stable")
+    return ScoredSpans(
+        texts, encoded, question[order], *(column[order] for column in rest), scored_at
+    )
+
+
+def _split(rows: np.ndarray, bounds: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Rows of all given spans -> for each question those of its own."""
+    ends = np.cumsum([len(own) for own in bounds])
+    return np.split(rows, ends[:-1]) if len(ends) else []

@@ -1,8 +1,39 @@
-"""What a linker returns."""
+"""What linking makes of questions: scored spans on the way, links in the end."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from elq_jax.text.tokenization import EncodedQuestion
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class ScoredSpans:
+    """Spans of Q questions with their candidates, one row per span: n rows in all.
+
+    Attributes:
+      texts: Q questions.
+      encoded: tokens of each of them.
+      question: [n] int32, number of the question that the span is of, ascending.
+      bounds: [n, 2] int32, first and last token (inclusive; [CLS] is 0).
+      logits: [n] float32, span logits; inf for a span that was given and not found.
+      scores: [n, C] float32, inner products with the candidates, descending.
+      rows: [n, C] int32, catalogue rows of the candidates; -1 where the index found fewer than C.
+      scored_at: the threshold that spans had to pass to be searched for.
+    """
+
+    texts: Sequence[str]
+    encoded: Sequence[EncodedQuestion]
+    question: np.ndarray
+    bounds: np.ndarray
+    logits: np.ndarray
+    scores: np.ndarray
+    rows: np.ndarray
+    scored_at: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -10,13 +41,13 @@ class Candidate:
     """One entity that a mention may mean.
 
     Attributes:
-      entity: row of the catalogue.
-      title: its title.
-      wikidata_id: its Wikidata id, if the catalogue has one.
+      row: row of the catalogue.
+      title: title of the entity.
+      wikidata_id: Wikidata id, if the catalogue has one.
       score: joint log-probability of mention and entity.
     """
 
-    entity: int
+    row: int
     title: str
     wikidata_id: str | None
     score: float
@@ -30,12 +61,12 @@ class Link:
       start: first character of the mention in the question.
       end: one past its last character.
       mention: text[start:end].
-      title: of the entity.
-      wikidata_id: of the entity, if the catalogue has one.
-      entity: row of the catalogue.
-      score: joint log-probability, log p(mention) + log p(entity | mention); what the original
-        gives, with another `threshold_type` than "joint".
-      mention_score: log p(mention).
+      title: title of the entity.
+      wikidata_id: Wikidata id of the entity, if the catalogue has one.
+      row: row of the entity in the catalogue.
+      score: joint log-probability, log p(mention) + log p(entity | mention); another decoder than
+        ours may rank mentions by something else.
+      mention_score: log p(mention); 0 for a mention that was given.
       candidates: the best entities for the mention, the linked one first.
     """
 
@@ -44,7 +75,13 @@ class Link:
     mention: str
     title: str
     wikidata_id: str | None
-    entity: int
+    row: int
     score: float
     mention_score: float
     candidates: tuple[Candidate, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The link as plain JSON values."""
+        values = dataclasses.asdict(self)
+        values["candidates"] = list(values["candidates"])
+        return values

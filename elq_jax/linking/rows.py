@@ -169,14 +169,14 @@ def link_rows(linker: EntityLinker, rows: Sequence[Row], batch_size: int = 64) -
       what became of each row, in their order.
     """
     scored = linker.score_batch([row.text for row in rows if row.error is None], None, batch_size)
-    results = iter(zip(scored, linker.decode(scored), strict=True))
+    results = iter(zip(scored.encoded, linker.decode(scored), strict=True))
     linked = []
     for row in rows:
         if row.error is not None:
             linked.append(Linked(row))
         else:
-            question, links = next(results)
-            linked.append(Linked(row, links, question.encoded.truncated_at))
+            encoded, links = next(results)
+            linked.append(Linked(row, links, encoded.truncated_at))
     return linked
 
 
@@ -190,7 +190,7 @@ def to_dict(linked: Linked) -> dict[str, Any]:
     row = linked.row
     if row.error is not None:
         return {"id": row.id, "error": row.error}
-    links = [dataclasses.asdict(link) for link in linked.links]
+    links = [link.to_dict() for link in linked.links]
     for link in links:
         link["mention_score"] = round(link["mention_score"], 6)
         for part in (link, *link["candidates"]):

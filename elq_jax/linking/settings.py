@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import numbers
 from collections.abc import Mapping
 from typing import Any
 
 from elq_jax.core.errors import ElqError, check_count
-from elq_jax.linking.decoding import THRESHOLD_TYPES
+from elq_jax.core.settings import make_settings
+from elq_jax.linking.decoding import DECODERS, Decoder
+
+# Files of before had these beside the other settings: what they were where nobody set them.
+_OLD = {
+    "threshold_type": "joint",
+    "mention_threshold": None,
+    "allow_special_tokens": False,
+    "special_tokens_in_text": False,
+}
+_OLD_DECODER = "elq_jax.original.decoding:original"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,46 +28,47 @@ class LinkingSettings:
     """How scores become links; the "linking" part of config.json.
 
     Attributes:
-      threshold: keep links with score > threshold.
+      threshold: keep links with score > threshold; a log-probability, so below 0.
       max_mentions: K, mentions searched for at most in a question.
       num_candidates: C, entities retrieved for a mention; the linking softmax runs over them.
-      threshold_type: "joint", or one of the original's two others (see `decode_batch`).
-      mention_threshold: of the other two types.
       max_question_tokens: T at most, [CLS] and [SEP] included; None: the model's own.
-      allow_special_tokens: let mentions contain [CLS] or [SEP], as the original does.
-      special_tokens_in_text: read a literal "[SEP]" in a question as the token, as the original
-        does, and not as text.
+      decoder: name in `decoding.DECODERS` of what chooses among scored spans; "joint" is ours.
+      decoder_settings: settings of the decoder, by name.
     """
 
     threshold: float = -4.5
     max_mentions: int = 10
     num_candidates: int = 10
-    threshold_type: str = "joint"
-    mention_threshold: float | None = None
     max_question_tokens: int | None = None
-    allow_special_tokens: bool = False
-    special_tokens_in_text: bool = False
+    decoder: str = "joint"
+    decoder_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         _check_number("threshold", self.threshold)
         check_count("max_mentions", self.max_mentions)
         check_count("num_candidates", self.num_candidates)
-        if self.threshold_type not in THRESHOLD_TYPES:
-            raise ElqError(
-                f"threshold_type: {self.threshold_type!r}; expected one of {THRESHOLD_TYPES}"
-            )
-        if self.mention_threshold is not None:
-            _check_number("mention_threshold", self.mention_threshold)
         if self.max_question_tokens is not None:
             check_count("max_question_tokens", self.max_question_tokens, least=3)
+        if self.decoding.log_probabilities and 0 <= self.threshold < math.inf:
+            raise ElqError(
+                f"threshold: {self.threshold:g}; scores are log-probabilities, below 0, so nothing "
+                "would be linked; give a negative number such as -4.5 (-0.69 is a probability of "
+                "0.5)"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LinkingSettings:
         """Reads the "linking" part of config.json, or settings given by name.
 
+        Files written before decoders had names are read too.
+
         Raises:
           ElqError: a setting is unknown or out of range.
         """
+        old = {name: value for name, value in values.items() if name in _OLD}
+        values = {name: value for name, value in values.items() if name not in _OLD}
+        if old and "decoder" not in values and _OLD | old != _OLD:
+            values |= {"decoder": _OLD_DECODER} | _OLD | old
         return cls().replace(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,25 +76,41 @@ class LinkingSettings:
         return dataclasses.asdict(self)
 
     def replace(self, **changes: Any) -> LinkingSettings:
-        """The same with other values; raises an ElqError as `from_dict` does."""
-        known = [field.name for field in dataclasses.fields(self)]
-        for name in changes:
-            if name not in known:
-                raise ElqError(f"setting {name!r}: unknown; expected one of {', '.join(known)}")
-        for name in ("threshold", "mention_threshold"):
-            if changes.get(name) in ("inf", "-inf"):  # as `write_json` writes them
-                changes[name] = float(changes[name])
-        return dataclasses.replace(self, **changes)
+        """Returns the same settings with other values.
 
-    @property
-    def prune_threshold(self) -> float:
-        """log p(mention) must be above this for the mention to be searched for.
+        Args:
+          **changes: fields of this class, or settings of the decoder by their own names. Another
+            decoder starts with its default settings.
 
-        For "joint" nothing is lost: a joint score is never above log p(mention).
+        Raises:
+          ElqError: a setting is unknown or out of range.
         """
-        if self.threshold_type == "top_entity_by_mention":
-            return self.threshold if self.mention_threshold is None else self.mention_threshold
-        return self.threshold
+        changes = {
+            name: float(value) if value in ("inf", "-inf") else value  # as `write_json` writes them
+            for name, value in changes.items()
+        }
+        name = changes.get("decoder", self.decoder)
+        settings = self.decoder_settings if name == self.decoder else {}
+        settings = {**settings, **changes.pop("decoder_settings", {})}
+        known = [field.name for field in dataclasses.fields(self)]
+        settings |= {key: changes.pop(key) for key in set(changes) - set(known)}
+        return dataclasses.replace(self, **changes, decoder_settings=settings)
+
+    @functools.cached_property
+    def decoding(self) -> Decoder:
+        """The decoder of these settings.
+
+        Raises:
+          ElqError: the decoder, or one of its settings, is unknown or of another type.
+        """
+        kind = DECODERS.get(self.decoder)
+        own = [field.name for field in dataclasses.fields(kind)]
+        for name in self.decoder_settings:
+            if name not in own:
+                shared = [field.name for field in dataclasses.fields(self)]
+                known = ", ".join([*shared, *own])
+                raise ElqError(f"setting {name!r}: unknown; expected one of {known}")
+        return make_settings(kind, self.decoder_settings)
 
 
 def _check_number(name: str, value: Any) -> None:

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from elq_jax.entities.catalogue import Catalogue
-from elq_jax.linking.linker import EntityLinker, ScoredQuestion
-from elq_jax.linking.links import Link
+from elq_jax.linking.linker import EntityLinker
+from elq_jax.linking.links import Link, ScoredSpans
 
 _COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -57,12 +57,12 @@ def print_links(
         line.append(_printable(link.mention), _colour(number))
         line.append(" -> ")
         _entity(line, link.title, link.wikidata_id, link.score, "bold")
-        line.append("  " + _printable(catalogue.texts([link.entity])[0].strip()), "dim")
+        line.append("  " + _printable(catalogue.texts([link.row])[0].strip()), "dim")
         console.print(line, no_wrap=True, overflow="ellipsis")
         for place, candidate in enumerate(link.candidates[:candidates], 1):
             line = Text(f"    {place:2}. ")
             _entity(line, candidate.title, candidate.wikidata_id, candidate.score, "")
-            line.append("  " + _printable(catalogue.texts([candidate.entity])[0].strip()), "dim")
+            line.append("  " + _printable(catalogue.texts([candidate.row])[0].strip()), "dim")
             console.print(line, no_wrap=True, overflow="ellipsis")
 
 
@@ -97,7 +97,7 @@ class Session:
         self._linker, self._console, self._read = linker, console, read
         self._threshold = linker.settings.threshold
         self._candidates = 0
-        self._last: ScoredQuestion | None = None
+        self._last: ScoredSpans | None = None
 
     def run(self) -> None:
         """Answers until an empty line or the end of the input."""
@@ -117,7 +117,7 @@ class Session:
                 self._command(line)
             else:
                 # At -inf, so that any threshold can be asked for later.
-                self._last = self._linker.score_batch([line], -math.inf)[0]
+                self._last = self._linker.score_batch([line], -math.inf)
                 self._show()
 
     def _command(self, line: str) -> None:
@@ -140,14 +140,14 @@ class Session:
     def _show(self) -> None:
         if self._last is None:
             return
-        [links] = self._linker.decode([self._last], self._threshold)
+        [links] = self._linker.decode(self._last, self._threshold)
         print_links(
             self._console,
             self._linker.catalogue,
-            self._last.text,
+            self._last.texts[0],
             links,
             self._candidates,
-            self._last.encoded.truncated_at,
+            self._last.encoded[0].truncated_at,
         )
 
     def _print(self, message: str) -> None:

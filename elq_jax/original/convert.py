@@ -34,8 +34,8 @@ from elq_jax.storage.files import atomic_write
 from elq_jax.storage.progress import progress
 from elq_jax.text.tokenization import Tokenizer
 
-# What the original does besides its thresholds; for linkers that are to give its answers.
-ORIGINAL_LINKING = {"allow_special_tokens": True, "special_tokens_in_text": True}
+# For linkers that are to give the original's answers.
+ORIGINAL_LINKING = {"decoder": "elq_jax.original.decoding:original"}
 
 _SHARD_BYTES = 1 << 27  # of float32; converting takes about five times as much memory
 

@@ -1,19 +1,122 @@
-"""Links as the original prints them."""
+"""The original's decoding: token positions, three kinds of thresholds, special tokens as any other.
+
+Registered as "elq_jax.original.decoding:original".
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Literal, get_args
 
-from elq_jax.linking.decoding import Decoded
+import numpy as np
+
+from elq_jax.core.errors import ElqError
+from elq_jax.linking.decoding import (
+    DECODERS,
+    FIRST,
+    INSIDE,
+    LAST,
+    MEANINGFUL,
+    Decoded,
+    Decoder,
+    accept,
+    best_first,
+    character_spans,
+    joint_scores,
+    take,
+)
+from elq_jax.linking.links import ScoredSpans
+from elq_jax.text.tokenization import EncodedQuestion
+
+ThresholdType = Literal["joint", "top_entity_by_mention", "thresholded_entity_by_mention"]
+THRESHOLD_TYPES: tuple[str, ...] = get_args(ThresholdType)
 
 
-def triples(mentions: Sequence[Decoded]) -> list[tuple[str, int, int]]:
-    """Writes links as (row as text, start, end), the original's `pred_triples`.
+@DECODERS.register("original")
+@dataclasses.dataclass(frozen=True)
+class Original(Decoder):
+    """Decodes as `main_dense.py` of the original does (ELQ_BEHAVIOUR, sections 5 and 7).
 
-    Positions are those of tokens without [CLS], the end is exclusive: a mention that contains
-    [CLS] starts at -1.
+    Mentions are accepted from the highest score down; one that shares a token with an accepted one
+    is dropped. Equal scores: the span that comes first wins. All comparisons are strict.
+
+    Attributes:
+      threshold_type: what is compared with what.
+        "joint": joint score of the top candidate > threshold.
+        "top_entity_by_mention": span logit (not its log sigmoid) > mention_threshold; the score is
+          the inner product of the top candidate; overlapping mentions stay.
+        "thresholded_entity_by_mention": inner product of the top candidate > threshold and span
+          logit > mention_threshold; the score is the inner product.
+      mention_threshold: threshold of span logits; None: `threshold`, but "top_entity_by_mention"
+        needs a number.
+      allow_special_tokens: mentions may contain [CLS] or [SEP].
+      special_tokens_in_text: a literal "[SEP]" in a question is read as that token.
+      allow_overlaps: overlapping mentions stay, as in the original's evaluation during training.
     """
-    return [(str(int(m.rows[0])), m.start - 1, m.end) for m in mentions]
+
+    threshold_type: ThresholdType = "joint"
+    mention_threshold: float | None = None
+    allow_special_tokens: bool = True
+    special_tokens_in_text: bool = True
+    allow_overlaps: bool = False
+
+    def __post_init__(self):
+        if self.threshold_type == "top_entity_by_mention" and self.mention_threshold is None:
+            raise ElqError(
+                "mention_threshold: top_entity_by_mention compares span logits with it; give a "
+                "number (the original's scripts use -0.6931)"
+            )
+
+    @property
+    def log_probabilities(self) -> bool:
+        """Whether the threshold is compared with joint scores."""
+        return self.threshold_type == "joint"
+
+    @property
+    def keep_any(self) -> bool:
+        """With joint scores, spans kept for want of better ones would not pass later either."""
+        return self.threshold_type != "joint"
+
+    def prune_threshold(self, threshold: float) -> float:
+        """The original prunes with the number that it later compares span logits with."""
+        if self.threshold_type == "top_entity_by_mention":
+            return self.mention_threshold
+        return threshold
+
+    def roles(self, question: EncodedQuestion, unknown_id: int) -> np.ndarray:
+        """Any token may be anywhere in a mention, [CLS] and [SEP] if they are allowed."""
+        roles = np.full(len(question.ids), INSIDE | FIRST | LAST | MEANINGFUL, np.uint8)
+        if not self.allow_special_tokens:
+            roles[[0, -1]] = 0
+        return roles
+
+    def __call__(self, spans: ScoredSpans, threshold: float) -> Decoded:
+        """See the class; mentions whose top score is NaN are dropped."""
+        joint, mention_scores = joint_scores(spans)
+        if self.threshold_type == "joint":
+            scores = joint[:, 0]
+            passes = scores > threshold
+        else:
+            scores = np.where(spans.rows < 0, -np.inf, spans.scores)[:, 0].astype(np.float64)
+            floor = threshold if self.mention_threshold is None else self.mention_threshold
+            passes = spans.logits.astype(np.float64) > floor
+            if self.threshold_type == "thresholded_entity_by_mention":
+                passes &= scores > threshold
+        order = best_first(spans, scores, passes & ~np.isnan(joint[:, 0]))
+        if not self.allow_overlaps and self.threshold_type != "top_entity_by_mention":
+            order = order[accept(spans.question[order], spans.bounds[order] + [0, 1])]
+        return take(spans, order, character_spans(spans, order), scores, mention_scores, joint)
+
+
+def triples(decoded: Decoded, number: int) -> list[tuple[str, int, int]]:
+    """(entity row as text, start, end) as the original prints those of one question.
+
+    Token positions without [CLS], end exclusive: a mention that contains [CLS] starts at -1.
+    """
+    own = decoded.of(number)
+    rows, bounds = decoded.rows[own, 0].tolist(), decoded.bounds[own].tolist()
+    return [(str(row), start - 1, end) for row, (start, end) in zip(rows, bounds, strict=True)]
 
 
 def printed_text(tokens: Sequence[str]) -> str:

@@ -14,7 +14,6 @@ import numpy as np
 from elq_jax.core.errors import ElqError
 from elq_jax.evaluation.matching import Counts, Triple, count_matches
 from elq_jax.evaluation.predictions import BATCHES_AT_ONCE
-from elq_jax.linking.decoding import Decoded
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.questions.records import Question
 from elq_jax.text.tokenization import EncodedQuestion
@@ -28,22 +27,20 @@ class LinkedWindow:
     Attributes:
       question: of the EL4QA form.
       window: its tokens, and those gold mentions that are inside.
-      links: best score first; positions in the window ([CLS] is 0), inclusive.
+      predicted: (row, start, end) of its links, best score first, half-open positions in the
+        window ([CLS] is 0).
+      scores: their scores.
     """
 
     question: Question
     window: QuestionWindow
-    links: list[Decoded]
+    predicted: list[Triple]
+    scores: list[float]
 
     @property
     def gold(self) -> list[Triple]:
         """(row, start, end) of the gold mentions in it, half-open positions in the window."""
         return self._gold(self.window.bounds, 1)
-
-    @property
-    def predicted(self) -> list[Triple]:
-        """The same of the links."""
-        return [(int(link.rows[0]), link.start, link.end + 1) for link in self.links]
 
     @property
     def text_gold(self) -> list[Triple]:
@@ -121,8 +118,10 @@ def count_windows(linked: Sequence[LinkedWindow]) -> WindowCounts:
     )
 
 
+DECODER = "elq_jax.original.decoding:original"
+
 # Settings of the original's evaluation during training, whatever the linker's are.
-IN_TRAINING = {"max_mentions": 50, "num_candidates": 10, "threshold_type": "joint"}
+IN_TRAINING = {"max_mentions": 50, "num_candidates": 10}
 MENTION_THRESHOLD_IN_TRAINING, THRESHOLD_IN_TRAINING = -3.5, -2.5
 
 
@@ -149,8 +148,10 @@ def count_as_in_training(
       ElqError: as `link_windows` does.
     """
     thresholds = MENTION_THRESHOLD_IN_TRAINING, THRESHOLD_IN_TRAINING
+    settings = {"threshold_type": "joint", "allow_overlaps": True}
     linker = linker.with_settings(**IN_TRAINING)
-    linked = _link(linker, questions, batch_size, progress, *thresholds, allow_overlaps=True)
+    linker = linker.with_settings(decoder=DECODER, decoder_settings=settings)
+    linked = _link(linker, questions, batch_size, progress, *thresholds)
     counts = (_counts(one.gold, one.predicted, inclusive_ends=True) for one in linked)
     return sum(counts, Counts())
 
@@ -162,17 +163,23 @@ def _link(
     progress: Callable[[int], None] | None,
     mention_threshold: float | None,
     threshold: float | None,
-    allow_overlaps: bool = False,
 ) -> list[LinkedWindow]:
-    linker = linker.with_settings(allow_special_tokens=True, special_tokens_in_text=True)
+    linker = linker.with_settings(
+        decoder=DECODER, allow_special_tokens=True, special_tokens_in_text=True
+    )
     linked: list[LinkedWindow] = []
     step = BATCHES_AT_ONCE * batch_size
     for start in range(0, len(questions), step):
         part = questions[start : start + step]
         windows = [_window(linker, question) for question in part]
         scored = _score(linker, part, windows, mention_threshold, batch_size)
-        links = linker.decode_tokens(scored, threshold, allow_overlaps=allow_overlaps)
-        linked += map(LinkedWindow, part, windows, links)
+        decoded = linker.decode_tokens(scored, threshold)
+        rows, bounds = decoded.rows[:, 0].tolist(), np.add(decoded.bounds, [0, 1]).tolist()
+        triples = [(row, start, end) for row, (start, end) in zip(rows, bounds, strict=True)]
+        scores = decoded.scores.tolist()
+        for number, (question, window) in enumerate(zip(part, windows, strict=True)):
+            own = decoded.of(number)
+            linked.append(LinkedWindow(question, window, triples[own], scores[own]))
         if progress:
             progress(len(part))
     return linked
@@ -208,7 +215,7 @@ def _score(linker, questions, windows, threshold, batch_size):
         for window in windows
     ]
     texts = [question.text for question in questions]
-    return linker.score_encoded(texts, encoded, threshold, batch_size)
+    return linker.score_encoded(texts, encoded, threshold, batch_size)[0]
 
 
 def _counts(gold: list[Triple], predicted: list[Triple], inclusive_ends: bool = False) -> Counts:

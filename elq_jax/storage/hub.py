@@ -8,6 +8,7 @@ import importlib.util
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 
 from elq_jax.core.errors import ElqError
 
@@ -51,7 +52,28 @@ def resolve_encoder(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
             f"{name or repr(name)}: no such folder; give an encoder's folder (config.json, "
             f"model.safetensors, tokenizer.json), a name on the Hugging Face hub, or {MINILM!r}"
         )
-    return _download(name)
+    files = "a folder that already holds config.json, model.safetensors and tokenizer.json"
+    return _download("encoder", name, _HUB_FILES, f"{files}, or {MINILM!r}")
+
+
+def resolve_linker(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the folder of a linker.
+
+    Args:
+      name_or_path: an existing folder (`~` is expanded), or a name on the Hugging Face hub,
+        "owner/name", which is downloaded once into the hub's cache.
+
+    Raises:
+      ElqError: there is no such folder or hub name, or the hub cannot be reached and the files are
+        not in its cache.
+    """
+    name = os.fspath(name_or_path)
+    folder = pathlib.Path(name).expanduser()
+    if folder.exists() or isinstance(name_or_path, os.PathLike):
+        return folder
+    if "/" in name and _HUB_NAME.fullmatch(name):
+        return _download("linker", name, None, "a linker directory")
+    return folder
 
 
 def encoder_files(name_or_path: str | os.PathLike[str]) -> list[pathlib.Path]:
@@ -86,21 +108,20 @@ def _minilm_folder() -> pathlib.Path:
     return folder
 
 
-def _download(name: str) -> pathlib.Path:
+def _download(kind: str, name: str, patterns: Sequence[str] | None, instead: str) -> pathlib.Path:
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except errors.RepositoryNotFoundError as error:
         raise ElqError(
-            f"encoder {name!r}: neither a folder here nor a public name on the Hugging Face hub; "
-            f"check the spelling, or give a folder or {MINILM!r}"
+            f"{kind} {name!r}: neither a folder here nor a public name on the Hugging Face hub; "
+            f"check the spelling, or give {instead}"
         ) from error
     except Exception as error:  # network, disk, a name the hub does not allow
         reason = str(error).strip().split("\n")[0]
         raise ElqError(
-            f"encoder {name!r}: no such folder here, and it could not be had from the Hugging "
-            f"Face hub ({type(error).__name__}: {reason}); connect, or give a folder that "
-            f"already holds config.json, model.safetensors and tokenizer.json, or {MINILM!r}"
+            f"{kind} {name!r}: no such folder here, and it could not be had from the Hugging "
+            f"Face hub ({type(error).__name__}: {reason}); connect, or give {instead}"
         ) from error

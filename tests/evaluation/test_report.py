@@ -12,7 +12,6 @@ from elq_jax.core.errors import ElqError
 from elq_jax.evaluation import show
 from elq_jax.evaluation.matching import Counts, count_matches
 from elq_jax.evaluation.sweep import Evaluation, Gold, Predicted, QuestionResult
-from elq_jax.linking import decoding
 
 
 def random_results(seed, questions=40):
@@ -42,23 +41,6 @@ def slow_counts(results, threshold):
         kept = [(p.row, p.start, p.end) for p in result.predicted if p.score > threshold]
         total += Counts(*count_matches(gold, kept), len(kept), len(gold))
     return total
-
-
-def test_filtering_by_score_equals_decoding_again():
-    """Greedy resolution at a higher threshold is a prefix of the one at a lower threshold."""
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        start = rng.integers(1, 12, 15)
-        bounds = np.stack([start, np.minimum(start + rng.integers(0, 5, 15), 12)], -1)
-        scores = -np.sort(-rng.normal(0, 2, (15, 4)), -1).astype(np.float32)
-        rows = rng.integers(0, 99, (15, 4))
-        arrays = (rng.normal(0, 2, 15).astype(np.float32), bounds, np.ones(15, bool), scores, rows)
-        low = decoding.decode(*arrays, -6.0, length=14)
-        for threshold in (-6.0, *(m.score for m in low), -1.234, 0.0):
-            high = decoding.decode(*arrays, threshold, length=14)
-            assert [(m.start, m.end, m.score) for m in high] == [
-                (m.start, m.end, m.score) for m in low if m.score > threshold
-            ]
 
 
 def test_sweep_equals_counting_at_each_threshold():

@@ -1,5 +1,6 @@
 """Decoding against the original's results and against an explicit loop."""
 
+import dataclasses
 import json
 import time
 
@@ -9,34 +10,54 @@ from scipy.special import log_expit, log_softmax
 
 from elq_jax.core.errors import ElqError
 from elq_jax.linking import decoding
-from elq_jax.original import decoding as original
+from elq_jax.linking.decoding import FIRST, INSIDE, LAST, MEANINGFUL, Joint
+from elq_jax.linking.links import ScoredSpans
+from elq_jax.linking.settings import LinkingSettings
+from elq_jax.original.decoding import THRESHOLD_TYPES, Original, triples
+from elq_jax.text.tokenization import EncodedQuestion
 
-JOINT, TOP, THRESHOLDED = decoding.THRESHOLD_TYPES
-
-
-def random_batch(seed, batch=7, mentions=12, candidates=5, tokens=14):
-    rng = np.random.default_rng(seed)
-    start = rng.integers(0, tokens, (batch, mentions))
-    end = np.minimum(start + rng.integers(0, 4, start.shape), tokens - 1)
-    return {
-        "mention_logits": rng.normal(0, 3, (batch, mentions)).astype(np.float32),
-        "bounds": np.stack([start, end], -1),
-        "keep_mask": rng.random((batch, mentions)) < 0.8,
-        "candidate_scores": -np.sort(-rng.normal(0, 3, (batch, mentions, candidates)), -1),
-        "candidate_rows": rng.integers(0, 99, (batch, mentions, candidates)),
-    }
+JOINT, TOP, THRESHOLDED = THRESHOLD_TYPES
 
 
-def slow_decode(
-    logits, bounds, keep, scores, rows, threshold, kind, mention_threshold, length, special
-):
+def question_of(length):
+    """[CLS], tokens of a letter each, [SEP]."""
+    offsets = np.zeros((length, 2), np.int32)
+    offsets[1:-1] = [(i, i + 1) for i in range(length - 2)]
+    return EncodedQuestion(np.arange(length, dtype=np.int32), offsets, None)
+
+
+def spans_of(questions, length=14):
+    """One question after the other: (logits [n], bounds [n, 2], scores [n, C], rows [n, C])."""
+    counts = [len(logits) for logits, *_ in questions]
+    columns = [
+        np.concatenate([np.asarray(part) for part in column])
+        for column in zip(*questions, strict=True)
+    ]
+    texts = ["x" * (length - 2)] * len(questions)
+    encoded = [question_of(length)] * len(questions)
+    number = np.repeat(np.arange(len(questions)), counts)
+    logits, bounds, scores, rows = columns
+    logits, scores = logits.astype(np.float32), scores.astype(np.float32)
+    return ScoredSpans(texts, encoded, number, bounds, logits, scores, rows, -np.inf)
+
+
+def random_question(rng, spans, candidates=5, tokens=14):
+    start = rng.integers(1, tokens - 1, spans)
+    end = np.minimum(start + rng.integers(0, 4, spans), tokens - 2)
+    return (
+        rng.normal(0, 3, spans).astype(np.float32),
+        np.stack([start, end], -1),
+        -np.sort(-rng.normal(0, 3, (spans, candidates)).astype(np.float32), -1),
+        rng.integers(0, 99, (spans, candidates)),
+    )
+
+
+def slow_decode(logits, bounds, scores, rows, threshold, kind, mention_threshold):
     """One question, one mention at a time, with a set of taken tokens."""
     found = []
     for k in range(len(logits)):
         start, end = bounds[k]
-        if not keep[k] or (not special and (start == 0 or end == length - 1)):
-            continue
-        joint = log_softmax(scores[k])[0] + log_expit(float(logits[k]))
+        joint = log_softmax(scores[k].astype(float))[0] + log_expit(float(logits[k]))
         value = joint if kind == JOINT else scores[k][0]
         if kind == JOINT:
             ok = joint > threshold
@@ -54,8 +75,13 @@ def slow_decode(
     return result
 
 
-def short(mentions):
-    return [(m.start, m.end, int(m.rows[0]), m.score) for m in mentions]
+def assert_decoded(decoded, number, expected):
+    """(start, end, row, score) of one question's mentions."""
+    own = decoded.of(number)
+    bounds, rows = decoded.bounds[own].tolist(), decoded.rows[own, 0].tolist()
+    found = [(*span, row) for span, row in zip(bounds, rows, strict=True)]
+    assert found == [x[:3] for x in expected]
+    np.testing.assert_allclose(decoded.scores[own], [x[3] for x in expected], atol=1e-6)
 
 
 # Which stored arrays (they exist for settings 0, 1 and 3) contain what a setting needs.
@@ -68,29 +94,21 @@ def test_original_pipeline(fixtures, setting):
     run = json.loads((fixtures / "pipeline.json").read_text())["runs"][setting]
     kind = run["settings"].get("threshold_type", JOINT)
     threshold = float(run["settings"].get("threshold", -4.5))
-    mention_threshold = run["settings"].get("mention_threshold")
-    pruning = mention_threshold if kind == TOP else threshold
-    for number, expected in enumerate(run["results"]):
+    decoder = Original(kind, run["settings"].get("mention_threshold"))
+    pruning = decoder.prune_threshold(threshold)
+    questions = []
+    for number in range(len(run["results"])):
         names = ("mscores", "bounds", "cscores", "nns")
-        logits, bounds, scores, rows = (
-            arrays[f"{SOURCE[setting]}|{number}|{name}"] for name in names
-        )
-        keep = log_expit(logits) > pruning
+        stored = [arrays[f"{SOURCE[setting]}|{number}|{name}"] for name in names]
+        keep = log_expit(stored[0]) > pruning
         keep |= not keep.any()
-        found = decoding.decode(
-            logits,
-            bounds,
-            keep,
-            scores,
-            rows,
-            threshold,
-            kind,
-            mention_threshold,
-            allow_special_tokens=True,
-        )
-        triples = [tuple(triple) for triple in expected["pred_triples"]]
-        assert original.triples(found) == triples
-        np.testing.assert_allclose([m.score for m in found], expected["scores"], atol=1e-4)
+        questions.append([array[keep] for array in stored])
+    decoded = decoder(spans_of(questions, 64), threshold)
+    for number, expected in enumerate(run["results"]):
+        expected_triples = [tuple(triple) for triple in expected["pred_triples"]]
+        assert triples(decoded, number) == expected_triples
+        scores = decoded.scores[decoded.of(number)]
+        np.testing.assert_allclose(scores, expected["scores"], atol=1e-4)
 
 
 @pytest.mark.parametrize("setting", [0, 1, 3])
@@ -101,107 +119,152 @@ def test_original_joint_scores(fixtures, setting):
             arrays[f"{setting}|{question}|{name}"]
             for name in ("mscores", "bounds", "cscores", "nns", "dists")
         )
-        found = decoding.decode(
-            logits,
-            bounds,
-            np.ones(len(logits), bool),
-            scores,
-            rows,
-            -np.inf,
-            allow_special_tokens=True,
-            allow_overlaps=True,
-        )
-        assert len(found) == len(logits)
+        decoder = Original(allow_overlaps=True)
+        found = decoder(spans_of([(logits, bounds, scores, rows)], 64), -np.inf)
+        assert len(found.question) == len(logits)
         spans = [tuple(bound) for bound in bounds.tolist()]
-        for mention in found:
-            place = spans.index((mention.start, mention.end))
-            np.testing.assert_allclose(mention.scores, expected[place], atol=1e-4)
-            np.testing.assert_array_equal(mention.rows, rows[place])
-            np.testing.assert_allclose(mention.mention_score, log_expit(logits[place]), atol=1e-6)
+        places = [spans.index(tuple(bound)) for bound in found.bounds.tolist()]
+        np.testing.assert_allclose(found.candidate_scores, expected[places], atol=1e-4)
+        np.testing.assert_array_equal(found.rows, rows[places])
+        np.testing.assert_allclose(found.mention_scores, log_expit(logits[places]), atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", decoding.THRESHOLD_TYPES)
-@pytest.mark.parametrize("special", [False, True])
-def test_batch_equals_explicit_loop(kind, special):
-    for seed, threshold in enumerate((-4.5, -2.0, 0.0, -np.inf)):
-        batch = random_batch(seed, tokens=8)
-        lengths = np.arange(8, 15)
-        found = decoding.decode_batch(
-            **batch,
-            threshold=threshold,
-            threshold_type=kind,
-            mention_threshold=-1.0,
-            lengths=lengths,
-            allow_special_tokens=special,
-        )
-        for number, mentions in enumerate(found):
-            arrays = [array[number] for array in batch.values()]
-            expected = slow_decode(*arrays, threshold, kind, -1.0, lengths[number], special)
-            assert [m[:3] for m in short(mentions)] == [m[:3] for m in expected]
-            np.testing.assert_allclose([m.score for m in mentions], [m[3] for m in expected])
-            alone = decoding.decode(
-                *arrays,
-                threshold,
-                kind,
-                -1.0,
-                length=lengths[number],
-                allow_special_tokens=special,
-            )
-            assert short(alone) == short(mentions)
+@pytest.mark.parametrize("kind", THRESHOLD_TYPES)
+def test_many_questions_equal_an_explicit_loop(kind):
+    rng = np.random.default_rng(0)
+    for threshold in (-4.5, -2.0, 0.0, -np.inf):
+        questions = [random_question(rng, n, tokens=8) for n in (12, 0, 5, 1, 30)]
+        spans = spans_of(questions, 8)
+        decoders = [Original(kind, -1.0)]
+        if kind == JOINT:  # here a token is a character, so ours does the same
+            decoders.append(Joint())
+        for decoder in decoders:
+            decoded = decoder(spans, threshold)
+            for number, arrays in enumerate(questions):
+                assert_decoded(decoded, number, slow_decode(*arrays, threshold, kind, -1.0))
+            np.testing.assert_array_equal(decoded.characters, np.add(decoded.bounds, [-1, 0]))
 
 
-def test_special_tokens_shadow_nothing():
-    """[CLS] + token 1 scores best; without it token 1 alone must come out."""
-    arrays = ([9.0, 1.0, 8.0], [[0, 1], [1, 1], [3, 4]], [True] * 3, [[1.0]] * 3, [[5], [6], [7]])
-    found = decoding.decode(*arrays, -5.0, length=5)
-    assert [(m.start, m.end) for m in found] == [(1, 1)]
-    found = decoding.decode(*arrays, -5.0, allow_special_tokens=True)
-    assert [(m.start, m.end) for m in found] == [(0, 1), (3, 4)]
+def test_filtering_by_score_equals_decoding_again():
+    """Greedy resolution at a higher threshold is a prefix of the one at a lower threshold."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        spans = spans_of([random_question(rng, 15, 4)])
+        low = Joint()(spans, -6.0)
+        for threshold in (-6.0, *low.scores, -1.234):
+            high = Joint()(spans, threshold)
+            assert high.bounds.tolist() == low.bounds[low.scores > threshold].tolist()
+
+
+def test_no_two_links_on_one_character():
+    """Decomposed Hangul: two tokens of one letter each have the offsets of the letter."""
+    encoded = EncodedQuestion(
+        np.arange(5, dtype=np.int32),
+        np.array([(0, 0), (0, 1), (0, 1), (2, 7), (0, 0)], np.int32),
+        None,
+    )
+    arrays = [[1.0, 2.0, 0.0], [[1, 1], [2, 2], [3, 3]], [[1.0]] * 3, [[5], [6], [7]]]
+    spans = dataclasses.replace(spans_of([arrays]), texts=["\ud30c paris"], encoded=[encoded])
+    decoded = Joint()(spans, -9.0)
+    assert decoded.characters.tolist() == [[0, 1], [2, 7]]
+    assert decoded.rows[:, 0].tolist() == [6, 7]
+    assert len(Original()(spans, -9.0).question) == 3  # the original knows tokens only
 
 
 def test_nan_missing_candidates_and_ties():
     nan, inf = np.nan, np.inf
     scores = [[nan, nan], [2.0, 1.0], [3.0, 2.0], [-inf, -inf], [2.0, 1.0]]
     rows = [[1, 2], [3, 4], [5, -1], [-1, -1], [6, 7]]
-    bounds = [[i, i] for i in range(5)]
-    found = decoding.decode(
-        [0.0] * 5, bounds, [True] * 5, scores, rows, -inf, allow_special_tokens=True
-    )
-    assert [(m.start, int(m.rows[0])) for m in found] == [(2, 5), (1, 3), (4, 6)]
-    # A missing candidate takes no probability: the only real one has log-probability 0.
-    np.testing.assert_allclose(found[0].scores, [np.log(0.5), -inf])
+    bounds = [[i, i] for i in range(1, 6)]
+    for decoder in (Joint(), Original()):
+        found = decoder(spans_of([([0.0] * 5, bounds, scores, rows)]), -inf)
+        assert found.bounds[:, 0].tolist() == [3, 2, 5]
+        assert found.rows[:, 0].tolist() == [5, 3, 6]
+        # A missing candidate takes no probability: the only real one has log-probability 0.
+        np.testing.assert_allclose(found.candidate_scores[0], [np.log(0.5), -inf])
 
 
 def test_nothing_to_decode():
-    empty = decoding.decode_batch(
-        np.zeros((2, 0)),
-        np.zeros((2, 0, 2), int),
-        np.zeros((2, 0), bool),
-        np.zeros((2, 0, 3)),
-        np.zeros((2, 0, 3), int),
-        -1.0,
-        lengths=[2, 2],
+    rng = np.random.default_rng(0)
+    spans = spans_of([random_question(rng, 0), random_question(rng, 0)])
+    for decoder in (Joint(), Original()):
+        decoded = decoder(spans, -1.0)
+        assert decoded.of(0) == decoded.of(1) == slice(0, 0)
+        assert decoded.characters.shape == (0, 2)
+
+
+def test_roles():
+    """[CLS], [SEP] are in no mention, and [UNK] (id 3) alone is none; the original takes all."""
+    question = question_of(6)
+    inside = INSIDE | FIRST | LAST
+    all_of = inside | MEANINGFUL
+    assert Joint().roles(question, 3).tolist() == [0, all_of, all_of, inside, all_of, 0]
+    assert Original().roles(question, 3).tolist() == [all_of] * 6
+    strict = Original(allow_special_tokens=False)
+    assert strict.roles(question, 3).tolist() == [0, *[all_of] * 4, 0]
+
+
+OLD = {
+    "threshold": -2.9,
+    "max_mentions": 50,
+    "num_candidates": 10,
+    "threshold_type": "joint",
+    "mention_threshold": None,
+    "max_question_tokens": 32,
+    "allow_special_tokens": False,
+    "special_tokens_in_text": False,
+}
+
+
+def test_files_from_before_decoders_had_names():
+    settings = LinkingSettings.from_dict(OLD)
+    assert settings == LinkingSettings(-2.9, 50, 10, 32)
+    assert settings.decoding == Joint()
+    settings = LinkingSettings.from_dict(OLD | {"allow_special_tokens": True})
+    assert settings.decoding == Original(allow_special_tokens=True, special_tokens_in_text=False)
+    assert LinkingSettings.from_dict(settings.to_dict()) == settings
+    settings = LinkingSettings.from_dict({"threshold_type": TOP, "mention_threshold": -0.5})
+    assert settings.decoding == Original(TOP, -0.5, False, False)
+
+
+def test_settings_of_a_decoder():
+    name = "elq_jax.original.decoding:original"
+    settings = LinkingSettings().replace(decoder=name, threshold_type=TOP, mention_threshold=-1)
+    assert settings.decoding == Original(TOP, -1)
+    assert settings.replace(threshold=3.0).replace(mention_threshold=0).decoding == Original(TOP, 0)
+    assert settings.replace(decoder="joint").decoder_settings == {}
+    for changes, message in (
+        ({"decoder": "best"}, "decoder: 'best'; expected one of joint"),
+        ({"decoder": "no_such_module:best"}, "decoder 'no_such_module:best': No module named"),
+        ({"threshold_type": "both"}, "threshold_type: 'both'; expected one of joint, top"),
+        ({"mention_threshold": None}, "mention_threshold: top_entity_by_mention compares"),
+        ({"mention_threshold": "x"}, "mention_threshold: 'x'; expected `float"),
+        ({"allow_overlaps": 1}, "allow_overlaps: 1; expected `bool`"),
+        ({"allow_overlap": True}, "setting 'allow_overlap': unknown; expected one of threshold"),
+    ):
+        with pytest.raises(ElqError, match=message):
+            settings.replace(**changes)
+
+
+@pytest.mark.parametrize("threshold", [0, 0.5, 3])
+def test_probabilities_are_no_thresholds(threshold):
+    """Nothing would ever be linked; only scores that can be positive may have such thresholds."""
+    with pytest.raises(ElqError, match=r"log-probabilities, below 0.*-0\.69 is a probability"):
+        LinkingSettings(threshold=threshold)
+    products = LinkingSettings(
+        threshold,
+        decoder="elq_jax.original.decoding:original",
+        decoder_settings={"threshold_type": THRESHOLDED},
     )
-    assert empty == [[], []]
-
-
-def test_errors():
-    arrays = list(random_batch(0).values())
-    with pytest.raises(ElqError, match="threshold_type: found 'both', expected one of joint"):
-        decoding.decode_batch(*arrays, -1.0, "both")
-    with pytest.raises(ElqError, match="mention_threshold"):
-        decoding.decode_batch(*arrays, -1.0, TOP)
-    with pytest.raises(ElqError, match="lengths"):
-        decoding.decode_batch(*arrays, -1.0)
-    arrays[1] = arrays[1][:, :-1]
-    with pytest.raises(ElqError, match=r"bounds: found shape \(7, 11, 2\), expected \(7, 12, 2\)"):
-        decoding.decode_batch(*arrays, -1.0, lengths=[9] * 7)
+    assert products.threshold == threshold
+    assert LinkingSettings(np.inf).threshold == np.inf  # said on purpose: no links
 
 
 def test_thousands_of_questions_per_second():
-    batch = random_batch(1, batch=512, mentions=10, candidates=10, tokens=16)
+    rng = np.random.default_rng(1)
+    spans = spans_of([random_question(rng, 10, 10) for _ in range(512)])
     start = time.perf_counter()
-    decoding.decode_batch(**batch, threshold=-4.5, lengths=[16] * 512)
+    Joint()(spans, -4.5)
     assert 512 / (time.perf_counter() - start) > 2000
 
 

@@ -96,15 +96,16 @@ def test_offsets_index_the_original_string(linker):
     links = linker.decode(scored, -np.inf)
     assert sum(map(len, links)) > 15
     assert links[1] == []  # the empty question
-    for text, question, spans, found in zip(QUESTIONS, scored, tokens, links, strict=True):
+    for number, (text, found) in enumerate(zip(QUESTIONS, links, strict=True)):
         assert [link.start for link in found] == sorted(link.start for link in found)
-        spans = sorted(spans, key=lambda span: span.start)
         last = 0
-        for span, link in zip(spans, found, strict=True):
+        for (first, final), link in zip(
+            sorted(tokens.bounds[tokens.of(number)].tolist()), found, strict=True
+        ):
             assert last <= link.start < link.end <= len(text)
             last = link.end
             assert text[link.start : link.end] == link.mention == link.mention.strip()
-            ids = question.encoded.ids[span.start : span.end + 1]
+            ids = scored.encoded[number].ids[first : final + 1]
             pieces = " ".join(linker.tokenizer.tokens(ids)).replace(" ##", "").removeprefix("##")
             if "[UNK]" not in pieces:
                 assert slow_normalize(link.mention) == slow_normalize(pieces)
@@ -112,9 +113,9 @@ def test_offsets_index_the_original_string(linker):
 
 def test_a_link_holds_what_the_catalogue_says(linker):
     [link, *_] = linker(QUESTIONS[0], threshold=-np.inf)
-    entity = linker.catalogue[link.entity]
+    entity = linker.catalogue[link.row]
     assert (link.title, link.wikidata_id) == (entity.title, entity.wikidata_id)
-    assert link.candidates[0].entity == link.entity
+    assert link.candidates[0].row == link.row
     assert link.candidates[0].score == link.score < link.mention_score < 0
     assert len(link.candidates) == 10
     scores = [candidate.score for candidate in link.candidates]
@@ -124,30 +125,30 @@ def test_a_link_holds_what_the_catalogue_says(linker):
 
 
 def test_batches_give_what_single_questions_give(linker):
-    together = linker.link_batch(QUESTIONS, -np.inf)
+    together = linker(QUESTIONS, -np.inf)
     assert_same(together, [linker(text, -np.inf) for text in QUESTIONS])
-    assert_same(together, linker.link_batch(QUESTIONS, -np.inf, batch_size=4))
-    assert linker.link_batch([]) == []
+    assert_same(together, linker(QUESTIONS, -np.inf, batch_size=4))
+    assert linker([]) == []
 
 
 def test_more_questions_than_are_held_at_once(linker, monkeypatch):
-    expected = linker.link_batch(QUESTIONS, -np.inf)
-    monkeypatch.setattr("elq_jax.linking.linker._BATCHES_IN_FLIGHT", 2)
-    assert_same(linker.link_batch(QUESTIONS * 3, -np.inf, batch_size=1), expected * 3)
+    expected = linker(QUESTIONS, -np.inf)
+    monkeypatch.setattr("elq_jax.linking.scoring.BATCHES_IN_FLIGHT", 2)
+    assert_same(linker(QUESTIONS * 3, -np.inf, batch_size=1), expected * 3)
 
 
 @pytest.mark.parametrize("count", [2, 8])
 def test_devices_give_the_same_links(folder, linker, count):
     several = EntityLinker.from_pretrained(folder, devices=jax.devices()[:count])
-    found = several.link_batch(SHORT, -np.inf)  # no device count divides them
-    assert_same(found, linker.link_batch(SHORT, -np.inf))
+    found = several(SHORT, -np.inf)  # no device count divides them
+    assert_same(found, linker(SHORT, -np.inf))
 
 
 @pytest.mark.parametrize("threshold", [-3.0, -4.2, -np.inf])
 def test_scored_once_decoded_at_any_threshold(linker, threshold):
     scored = linker.score_batch(QUESTIONS, -np.inf)
     found = linker.decode(scored, threshold)
-    assert_same(found, linker.link_batch(QUESTIONS, threshold))
+    assert_same(found, linker(QUESTIONS, threshold))
     assert all(link.score > threshold for links in found for link in links)
 
 
@@ -160,13 +161,13 @@ def test_threshold_below_that_of_scoring(linker):
 def test_long_questions_are_cut_with_a_warning(linker):
     text = "what did obama say? " * 500  # 10,000 characters
     with pytest.warns(UserWarning, match="only the first 5.. of 10000 characters"):
-        [links] = linker.link_batch([text], -np.inf)
-    [scored] = linker.score_batch([text])
-    assert len(scored.encoded.ids) == 128
+        [links] = linker([text], -np.inf)
+    [encoded] = linker.encode([text])
+    assert len(encoded.ids) == 128
     assert links
-    assert max(link.end for link in links) <= scored.encoded.truncated_at
+    assert max(link.end for link in links) <= encoded.truncated_at
     # 5 tokens a sentence, 126 to be had.
-    assert scored.encoded.truncated_at == 25 * 20 + len("what ")
+    assert encoded.truncated_at == 25 * 20 + len("what ")
 
 
 def test_literal_special_tokens_are_text(linker):
@@ -181,9 +182,9 @@ def test_literal_special_tokens_are_text(linker):
 
 def test_one_string_is_not_a_list_of_questions(linker):
     with pytest.raises(ElqError, match="give a list"):
-        linker.link_batch("who wrote dune?")
+        linker.score_batch("who wrote dune?")
     with pytest.raises(ElqError, match=r"texts\[1\]: found NoneType"):
-        linker.link_batch(["who", None])
+        linker(["who", None])
 
 
 def count_compilations(function):
@@ -216,7 +217,7 @@ def test_a_stream_of_questions_compiles_a_handful_of_programs(folder):
         rest = list(questions)
         while rest:
             size = rng.randint(1, 70)
-            linker.link_batch(rest[:size], -np.inf, batch_size=4)
+            linker(rest[:size], -np.inf, batch_size=4)
             rest = rest[size:]
 
     programs = 2 * 2  # lengths 12 and 16, batches of 1 and 4
@@ -256,7 +257,7 @@ def test_settings_of_the_directory_and_of_the_caller(folder):
         folder, threshold=-2.0, num_candidates=3, max_mentions=2, devices=one_device()
     )
     assert opened.settings == LinkingSettings(threshold=-2.0, num_candidates=3, max_mentions=2)
-    links = opened.link_batch(SHORT, -np.inf)
+    links = opened(SHORT, -np.inf)
     assert max(map(len, links)) == 2
     assert {len(link.candidates) for found in links for link in found} == {3}
 
@@ -271,7 +272,8 @@ def test_settings_of_the_directory_and_of_the_caller(folder):
         ({"threshold": float("nan")}, "threshold: nan; expected a number"),
         ({"threshold": None}, "threshold: None; expected a number"),
         ({"threshold": "high"}, "threshold: 'high'; expected a number"),
-        ({"threshold_type": "best"}, "threshold_type: 'best'"),
+        ({"decoder": "best"}, "decoder: 'best'; expected one of joint"),
+        ({"threshold": 0.5}, "threshold: 0.5; scores are log-probabilities, below 0"),
         ({"max_question_tokens": 2}, "max_question_tokens: 2; expected an integer, at least 3"),
     ],
 )
@@ -289,15 +291,14 @@ def test_settings_that_cannot_be(folder, linker, copy, settings, message):
 
 def test_arguments_that_cannot_be(folder, linker):
     for texts, message in (
-        ("one string", "texts: found one string"),
         (None, "texts: found NoneType"),
         ([None], r"texts\[0\]: found NoneType, expected a string"),
     ):
         with pytest.raises(ElqError, match=message):
-            linker.link_batch(texts)
+            linker(texts)
     for size in (0, None, "8", 2.5, True):
         with pytest.raises(ElqError, match=f"batch_size: {size!r}; expected an integer"):
-            linker.link_batch(SHORT, batch_size=size)
+            linker(SHORT, batch_size=size)
     with pytest.raises(ElqError, match="threshold: 'high'; expected a number"):
         linker(SHORT[0], "high")
     with pytest.raises(ElqError, match="dtype: 'fp16'; expected one of"):
@@ -311,10 +312,10 @@ def test_arguments_that_cannot_be(folder, linker):
 
 
 def test_texts_of_any_iterable(linker):
-    expected = linker.link_batch(SHORT, -np.inf)
-    assert_same(linker.link_batch(iter(SHORT), -np.inf), expected)
-    assert_same(linker.link_batch(dict.fromkeys(SHORT).keys(), -np.inf), expected)
-    assert_same(linker.link_batch(np.array(SHORT), -np.inf), expected)
+    expected = linker(SHORT, -np.inf)
+    assert_same(linker(iter(SHORT), -np.inf), expected)
+    assert_same(linker(dict.fromkeys(SHORT).keys(), -np.inf), expected)
+    assert_same(linker(np.array(SHORT), -np.inf), expected)
 
 
 def test_questions_cut_shorter_than_the_directory_says(folder, linker):
@@ -333,7 +334,7 @@ def test_save_pretrained_and_open_again(linker, tmp_path):
     linker.with_settings(threshold=-4.4).save_pretrained(target)
     again = EntityLinker.from_pretrained(target, devices=one_device())
     assert again.settings == dataclasses.replace(linker.settings, threshold=-4.4)
-    assert_same(again.link_batch(SHORT), linker.link_batch(SHORT, -4.4))
+    assert_same(again(SHORT), linker(SHORT, -4.4))
     # Into itself: only the settings change.
     again.with_settings(threshold=-3.0).save_pretrained(target)
     assert EntityLinker.from_pretrained(target).settings.threshold == -3.0
@@ -555,7 +556,7 @@ def test_catalogue_of_one_entity(tmp_path):
     links = linker(QUESTIONS[0], -np.inf)
     assert links
     for link in links:
-        assert [candidate.entity for candidate in link.candidates] == [0]
+        assert [candidate.row for candidate in link.candidates] == [0]
         assert link.score == link.mention_score  # log softmax over one candidate is 0
 
 
@@ -577,7 +578,7 @@ def test_an_index_may_find_fewer_candidates(linker):
     links = short(QUESTIONS[0], -np.inf)
     assert links
     for link in links:
-        assert [candidate.entity for candidate in link.candidates] == [7, 3]
+        assert [candidate.row for candidate in link.candidates] == [7, 3]
         share = np.exp(link.score - link.mention_score)
         assert share == pytest.approx(1 / (1 + np.exp(-1)))
 

@@ -107,13 +107,12 @@ def test_linking(number, make_linker):
     texts = [sample["text"] for sample in PIPELINE["samples"]]
     scored = linker.score_batch(texts, batch_size=batch_size)
     decoded = linker.decode_tokens(scored)
-    assert len(decoded) == len(run["results"])
-    for question, links, expected in zip(scored, decoded, run["results"], strict=True):
-        tokens = [int(token) for token in question.encoded.ids[1:-1] if token != 0]
+    for number, expected in enumerate(run["results"]):
+        tokens = [int(token) for token in scored.encoded[number].ids[1:-1] if token != 0]
         assert tokens == expected["tokens"]
-        triples = decoding.triples(links)
+        triples = decoding.triples(decoded, number)
         assert triples == [tuple(triple) for triple in expected["pred_triples"]]
-        np.testing.assert_allclose([link.score for link in links], expected["scores"], **SCORES)
+        np.testing.assert_allclose(decoded.scores[decoded.of(number)], expected["scores"], **SCORES)
         words = linker.tokenizer.tokens(tokens)
         names = [
             [linker.catalogue[int(row)].title, decoding.printed_text(words[start:end])]
@@ -134,7 +133,7 @@ def test_links(number, make_linker):
     texts = [sample["text"] for sample in PIPELINE["samples"]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one is cut
-        found = linker.link_batch(texts, batch_size=batch_size)
+        found = linker(texts, batch_size=batch_size)
     encoded = linker.encode(texts)
     for text, links, question, expected in zip(texts, found, encoded, run["results"], strict=True):
         offsets = [(int(start), int(end)) for start, end in question.offsets]
@@ -146,16 +145,16 @@ def test_links(number, make_linker):
             characters = (inside[0][0], inside[-1][1]) if inside else (0, 0)
             wanted.append((int(row), *characters, score))
         by_score = sorted(links, key=lambda link: -link.score)
-        assert [(x.entity, x.start, x.end) for x in by_score] == [x[:3] for x in wanted]
+        assert [(x.row, x.start, x.end) for x in by_score] == [x[:3] for x in wanted]
         scores = [link.score for link in by_score]
         np.testing.assert_allclose(scores, [score for *_, score in wanted], **SCORES)
         assert [link.start for link in links] == sorted(link.start for link in links)
         for link in links:
             assert link.mention == text[link.start : link.end]
-            record = RECORDS[link.entity]
+            record = RECORDS[link.row]
             assert (link.title, link.wikidata_id) == (record["title"], record.get("kb_idx"))
-            assert link.candidates[0].entity == link.entity
-            if linker.settings.threshold_type == "joint":
+            assert link.candidates[0].row == link.row
+            if linker.settings.decoding.log_probabilities:
                 assert link.candidates[0].score == link.score
 
 
@@ -183,8 +182,7 @@ def test_labelled_evaluation(run, make_linker):
             titles = [linker.catalogue[row].title for row, *_ in found]
             names = expected[name.replace("triples", "tuples_string")]
             assert titles == [title for title, _ in names]
-        scores = [link.score for link in one.links]
-        np.testing.assert_allclose(scores, expected["scores"], **SCORES)
+        np.testing.assert_allclose(one.scores, expected["scores"], **SCORES)
     counts = original.count_windows(linked)
     assert counts.window.predicted == counts.text.predicted
     assert run["counts"] == {

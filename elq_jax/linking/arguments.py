@@ -1,0 +1,136 @@
+"""What people give to a linker, checked."""
+
+from __future__ import annotations
+
+import numbers
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from elq_jax.core.errors import ElqError
+from elq_jax.linking.links import ScoredSpans
+from elq_jax.questions.align import align_mentions
+from elq_jax.questions.records import Mention, Question
+from elq_jax.text.tokenization import EncodedQuestion
+
+
+def texts_of(texts: Iterable[str] | str, or_one: bool = False) -> list[str]:
+    """The texts of anything that can be iterated over; what they are is checked later.
+
+    Args:
+      texts: texts.
+      or_one: a single string is a list of one.
+
+    Raises:
+      ElqError: it is a string, or nothing that has elements.
+    """
+    if isinstance(texts, str) and or_one:
+        return [texts]
+    return list(stream_of(texts))
+
+
+def stream_of(texts: Iterable[str]) -> Iterable[str]:
+    """As `texts_of`, without reading anything."""
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        kind = "one string" if isinstance(texts, str) else type(texts).__name__
+        raise ElqError(f"texts: found {kind}; give a list of strings")
+    return texts
+
+
+def check_bounds(
+    encoded: Sequence[EncodedQuestion], bounds: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Token bounds of spans as arrays [M, 2] int32.
+
+    Raises:
+      ElqError: not as many as questions, or positions that a question does not have.
+    """
+    if len(encoded) != len(bounds):
+        raise ElqError(
+            f"bounds: found {len(bounds)}, expected one for each of {len(encoded)} texts"
+        )
+    checked = [np.asarray(own, np.int32).reshape(-1, 2) for own in bounds]
+    for number, (question, own) in enumerate(zip(encoded, checked, strict=True)):
+        for start, end in own.tolist():
+            if not 0 <= start <= end < len(question.ids):
+                raise ElqError(
+                    f"bounds[{number}]: [{start}, {end}]; expected first and last token of "
+                    f"{len(question.ids)}, counted from 0"
+                )
+    return checked
+
+
+def token_bounds(
+    texts: Sequence[str], spans: Sequence[Any], encoded: Sequence[EncodedQuestion]
+) -> list[np.ndarray]:
+    """Finds the tokens of mentions given as characters.
+
+    Args:
+      texts: questions.
+      spans: for each a sequence of (start, end), half-open character offsets.
+      encoded: tokens of the questions.
+
+    Returns:
+      for each question [M, 2] int32, first and last token (inclusive).
+
+    Raises:
+      ElqError: not as many lists of spans as questions, or a span that is not in its text or that
+        tokens do not express.
+    """
+    if len(spans) != len(texts):
+        raise ElqError(
+            f"spans: found {len(spans)}, expected a list of spans for each of {len(texts)} texts"
+        )
+    bounds = []
+    for number, (text, own, question) in enumerate(zip(texts, spans, encoded, strict=True)):
+        mentions = tuple(
+            Mention(*_span(span, f"question {number}, mention {place}", text), -1)
+            for place, span in enumerate(own)
+        )
+        aligned = align_mentions(Question(str(number), text, mentions), question)
+        if aligned.problems:
+            raise ElqError(aligned.problems[0].message)
+        bounds.append(aligned.bounds)
+    return bounds
+
+
+def _span(span: Any, place: str, text: str) -> tuple[int, int]:
+    try:
+        start, end = span
+        whole = all(isinstance(x, numbers.Integral) and not isinstance(x, bool) for x in span)
+    except (TypeError, ValueError):
+        whole = False
+    if not whole or not 0 <= start < end <= len(text):
+        raise ElqError(
+            f"{place}: {span!r}; expected (start, end), characters of the text with 0 <= start < "
+            f"end <= {len(text)}"
+        )
+    return int(start), int(end)
+
+
+def warn_of_cuts(scored: ScoredSpans, longest: int, stacklevel: int) -> bool:
+    """Warns once if some questions were too long to be read whole.
+
+    Args:
+      scored: questions.
+      longest: T at most.
+      stacklevel: distance of the frame to blame; 1 is this function's.
+
+    Returns:
+      whether there were any.
+    """
+    questions = zip(scored.texts, scored.encoded, strict=True)
+    cut = [
+        (text, found.truncated_at) for text, found in questions if found.truncated_at is not None
+    ]
+    if cut:
+        text, end = cut[0]
+        others = f" (and {len(cut) - 1:,} more texts are cut)" if len(cut) > 1 else ""
+        warnings.warn(
+            f"only the first {end} of {len(text)} characters are linked (max_question_tokens = "
+            f"{longest}): {text[:40]!r}...{others}",
+            stacklevel=stacklevel,
+        )
+    return bool(cut)

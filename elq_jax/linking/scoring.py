@@ -1,0 +1,259 @@
+"""The device half of linking: tokens in, flat spans with their query vectors out."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elq_jax.core import devices as devices_lib
+from elq_jax.linking.decoding import FIRST, INSIDE, LAST, MEANINGFUL
+from elq_jax.model import spans
+from elq_jax.model.bundle import Model
+from elq_jax.text.padding import (
+    BATCH_BUCKETS,
+    LENGTH_BUCKETS,
+    EvaluationBatch,
+    length_sorted_batches,
+    pad_tokens,
+)
+from elq_jax.text.tokenization import EncodedQuestion
+
+BATCHES_IN_FLIGHT = 16  # bounds memory, however many questions are given at once
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Search:
+    """What to look for in each question.
+
+    Attributes:
+      roles: for each question [T] uint8, see `Decoder.roles`.
+      max_mentions: K, spans found in a question at most.
+      threshold: log p(mention) that a span must exceed.
+      keep_any: the K best spans are found where none exceeds it.
+    """
+
+    roles: Sequence[np.ndarray]
+    max_mentions: int
+    threshold: float
+    keep_any: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class SpanVectors:
+    """Spans of some questions, one row per span.
+
+    Attributes:
+      question: [n] int32, number of the question.
+      bounds: [n, 2] int32, first and last token (inclusive).
+      logits: [n] float32, span logits; inf for a span that was given.
+      vectors: [n, D] float32, query vectors.
+    """
+
+    question: np.ndarray
+    bounds: np.ndarray
+    logits: np.ndarray
+    vectors: np.ndarray
+
+
+class Scorer:
+    """Runs the question encoder over batches, on all devices.
+
+    Questions are padded to a few lengths and batch sizes, so that a stream of them compiles a
+    handful of programs, once.
+
+    Args:
+      model: model whose question encoder is used; for its parameters see `with_params`.
+      dtype: dtype of the matrix products, "float32" or "bfloat16".
+      devices: devices to run on, of this process and perhaps of others.
+    """
+
+    def __init__(self, model: Model, dtype: str, devices: Sequence[jax.Device]):
+        self._pad_id, self._devices = model.tokenizer.pad_id, devices
+        apply = functools.partial(model.question_apply, dtype=dtype)
+        max_width = model.config.max_mention_width
+
+        def score(params, input_ids, mask, roles, bounds, threshold, k, keep_any):
+            hidden, logits = apply(params, input_ids, mask)
+            given = apply(params, hidden, bounds, method="mention_vectors")
+            if not k:
+                return (given,)
+            allowed = allowed_spans(roles, max_width)
+            logits = jnp.where(allowed, logits, -jnp.inf)
+            logits, bounds, keep = spans.prune(logits, k, threshold, keep_any)
+            vectors = apply(params, hidden, bounds, method="mention_vectors")
+            return given, logits, bounds, keep, vectors
+
+        self._score = devices_lib.parallel(score, devices, static=(6, 7))
+        self._params = model.params["question"]
+        self._placed = _are_placed(self._params, devices_lib.local(devices))
+
+    def with_params(self, params: Mapping[str, Any]) -> Scorer:
+        """The same scorer with other parameters; nothing is compiled again.
+
+        Args:
+          params: the question encoder's tree: arrays [...] of this host, copied to the devices when
+            they are first needed; or arrays [P, ...] that these devices hold (`replicate` makes
+            them, and a training step returns them), which are used where they are.
+        """
+        other = copy.copy(self)
+        other._params = params
+        other._placed = _are_placed(params, devices_lib.local(self._devices))
+        return other
+
+    def place(self) -> None:
+        """Copies the parameters to the devices, if they are not there yet."""
+        if not self._placed:
+            self._params = devices_lib.replicate(self._params, self._devices)
+            self._placed = True
+
+    def __call__(
+        self,
+        encoded: Sequence[EncodedQuestion],
+        longest: int,
+        batch_size: int,
+        search: Search | None = None,
+        given: Sequence[np.ndarray] | None = None,
+    ) -> Iterator[tuple[SpanVectors, SpanVectors]]:
+        """Encodes questions once, finding spans in them and looking at given ones.
+
+        Args:
+          encoded: tokens of the questions.
+          longest: T at most.
+          batch_size: questions encoded at a time.
+          search: what to find; None: nothing.
+          given: for each question [M, 2] int, inclusive bounds of spans whose vectors are wanted.
+
+        Yields:
+          found and given spans of up to 16 batches: question by question within a batch, but
+          the batches are of questions of one length.
+        """
+        self.place()
+        most = max((len(bounds) for bounds in given), default=0) if given else 0
+        if most:
+            most = 1 << (most - 1).bit_length()  # few widths, few compilations
+        lengths = [len(question.ids) for question in encoded]
+        buckets = [*(size for size in LENGTH_BUCKETS if size < longest), longest]
+        batches = iter(length_sorted_batches(lengths, batch_size, buckets, BATCH_BUCKETS))
+        while group := list(itertools.islice(batches, BATCHES_IN_FLIGHT)):
+            # All are dispatched before the first result is waited for.
+            outputs = [self._dispatch(encoded, batch, search, given, most) for batch in group]
+            results = [
+                devices_lib.merge(output, self._devices, len(batch.indices))
+                for batch, output in zip(group, outputs, strict=True)
+            ]
+            found, looked_at = [], []
+            for batch, (vectors, *rest) in zip(group, results, strict=True):
+                looked_at.append(_given(batch.indices, given, vectors))
+                found.append(_found(batch.indices, *rest) if rest else _given([], given, vectors))
+            yield _concatenate(found), _concatenate(looked_at)
+
+    def _dispatch(
+        self,
+        encoded: Sequence[EncodedQuestion],
+        batch: EvaluationBatch,
+        search: Search | None,
+        given: Sequence[np.ndarray] | None,
+        most: int,
+    ) -> Any:
+        """Starts the encoder on one batch; returns device arrays that are not waited for."""
+        tokens = [encoded[i].ids for i in batch.indices]
+        input_ids, mask = pad_tokens(tokens, batch.length, batch.size, self._pad_id)
+        roles = np.zeros((batch.size, batch.length), np.uint8)
+        bounds = np.zeros((batch.size, most, 2), np.int32)
+        for row, i in enumerate(batch.indices):
+            if search:
+                roles[row, : len(search.roles[i])] = search.roles[i]
+            if given:
+                bounds[row, : len(given[i])] = given[i]
+        # A token [PAD] inside of a question is padding to the original.
+        mask &= input_ids != self._pad_id
+        roles *= mask
+        arrays = {"input_ids": input_ids, "mask": mask, "roles": roles, "bounds": bounds}
+        arrays = devices_lib.split(arrays, self._devices)
+        threshold = search.threshold if search else 0
+        return self._score(
+            self._params,
+            *arrays.values(),
+            np.full(len(devices_lib.local(self._devices)), threshold, np.float32),
+            min(search.max_mentions, batch.length**2) if search else 0,
+            bool(search and search.keep_any),
+        )
+
+
+def allowed_spans(roles: jax.Array, max_width: int) -> jax.Array:
+    """Cells of the grid that may be mentions.
+
+    A span [i, j] is one if
+      1. it has at most `max_width` tokens, i <= j,
+      2. all its tokens are INSIDE,
+      3. token i is FIRST and token j is LAST,
+      4. one of its tokens is MEANINGFUL.
+
+    Args:
+      roles: [B, T] uint8, see `Decoder.roles`.
+      max_width: W.
+
+    Returns:
+      [B, T, T] bool.
+    """
+    inside, first, last, meaningful = (
+        (roles & role) > 0 for role in (INSIDE, FIRST, LAST, MEANINGFUL)
+    )
+    total = jnp.cumsum(meaningful, axis=1)
+    before = total - meaningful
+    return (
+        spans.valid_spans(inside, max_width)
+        & first[:, :, None]
+        & last[:, None, :]
+        & (total[:, None, :] > before[:, :, None])
+    )
+
+
+def _are_placed(params: Mapping[str, Any], devices: Sequence[jax.Device]) -> bool:
+    """Whether a tree has one copy of everything on each device, as `replicate` lays it out."""
+    return all(
+        isinstance(leaf, jax.Array)
+        and leaf.sharding.device_set == set(devices)
+        and leaf.ndim > 0
+        and leaf.sharding.shard_shape(leaf.shape) == (1, *leaf.shape[1:])
+        for leaf in jax.tree.leaves(params)
+    )
+
+
+def _found(
+    indices: np.ndarray, logits: np.ndarray, bounds: np.ndarray, keep: np.ndarray, vectors: Any
+) -> SpanVectors:
+    """The kept cells of a batch [B, K, ...] as rows."""
+    row, column = np.nonzero(keep)
+    cells = (array[row, column] for array in (bounds, logits, vectors))
+    return SpanVectors(np.asarray(indices, np.int32)[row], *cells)
+
+
+def _given(
+    indices: Sequence[int], given: Sequence[np.ndarray] | None, vectors: np.ndarray
+) -> SpanVectors:
+    """The given spans of a batch, whose vectors [B, M, D] are padded, as rows."""
+    counts = np.array([len(given[i]) for i in indices] if given else [], np.int64)
+    question = np.repeat(np.asarray(indices, np.int32)[: len(counts)], counts)
+    row = np.repeat(np.arange(len(counts)), counts)
+    column = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    bounds = [np.reshape(given[i], (-1, 2)) for i in indices] if given else []
+    return SpanVectors(
+        question,
+        np.concatenate([np.zeros((0, 2), np.int32), *bounds]).astype(np.int32),
+        np.full(len(row), np.inf, np.float32),
+        vectors[row, column],
+    )
+
+
+def _concatenate(parts: Sequence[SpanVectors]) -> SpanVectors:
+    fields = [field.name for field in dataclasses.fields(SpanVectors)]
+    return SpanVectors(*(np.concatenate([getattr(p, name) for p in parts]) for name in fields))
