@@ -320,7 +320,7 @@ def test_program_counting_as_the_original(folder, tmp_path):
         (["--questions=a.jsonl", "b.jsonl"], "b.jsonl: unexpected; everything is given with"),
         (["--questions=a.jsonl", "--tune=b.jsonl", "--threshold=-1"], "give one"),
         (["--questions=no/such.jsonl"], "no/such.jsonl: no such file"),
-        (["--questions=a.jsonl", "--linker=no/linker"], "no/linker: no config.json here"),
+        (["--questions=a.jsonl", "--linker=no/linker"], "linker 'no/linker': n"),
         (["--questions=a.jsonl", f"--output={__file__}"], "is a file; give a folder"),
         (["--questions=a.jsonl", "--max-mentions=0"], "--max_mentions=0: 0 is not a positive"),
         (["--questions=a.jsonl", "--treshold=-1"], "Did you mean: threshold"),
