@@ -137,7 +137,6 @@ class EntityLinker:
             devices=devices,
         )
         linker._scorer.place()
-        linker.model = linker.model.replace(params={})  # The devices have them.
         linker._source = {"path": path, "index": index, "dtype": dtype}
         return linker
 
