@@ -121,8 +121,9 @@ class EntityLinker:
         _check_process()
         devices_lib.use_compilation_cache()
         path = resolve_linker(path).absolute()
+        linking = read_description(path).linking
         try:
-            saved = LinkingSettings.from_dict(read_description(path).linking)
+            saved = LinkingSettings.from_dict(linking)
         except ElqError as error:
             raise DataError(f'"linking": {error}', path / layout.CONFIG) from error
         devices = devices_lib.choose(devices)
