@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from reference import tiny_linker_directory
+from tiny import tiny_linker_directory
 
 from elq_jax.entities.embeddings import EmbeddingsWriter
 from elq_jax.retrieval import measure, open_index

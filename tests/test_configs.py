@@ -8,7 +8,7 @@ import pathlib
 import pytest
 from absl import flags
 from ml_collections import config_flags
-from reference import write_tiny_bert
+from tiny import write_tiny_bert
 
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.model import bundle

@@ -9,8 +9,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import FIXTURES
-from reference import arrays, tiny_linker_directory
+from conftest import OWN_FIXTURES
+from tiny import arrays, tiny_linker_directory
 
 from elq_jax.core import machine
 from elq_jax.evaluation import speed
@@ -22,7 +22,7 @@ from elq_jax.storage.files import read_jsonl, write_json
 
 FLOOR = -7.0
 TEXTS = [
-    sample["text"] for sample in json.loads((FIXTURES / "pipeline.json").read_text())["samples"]
+    sample["text"] for sample in json.loads((OWN_FIXTURES / "pipeline.json").read_text())["samples"]
 ]
 
 
@@ -294,12 +294,12 @@ def test_json_of_any_numbers(tmp_path):
 def test_program_counting_as_the_original(folder, tmp_path):
     [expected] = [
         run["counts"]
-        for run in json.loads((FIXTURES / "labelled_results.json").read_text())
+        for run in json.loads((OWN_FIXTURES / "labelled_results.json").read_text())
         if run["settings"] == {"num_cand_mentions": 50, "threshold": -4.5}
     ]
     done = run(
         f"--linker={folder}",
-        f"--questions={FIXTURES / 'labelled.jsonl'}",
+        f"--questions={OWN_FIXTURES / 'labelled.jsonl'}",
         "--original=labelled",
         "--preset=interactive",
         f"--output={tmp_path}",

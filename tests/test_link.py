@@ -15,8 +15,8 @@ import time
 
 import jax
 import pytest
-from reference import tiny_linker_directory
 from rich.console import Console
+from tiny import tiny_linker_directory
 
 from elq_jax import EntityLinker
 from elq_jax.cli.flags import LinkerFlags

@@ -10,7 +10,7 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
-from reference import write_tiny_bert
+from tiny import write_tiny_bert
 
 from elq_jax import EntityLinker
 from elq_jax.evaluation.predictions import predict

@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import OWN_FIXTURES
 
 from elq_jax.core.errors import DataError, ElqError
 from elq_jax.entities import build as build_module
@@ -39,8 +40,8 @@ def small_batches(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("small_batches")
-def test_published_entity_file_row_by_row(fixtures, tmp_path):
-    lines = (fixtures / "entity.jsonl").read_text().splitlines()[:28]
+def test_published_entity_file_row_by_row(tmp_path):
+    lines = (OWN_FIXTURES / "entity.jsonl").read_text().splitlines()[:28]
     report, catalogue = build(tmp_path, lines)
     expected = [json.loads(line) for line in lines]
     assert report.rows == len(catalogue) == 28

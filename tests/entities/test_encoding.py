@@ -10,14 +10,17 @@ import time
 import jax
 import numpy as np
 import pytest
-from reference import arrays, tiny_model, write_tiny_bert
+import reference
+from conftest import OWN_FIXTURES
+from reference import arrays
+from tiny import write_tiny_bert
 
 from elq_jax.core.errors import ElqError
 from elq_jax.entities.build import build_catalogue, open_or_build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.encode import CatalogueEncoder, encode_catalogue
 
-ENTITIES = 64
+ENTITIES = len(arrays("kb")["encoded_first64"])
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def catalogue(fixtures, tmp_path_factory):
 
 def make_encoder(num_devices=1, **changes):
     return CatalogueEncoder(
-        tiny_model(**changes),
+        reference.model(**changes),
         batch_size=16,
         devices=jax.local_devices()[:num_devices],
     )
@@ -98,7 +101,7 @@ def test_vectors_of_another_encoder_are_not_continued(encoder, catalogue, tmp_pa
     ],
 )
 def test_the_fingerprint_is_of_what_vectors_depend_on(change, matters):
-    before, after = tiny_model(), tiny_model(**change)
+    before, after = reference.model(), reference.model(**change)
     assert (before.entity_fingerprint != after.entity_fingerprint) == matters
     changed = before.replace(config=after.config)
     assert changed.entity_fingerprint == after.entity_fingerprint
@@ -121,11 +124,11 @@ def run(*arguments):
     return process.returncode, errors
 
 
-def test_program_killed_and_given_again(fixtures, tmp_path):
+def test_program_killed_and_given_again(tmp_path):
     """The file has a line that is none, a title twice, and an entity without text."""
     (tmp_path / "bert").mkdir()
     write_tiny_bert(tmp_path / "bert", layers=1)
-    lines = (fixtures / "entity.jsonl").read_text().splitlines()[:40]
+    lines = (OWN_FIXTURES / "entity.jsonl").read_text().splitlines()[:40]
     lines[2] = '{"title": "x"'
     lines += [lines[0], json.dumps({"title": "Dune", "text": ""})]
     source = tmp_path / "entities.jsonl"
@@ -184,10 +187,10 @@ def test_a_catalogue_is_built_again_from_another_file(tmp_path):
     assert output.stat().st_mtime_ns == built
 
 
-def test_a_catalogue_that_has_embeddings_is_not_replaced(fixtures, encoder, tmp_path):
+def test_a_catalogue_that_has_embeddings_is_not_replaced(encoder, tmp_path):
     """By another one: the folder stays as it was, and still opens. The same one may come again."""
     output = tmp_path / "out"
-    lines = (fixtures / "entity.jsonl").read_text().splitlines(keepends=True)
+    lines = (OWN_FIXTURES / "entity.jsonl").read_text().splitlines(keepends=True)
     for name, count in (("first", 20), ("other", 30)):
         (tmp_path / f"{name}.jsonl").write_text("".join(lines[:count]))
     catalogue = open_or_build_catalogue(tmp_path / "first.jsonl", output / "catalogue.arrow")

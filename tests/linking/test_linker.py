@@ -13,7 +13,7 @@ import unicodedata
 import jax
 import numpy as np
 import pytest
-from reference import (
+from tiny import (
     arrays,
     tiny_config,
     tiny_linker_directory,

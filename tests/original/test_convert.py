@@ -16,8 +16,8 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
-from conftest import FIXTURES
-from reference import arrays, tiny_config, tiny_params
+from conftest import OWN_FIXTURES
+from tiny import arrays, tiny_config, tiny_params
 
 from elq_jax.core.errors import ElqError
 from elq_jax.entities.catalogue import Catalogue
@@ -38,7 +38,7 @@ from elq_jax.storage.files import atomic_write
 from elq_jax.text.tokenization import Tokenizer
 from elq_jax.training import run
 
-FIXTURE = json.loads((FIXTURES / "params.json").read_text())
+FIXTURE = json.loads((OWN_FIXTURES / "params.json").read_text())
 HEAD = "classification_heads.mention_scores.bound_classifier."
 LINEAR = "classification_heads.get_context_embeds.mention_agg_linear."
 
@@ -104,7 +104,7 @@ class Release:
 
     def write_entities(self, count=500, vectors=None):
         vectors = arrays("kb")["entity_encodings"] if vectors is None else vectors
-        lines = (FIXTURES / "entity.jsonl").read_text().splitlines(keepends=True)[:count]
+        lines = (OWN_FIXTURES / "entity.jsonl").read_text().splitlines(keepends=True)[:count]
         ids = arrays("kb")["entity_token_ids"][:count]
         self.files |= {
             "catalogue": self.folder / "entity.jsonl",

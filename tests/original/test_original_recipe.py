@@ -8,10 +8,12 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import FIXTURES
+import reference
+from conftest import FIXTURES, OWN_FIXTURES
 from flax import traverse_util
 from jax.experimental.compilation_cache import compilation_cache as compilation_cache_lib
-from reference import arrays, tiny_config, tiny_model, tiny_params
+from reference import arrays
+from tiny import tiny_config
 
 from configs import original_recipe, webqsp
 from elq_jax.core import devices
@@ -39,11 +41,15 @@ from elq_jax.training.metrics import MetricsWriter
 from elq_jax.training.step import LossConfig, Table, joint_train_step
 
 OPTIM = json.loads((FIXTURES / "optim.json").read_text())
+LONGEST = json.loads((FIXTURES / "train_inbatch.json").read_text())["settings"][
+    "max_context_length"
+]
 
 
 def test_a_toy_parameter_moves_as_the_originals():
     toy = OPTIM["toy"]
-    schedule = state.create_learning_rate_schedule("linear", toy["lr"], toy["t_total"], 0.2)
+    warmup = toy["warmup_steps"] / toy["t_total"]
+    schedule = state.create_learning_rate_schedule("linear", toy["lr"], toy["t_total"], warmup)
     updates = original.Updates(steps_per_epoch=5, accumulate_steps=1)
     tx = original.create_optimizer(
         schedule, {"w": True}, updates, toy["weight_decay"], max_grad_norm=1e9, eps=toy["eps"]
@@ -63,7 +69,7 @@ def test_the_data_is_that_of_webqsp():
 
 @pytest.mark.parametrize("group", OPTIM["groups"], ids=lambda group: group["type"])
 def test_parameters_that_learn(group):
-    config = tiny_config()
+    config = reference.config()
     names = {"/".join(path): name for name, (path, _) in tensor_names(config).items()}
     learning = original.learning_parameters(config, group["type"])
     for decays, expected in ((True, "decay"), (False, "no_decay")):
@@ -76,8 +82,8 @@ def test_parameters_that_learn(group):
     ("type_optimization", "layers"), [("top_layer", {11}), ("top4_layers", {8, 9, 10, 11})]
 )
 def test_top_layers_are_those_of_bert_base(type_optimization, layers):
-    bert = dataclasses.replace(tiny_config().question_bert, num_layers=24)
-    config = dataclasses.replace(tiny_config(), question_bert=bert, entity_bert=bert)
+    bert = dataclasses.replace(reference.config().question_bert, num_layers=24)
+    config = dataclasses.replace(reference.config(), question_bert=bert, entity_bert=bert)
     learning = original.learning_parameters(config, type_optimization, "question")
     assert {name.split("/")[1] for name in learning} == {f"layers_{i}" for i in layers}
 
@@ -103,7 +109,7 @@ def compilation_cache(tmp_path):
 def start(tmp_path_factory):
     """The fixtures' model with the vectors that its training searched, as if it had made them."""
     folder = tmp_path_factory.mktemp("start")
-    model = tiny_model(max_question_tokens=32)
+    model = reference.model(max_question_tokens=LONGEST)
     model.save(folder)
     build_catalogue(FIXTURES / "entity.jsonl", folder / layout.CATALOGUE)
     vectors = arrays("kb")["entity_encodings"]
@@ -148,14 +154,14 @@ def test_a_run_follows_the_originals(name, start, tmp_path, monkeypatch, compila
     """
     expected = json.loads((FIXTURES / f"{name}.json").read_text())
     config = configuration(start, expected["settings"])
-    states = keep_states(monkeypatch)
+    states = keep_states(monkeypatch, len(expected["steps"]))
     # One program for all batches: one shape, and dropout, of which this model has none, in all.
     config.original.eval_interval = 0
-    one_length = functools.partial(TrainingBatches, length_buckets=(32,))
+    one_length = functools.partial(TrainingBatches, length_buckets=(LONGEST,))
     monkeypatch.setattr(stages, "TrainingBatches", one_length)
     monkeypatch.setattr(loop, "count_queries", lambda batch, *_: batch["gold_mask"].size)
     if name == "train_inbatch_accum":
-        run_until_killed(config, tmp_path, monkeypatch, step=10)
+        run_until_killed(config, tmp_path, monkeypatch, step=3 * len(expected["steps"]) // 4)
     loop.train_and_evaluate(config, tmp_path)
 
     (stage,) = config.stages
@@ -171,7 +177,7 @@ def test_a_run_follows_the_originals(name, start, tmp_path, monkeypatch, compila
 
     part = "question" if stage == "joint" else None
     norms = first_gradient_norms(states[config[stage].accumulate_steps].opt_state)
-    for theirs, (path, _) in tensor_names(tiny_config()).items():
+    for theirs, (path, _) in tensor_names(reference.config()).items():
         wanted = expected["first_step_grad_norms"][theirs]
         if part in (None, path[0]):
             found = norms["/".join(path[1:] if part else path)]
@@ -181,17 +187,19 @@ def test_a_run_follows_the_originals(name, start, tmp_path, monkeypatch, compila
 
     sizes = {"valid": 8, "train": config[stage].batch_size}  # each as it was loaded
     evaluate = f1_of_frozen if part else in_batch_accuracy
-    epoch = len(rows) // expected["settings"]["num_train_epochs"]
-    evaluated = [("valid", tiny_params()[part] if part else tiny_params())]
-    for step in (epoch, 2 * epoch):
+    epochs = expected["settings"]["num_train_epochs"]
+    epoch = len(rows) // epochs
+    evaluated = [("valid", reference.params()[part] if part else reference.params())]
+    for step in range(epoch, epochs * epoch + 1, epoch):
         evaluated += [("valid", states[step].params), ("train", states[step].params)]
     found = [evaluate(start, split, params, sizes[split]) for split, params in evaluated]
     assert found == pytest.approx([one["normalized_f1"] for one in expected["evals"]], rel=1e-15)
 
-    learning = original.learning_parameters(tiny_config(), "all_encoder_layers", part)
+    kind = expected["settings"]["type_optimization"]
+    learning = original.learning_parameters(reference.config(), kind, part)
     params, optimizer = last_state(tmp_path / stage / "checkpoints", part, learning)
     small, before = arrays(f"{name}_final_small"), arrays("state_dict")
-    for theirs, (path, transposed) in tensor_names(tiny_config()).items():
+    for theirs, (path, transposed) in tensor_names(reference.config()).items():
         if part not in (None, path[0]):
             continue
         found = np.asarray(params["/".join(path[1:] if part else path)], np.float64)
@@ -210,14 +218,14 @@ def test_a_run_follows_the_originals(name, start, tmp_path, monkeypatch, compila
         assert norm == pytest.approx(wanted, rel=1e-3)
 
 
-def keep_states(monkeypatch):
+def keep_states(monkeypatch, num_steps):
     """Fills a dictionary with the states after every step; saves every third, and the last."""
     states, save = {}, checkpoints.Checkpoints.save
 
     def keep(self, state, record):
         step = int(state.step)
         states[step] = jax.device_get(state)
-        if step % 3 == 0 or step in (8, 14):
+        if step % 3 == 0 or step == num_steps:
             save(self, state, record)
 
     monkeypatch.setattr(checkpoints.Checkpoints, "save", keep)
@@ -234,7 +242,8 @@ def first_gradient_norms(optimizer):
 
 def read_split(start, split):
     catalogue = Catalogue.open(start / layout.CATALOGUE)
-    return read_questions(FIXTURES / f"train_data/{split}.jsonl", catalogue)[0]
+    path = FIXTURES / f"train_data/{split}.jsonl"
+    return read_questions(path, catalogue, allow_overlaps=True)[0]
 
 
 def f1_of_frozen(start, split, params, size):
@@ -247,8 +256,8 @@ def f1_of_frozen(start, split, params, size):
 
 def in_batch_accuracy(start, split, params, size):
     """Share of the mentions that are nearest to their own entity, of those in the same batch."""
-    tokenizer, config = Tokenizer.from_pretrained("minilm"), tiny_config()
-    examples, _ = make_examples(read_split(start, split), tokenizer, 32)
+    tokenizer, config = Tokenizer.from_pretrained("minilm"), reference.config()
+    examples, _ = make_examples(read_split(start, split), tokenizer, LONGEST)
     right = []
     for first in range(0, len(examples), size):
         some = examples[first : first + size]
@@ -261,7 +270,7 @@ def in_batch_accuracy(start, split, params, size):
 
 
 def mention_vectors(config, params, example):
-    ids, mask = pad_tokens([example.ids], 32, 1)
+    ids, mask = pad_tokens([example.ids], LONGEST, 1)
     _, vectors = QuestionEncoder(config).apply(
         {"params": params}, ids, mask, example.bounds[None], method="encode_mentions"
     )
@@ -273,16 +282,20 @@ def test_the_first_batch_and_its_negatives(name, start):
     """Questions in the order of the file, their mentions, and what each is scored against."""
     step, settings = arrays(f"{name}_step0"), recipe_settings(name)
     size = settings["train_batch_size"] // settings["gradient_accumulation_steps"]
-    config, tokenizer = tiny_config(), Tokenizer.from_pretrained("minilm")
-    examples, _ = make_examples(read_split(start, "train"), tokenizer, 32)
-    batches = TrainingBatches(examples, size, seed=0, shuffle=False, length_buckets=(32,))
+    config, tokenizer = reference.config(), Tokenizer.from_pretrained("minilm")
+    examples, _ = make_examples(read_split(start, "train"), tokenizer, LONGEST)
+    batches = TrainingBatches(examples, size, seed=0, shuffle=False, length_buckets=(LONGEST,))
     batch = next(batches.iterate(0))
-    mask = batch["gold_mask"]
+    mask = step["in_gold_mention_bounds_mask"]
+    most = mask.shape[1]  # ours is a power of two, at least as large
+    assert not batch["gold_mask"][:, most:].any()
+    for name in ("gold_mask", "gold_bounds", "gold_rows"):
+        batch[name] = batch[name][:, :most]
     np.testing.assert_array_equal(batch["input_ids"], step["context_input"])
-    np.testing.assert_array_equal(mask, step["in_gold_mention_bounds_mask"])
+    np.testing.assert_array_equal(batch["gold_mask"], mask)
     np.testing.assert_array_equal(batch["gold_bounds"][mask], step["in_gold_mention_bounds"][mask])
 
-    params = tiny_params()
+    params = reference.params()
     some = examples[:size]
     vectors = np.concatenate([mention_vectors(config, params["question"], e) for e in some])
     if name != "train_adversarial":
@@ -291,7 +304,9 @@ def test_the_first_batch_and_its_negatives(name, start):
         np.testing.assert_allclose(vectors @ entities.T, step["scores"], rtol=0, atol=1e-4)
         return
     np.testing.assert_allclose(vectors, step["mention_queries"], rtol=0, atol=2e-5)
-    scores, rows = chunked_top_k(vectors, arrays("kb")["entity_encodings"], 10)
+    scores, rows = chunked_top_k(
+        vectors, arrays("kb")["entity_encodings"], step["neg_ids"].shape[1]
+    )
     np.testing.assert_array_equal(rows, step["neg_ids"])
     np.testing.assert_allclose(scores, step["neg_scores"], rtol=0, atol=1e-4)
 
@@ -315,7 +330,7 @@ def run_until_killed(config, workdir, monkeypatch, step):
 
 def last_state(folder, part, learning):
     """Flat parameters, and the optimiser's state, of a stage's last checkpoint."""
-    params = tiny_params()[part] if part else tiny_params()
+    params = reference.params()[part] if part else reference.params()
     tx = original.create_optimizer(lambda step: 0.0, learning, original.Updates(1, 1))
     found, _ = checkpoints.Checkpoints(folder).restore(state.create_train_state(params, tx))
     return traverse_util.flatten_dict(found.params, sep="/"), found.opt_state
@@ -329,12 +344,13 @@ class Batches:
         self.steps_per_epoch = -(-examples // batch_size)
 
 
-def recipe_settings(name):
-    return json.loads((FIXTURES / f"{name}.json").read_text())["settings"]
+def recipe_settings(name, folder=FIXTURES):
+    return json.loads((folder / f"{name}.json").read_text())["settings"]
 
 
-def recipe(name="train_inbatch", examples=26, epochs=2, **changes):
-    config = configuration("unused", recipe_settings(name))
+def recipe(name="train_inbatch", examples=26, epochs=2, folder=OWN_FIXTURES, **changes):
+    """That of a run of the original; what it learns from are so many examples."""
+    config = configuration("unused", recipe_settings(name, folder))
     config.original.update(changes)
     stage = config[config.stages[0]]
     batches = Batches(examples, stage.batch_size)
@@ -345,7 +361,10 @@ def recipe(name="train_inbatch", examples=26, epochs=2, **changes):
 @pytest.mark.parametrize("name", ["train_inbatch", "train_inbatch_accum", "train_adversarial"])
 def test_dropout_is_left_off_after_the_first_epoch(name):
     steps = json.loads((FIXTURES / f"{name}.json").read_text())["steps"]
-    found = [recipe(name).has_dropout(step) for step in range(len(steps))]
+    examples = len((FIXTURES / "train_data/train.jsonl").read_text().splitlines())
+    epochs = recipe_settings(name)["num_train_epochs"]
+    has_dropout = recipe(name, examples, epochs, FIXTURES).has_dropout
+    found = [has_dropout(step) for step in range(len(steps))]
     assert found == [step["dropout_active"] for step in steps]
 
 
@@ -356,8 +375,8 @@ def test_dropout_comes_back_after_an_evaluation():
 
 
 def test_a_deterministic_step_draws_no_dropout():
-    bert = dataclasses.replace(tiny_config().question_bert, num_layers=1, dropout_rate=0.5)
-    config = dataclasses.replace(tiny_config(), question_bert=bert)
+    bert = dataclasses.replace(reference.config().question_bert, num_layers=1, dropout_rate=0.5)
+    config = dataclasses.replace(reference.config(), question_bert=bert)
     [device] = jax.local_devices()[:1]
     step = devices.parallel(
         joint_train_step(config, LossConfig("in_batch")), [device], static=(4, 5)

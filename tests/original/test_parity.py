@@ -27,6 +27,11 @@ from elq_jax.questions.read import read_questions
 from elq_jax.storage.files import read_jsonl
 
 SCORES = dict(rtol=0, atol=1e-4)  # as the fixtures' README states it
+FLAGS = {
+    "threshold": "threshold",
+    "num_cand_mentions": "max_mentions",
+    "num_cand_entities": "candidates",
+}
 NAMES = {"num_cand_mentions": "max_mentions", "num_cand_entities": "num_candidates"}
 
 
@@ -98,7 +103,7 @@ def test_tokens(make_linker):
         assert [*ids.tolist(), *[0] * (size - len(ids))] == entity["ids"]
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(len(PIPELINE["runs"])))
 def test_linking(number, make_linker):
     """All settings of the pipeline: entities, positions, scores and printed names."""
     run = PIPELINE["runs"][number]
@@ -124,7 +129,7 @@ def test_linking(number, make_linker):
 RECORDS = [record for _, record in read_jsonl(FIXTURES / "entity.jsonl")]
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(len(PIPELINE["runs"])))
 def test_links(number, make_linker):
     """The same as people see them: rows, scores, titles, ids and characters of the question."""
     run = PIPELINE["runs"][number]
@@ -164,7 +169,7 @@ def test_labelled_evaluation(run, make_linker):
     settings, batch_size = settings_of(run)
     linker = make_linker(**settings)
     questions, _ = read_questions(
-        FIXTURES / "labelled.jsonl", linker.catalogue, trust_label_ids=True
+        FIXTURES / "labelled.jsonl", linker.catalogue, trust_label_ids=True, allow_overlaps=True
     )
     linked = original.link_windows(linker, questions, batch_size=batch_size)
     size = linker.max_question_tokens
@@ -196,23 +201,25 @@ def test_labelled_evaluation(run, make_linker):
     }
 
 
-def test_evaluate_program(release, make_linker, tmp_path):
+def test_evaluate_program(make_linker, tmp_path):
     """`python -m elq_jax.evaluate` reports the precision, recall and F1 the original prints."""
     environment = os.environ | {"XLA_FLAGS": "", "ELQ_JAX_CACHE": ""}
     started = []
     for number, run in enumerate(LABELLED):
         settings, _ = settings_of(run)
-        folder = release
-        if "max_question_tokens" in settings:
-            folder = tmp_path / "shorter"
-            make_linker(max_question_tokens=settings["max_question_tokens"]).save_pretrained(folder)
+        given = {
+            f"--{flag}={settings.pop(name)}"
+            for name, flag in FLAGS.items()
+            if settings.get(name) is not None
+        }
+        folder = tmp_path / f"linker_{number}"
+        make_linker(**settings).save_pretrained(folder)
         command = [
             *(sys.executable, "-m", "elq_jax.evaluate", "--original=labelled"),
             f"--linker={folder}",
             f"--questions={FIXTURES / 'labelled.jsonl'}",
             f"--output={tmp_path / str(number)}",
-            f"--threshold={settings['threshold']}",
-            f"--max_mentions={settings['num_cand_mentions']}",
+            *given,
         ]
         started.append(subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True))
     for number, (run, process) in enumerate(zip(LABELLED, started, strict=True)):

@@ -12,8 +12,8 @@ import time
 import numpy as np
 import pytest
 from flax import traverse_util
-from reference import write_tiny_bert
 from safetensors.numpy import load_file, save_file
+from tiny import write_tiny_bert
 
 from configs import default
 from elq_jax.entities.catalogue import Catalogue

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
-from reference import arrays, tiny_config, tiny_params, write_tiny_bert
+from tiny import arrays, tiny_config, tiny_params, write_tiny_bert
 
 from configs import default
 from elq_jax.core import devices as devices_lib
