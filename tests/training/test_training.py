@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -21,7 +22,11 @@ from elq_jax.retrieval.sharded import place_table
 from elq_jax.storage.remote import Workdir
 from elq_jax.training import checkpoints, loop, preemption
 from elq_jax.training.metrics import MetricsWriter
-from elq_jax.training.optimizer import create_optimizer, create_train_state
+from elq_jax.training.optimizer import (
+    create_learning_rate_schedule,
+    create_optimizer,
+    create_train_state,
+)
 from elq_jax.training.step import (
     LINKING_LOSSES,
     LossConfig,
@@ -147,6 +152,24 @@ def test_decay_and_learning_rate_by_parameter():
     }
     for path, value in traverse_util.flatten_dict(state.params).items():
         np.testing.assert_allclose(value, expected[path], rtol=1e-5, err_msg=str(path))
+
+
+@pytest.mark.parametrize("warmup_fraction", [0.0, 0.25])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_learning_rates(schedule, warmup_fraction):
+    """Up in a straight line from 0, then along the curve to 0 at the last update; by formula."""
+    peak, updates = 3e-4, 40
+    warmup = round(updates * warmup_fraction)
+    rate = create_learning_rate_schedule(schedule, peak, updates, warmup_fraction)
+    for update in range(updates + 3):
+        done = min((update - warmup) / (updates - warmup), 1.0)
+        decay = {
+            "linear": 1 - done,
+            "cosine": (1 + math.cos(math.pi * done)) / 2,
+            "constant": 1.0,
+        }[schedule]
+        expected = peak * update / warmup if update < warmup else peak * decay
+        assert float(rate(update)) == pytest.approx(expected, rel=1e-5, abs=1e-10), update
 
 
 @pytest.fixture(scope="module")
