@@ -85,12 +85,12 @@ def test_configurations_that_cannot_be_used(arguments, message):
 
 INTERRUPTED = """
 import runpy, sys
-from elq_jax import cli
+from elq_jax.core import devices
 
-def interrupt(**_):
+def interrupt():
     raise KeyboardInterrupt
 
-cli.start_jax = interrupt
+devices.use_compilation_cache = interrupt
 program, *sys.argv[1:] = sys.argv[1:]
 runpy.run_module(f"elq_jax.{program}", run_name="__main__")
 """
