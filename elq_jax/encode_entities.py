@@ -9,9 +9,9 @@ reads one JSON object per line (`title`, `text`, optional `wikidata_id` or `kb_i
     catalogue/catalogue.arrow   the entities, memory-mapped when used; an entity's id is its row
     catalogue/embeddings/       their vectors, in shards
 
-Stopped at any moment, the same command goes on with the shards that are missing. Several hosts
+Stopped at any moment, the same command resumes with the shards that are missing. Several hosts
 started together (see elq_jax/train.py) encode different shards; --output is then on gs:// or on a
-disk that all of them see. It may be continued with another number of hosts.
+disk that all of them see. It may be resumed with another number of hosts.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ import sys
 
 from absl import flags
 
-from elq_jax import cli
+from elq_jax.cli.run import define_path, run, start_jax
 from elq_jax.model.elq import ENTITY_POOLINGS
-from elq_jax.storage import layout
-from elq_jax.storage.progress import progress
+from elq_jax.storage.files import user_address
 
-_CATALOGUE = flags.DEFINE_string(
-    "catalogue", None, "Catalogue: .jsonl, .jsonl.gz, or a catalogue.arrow.", required=True
+_CATALOGUE = define_path(
+    "catalogue", "Catalogue: .jsonl, .jsonl.gz, or a catalogue.arrow.", required=True
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; may be on gs://.", required=True)
+_OUTPUT = define_path(
+    "output", "Folder to write; may be on gs://.", parse=user_address, required=True
+)
 _ENCODER = flags.DEFINE_string(
     "encoder",
     "minilm",
@@ -42,11 +43,14 @@ _NORMALIZE = flags.DEFINE_bool("normalize", False, "Scale vectors to unit length
 _MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens", 128, "Tokens kept of an entity, [CLS] and [SEP] included.", lower_bound=3
 )
-_DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ("float32", "bfloat16", "int8"), "Vectors on disk; int8 has a row scale."
+_STORAGE_DTYPE = flags.DEFINE_enum(
+    "storage_dtype",
+    "float32",
+    ("float32", "bfloat16", "int8"),
+    "Type of the vectors on disk; int8 has a scale per row.",
 )
-_COMPUTE_DTYPE = flags.DEFINE_enum(
-    "compute_dtype", "float32", ("float32", "bfloat16"), "Matrix products of the encoder."
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ("float32", "bfloat16"), "Type of the encoder's matrix products."
 )
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size",
@@ -67,14 +71,12 @@ _ON_ERROR = flags.DEFINE_enum(
 def main(arguments: list[str]) -> None:
     """Builds the catalogue if it is not there, then encodes what is missing."""
     del arguments
-    cli.start_jax(several_processes=True)
-    from elq_jax.core import devices
-    from elq_jax.entities import build, encode
+    start_jax(several_processes=True)
+    from elq_jax.entities.encode import encode_entities
     from elq_jax.model.bundle import Model, is_linker_directory
-    from elq_jax.storage.remote import Workdir
 
-    if is_linker_directory(_ENCODER.value):
-        model = Model.open(_ENCODER.value, ("entity",))
+    if is_linker_directory(user_address(_ENCODER.value)):
+        model = Model.open(user_address(_ENCODER.value), ("entity",))
     else:
         model = Model.from_encoders(
             _ENCODER.value,
@@ -82,33 +84,19 @@ def main(arguments: list[str]) -> None:
             normalize_entities=_NORMALIZE.value,
             max_entity_tokens=_MAX_TOKENS.value,
         )
-    output = Workdir(_OUTPUT.value)
-    catalogue = output.made_by_one(
-        build.open_or_build_catalogue,
+    embeddings = encode_entities(
+        model,
         _CATALOGUE.value,
-        output.path / layout.CATALOGUE,
+        _OUTPUT.value,
+        batch_size=_BATCH_SIZE.value,
+        dtype=_DTYPE.value,
+        storage_dtype=_STORAGE_DTYPE.value,
+        shard_rows=_SHARD_ROWS.value,
         on_error=_ON_ERROR.value,
     )
-    if devices.is_main():
-        output.publish(layout.CATALOGUE)
-    encoder = encode.CatalogueEncoder(
-        model, batch_size=_BATCH_SIZE.value, dtype=_COMPUTE_DTYPE.value
-    )
-    with progress("encoding", len(catalogue), "entities") as advance:
-        embeddings = encode.encode_catalogue(
-            encoder,
-            catalogue,
-            output.path / layout.EMBEDDINGS,
-            dtype=_DTYPE.value,
-            shard_rows=_SHARD_ROWS.value,
-            progress=advance if devices.is_main() else None,
-            exchange=lambda: output.exchange(layout.EMBEDDINGS),
-        )
     rows, width = embeddings.shape
-    print(
-        f"{rows:,} entities, width {width}, {embeddings.dtype}: {output.address}", file=sys.stderr
-    )
+    print(f"{rows:,} entities, width {width}, {embeddings.dtype}: {_OUTPUT.value}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    cli.run(main, is_resumable=lambda: True)
+    run(main, is_resumable=lambda: True)

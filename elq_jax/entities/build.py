@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal, NoReturn
 
@@ -17,11 +17,13 @@ import numpy as np
 import pyarrow as pa
 
 from elq_jax.core.errors import DataError, ElqError
-from elq_jax.entities.catalogue import _SCHEMA, _SURROGATE, Catalogue
+from elq_jax.core.strings import check_whole
+from elq_jax.entities.catalogue import _SCHEMA, Catalogue
 from elq_jax.entities.embeddings import recorded_catalogue
 from elq_jax.storage.files import atomic_write, open_source, parse_object, read_lines
 from elq_jax.storage.layout import EMBEDDINGS
 from elq_jax.storage.progress import progress
+from elq_jax.storage.resume import ResumeRecord
 
 _ROWS_PER_BATCH = 32768
 
@@ -69,6 +71,16 @@ def build_catalogue(
         damaged gzip file.
       ElqError: there is no such file, or the disk is full.
     """
+    return _build(source, output, on_error, lambda fingerprint: None)
+
+
+def _build(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    on_error: str,
+    check: Callable[[str], None],
+) -> BuildReport:
+    """As `build_catalogue`; `check` is given the fingerprint before the file gets its name."""
     if on_error not in ("stop", "skip"):
         raise ElqError(f"on_error is {on_error!r}, expected 'stop' or 'skip'")
     skipped: list[str] = []
@@ -110,6 +122,7 @@ def build_catalogue(
         # metadata, stand at the front of the file.
         summary = {"fingerprint": digest.hexdigest()}
         writer.write_batch(_record_batch(columns), custom_metadata=summary)
+        check(digest.hexdigest())
     return BuildReport(
         rows=rows,
         fingerprint=digest.hexdigest(),
@@ -174,9 +187,10 @@ def _parse_entity(line: bytes, source: str | os.PathLike[str], line_number: int)
     aliases = record.get("aliases") or []
     if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
         fail("aliases", "a list of strings")
-    if _SURROGATE.search("".join((title, text, *aliases))):
-        message = "half of a surrogate pair (\\ud800 to \\udfff) in a string; remove it"
-        raise DataError(message, source, line_number)
+    try:
+        check_whole("title, text or aliases", title, text, *aliases)
+    except ElqError as error:
+        raise DataError(str(error), source, line_number) from error
     return {"title": title, "text": text, "wikidata_id": wikidata_id, "aliases": aliases}
 
 
@@ -203,20 +217,16 @@ def open_or_build_catalogue(
         return Catalogue.open(path)
     if not source.is_file():
         raise ElqError(f"{source}: no such file; expected a catalogue")
-    status = source.stat()
-    built_from = {"size": status.st_size, "modified_ns": status.st_mtime_ns, "on_error": on_error}
-    note = source_note(path)
-    if path.exists() and note.exists() and json.loads(note.read_text("utf-8")) == built_from:
+    record = ResumeRecord(source_note(path), {"source": source, "on_error": on_error})
+    if path.exists() and record.is_same():
         return Catalogue.open(path)
-    built = path.with_name(f".{path.name}.built")
-    try:
-        report = build_catalogue(source, built, on_error=on_error)
-        _check_embeddings_beside(path, report.fingerprint, source)
-        built.replace(path)
-    finally:
-        built.unlink(missing_ok=True)
-    with atomic_write(note, "w") as file:
-        json.dump(built_from, file)
+
+    def check(fingerprint: str) -> None:
+        _check_embeddings_beside(path, fingerprint, source)
+        record.remove()  # A catalogue that is there without its record is built again.
+
+    report = _build(source, path, on_error, check)
+    record.write()
     for message in report.skipped:
         print(f"left out: {message}", file=sys.stderr)
     print(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from elq_jax.core.errors import ElqError
+from elq_jax.core.strings import is_whole
 from elq_jax.storage.files import atomic_write
 
 _FORMAT = b"elq_jax catalogue 1"
@@ -28,8 +28,6 @@ _SCHEMA = pa.schema(
     ],
     metadata={b"format": _FORMAT},
 )
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,7 @@ class Catalogue:
 
     def _find(self, column: str, wanted: Sequence[str | None]) -> np.ndarray:
         """One pass over the column against a hash table of what is wanted; first row wins."""
-        unique = dict.fromkeys(value for value in wanted if value and not _SURROGATE.search(value))
+        unique = dict.fromkeys(value for value in wanted if value and is_whole(value))
         ranks = {value: rank for rank, value in enumerate(unique)}
         values = pa.array(ranks, pa.string())
         found = np.full(len(ranks), -1, np.int64)

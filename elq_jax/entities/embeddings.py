@@ -26,9 +26,11 @@ import ml_dtypes
 import numpy as np
 
 from elq_jax.core.errors import ElqError
-from elq_jax.storage.files import atomic_write, write_json
+from elq_jax.storage.files import save_array
+from elq_jax.storage.resume import ResumeRecord
 
 FORMAT_VERSION = 1
+_DESCRIPTION = "embeddings.json"
 DTYPES = ("float32", "bfloat16", "int8")
 _STORED_AS = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
 
@@ -83,7 +85,7 @@ class _Layout:
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> _Layout:
-        path = pathlib.Path(folder) / "embeddings.json"
+        path = pathlib.Path(folder) / _DESCRIPTION
         if not path.is_file():
             raise ElqError(
                 f"{folder}: no entity embeddings here (embeddings.json is missing); "
@@ -122,7 +124,7 @@ class _Layout:
 
 
 class EmbeddingsWriter:
-    """Writes a folder of embeddings shard by shard, in any order, continuing where it was stopped.
+    """Writes a folder of embeddings shard by shard, in any order, resuming where it was stopped.
 
     Args:
       folder: created if absent. If it already holds embeddings of the same settings, only what is
@@ -163,21 +165,14 @@ class EmbeddingsWriter:
             "encoder_fingerprint": encoder_fingerprint,
         }
         folder = pathlib.Path(folder)
-        if (folder / "embeddings.json").exists():
-            found = _Layout.read(folder).settings
-            for name, value in settings.items():
-                if found.get(name) != value:
-                    raise ElqError(
-                        f"{folder}: holds embeddings with {name} {found.get(name)!r}, not "
-                        f"{value!r}; use the same settings to continue, or another folder"
-                    )
-        elif any(folder.glob("shard-*.npy")):
-            raise ElqError(
-                f"{folder}: holds shards but no embeddings.json to tell what they are; "
-                "remove them or give another folder"
-            )
-        else:
-            write_json(folder / "embeddings.json", settings)
+        record = ResumeRecord(folder / _DESCRIPTION, settings)
+        if not record.check():
+            if any(folder.glob("shard-*.npy")):
+                raise ElqError(
+                    f"{folder}: holds shards but no {_DESCRIPTION} to tell what they are; "
+                    "remove them or give another folder"
+                )
+            record.write()
         self._layout = _Layout(folder, settings)
 
     @property
@@ -222,11 +217,9 @@ class EmbeddingsWriter:
             )
         if layout.dtype == "int8":
             stored, scale = quantize(values)
-            with atomic_write(layout.path(shard, "scale")) as file:
-                np.save(file, scale)
+            save_array(layout.path(shard, "scale"), scale)
         # The values come last: a shard that exists has its scale too.
-        with atomic_write(layout.path(shard)) as file:
-            np.save(file, stored.view(_STORED_AS[layout.dtype]))
+        save_array(layout.path(shard), stored.view(_STORED_AS[layout.dtype]))
 
     def finish(self) -> Embeddings:
         """Opens the finished embeddings.
@@ -242,7 +235,7 @@ def recorded_catalogue(folder: str | os.PathLike[str]) -> str | None:
 
     None where there are none.
     """
-    if not (pathlib.Path(folder) / "embeddings.json").exists():
+    if not (pathlib.Path(folder) / _DESCRIPTION).exists():
         return None
     return _Layout.read(folder).settings.get("catalogue_fingerprint")
 

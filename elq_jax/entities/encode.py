@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from elq_jax.core import devices as devices_lib
+from elq_jax.entities.build import open_or_build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter
 from elq_jax.model.bundle import Model
+from elq_jax.storage import layout
+from elq_jax.storage.progress import progress as show_progress
+from elq_jax.storage.remote import Workdir
 from elq_jax.text.padding import bucket, pad_tokens
 
 TOKEN_BUCKETS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 192, 256, 384, 512)
@@ -98,17 +103,70 @@ class CatalogueEncoder:
         return self._apply(self._params, batch["input_ids"], batch["mask"])
 
 
+def encode_entities(
+    model: Model,
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    batch_size: int = 32,
+    dtype: str = "float32",
+    storage_dtype: str = "float32",
+    shard_rows: int = 16384,
+    on_error: Literal["stop", "skip"] = "stop",
+) -> Embeddings:
+    """Builds a catalogue in a folder and encodes its entities; resumes what was interrupted.
+
+    Progress goes to stderr. Where several processes work together, each calls this.
+
+    Args:
+      model: model with an entity encoder.
+      source: .jsonl, .jsonl.gz or catalogue.arrow.
+      output: folder that gets catalogue.arrow and embeddings/; may be on gs://.
+      batch_size: entities per call of the encoder.
+      dtype: type of the matrix products.
+      storage_dtype: type of the vectors on disk, "float32", "bfloat16" or "int8" (with a scale per
+        row).
+      shard_rows: entities per shard.
+      on_error: what to do with a line that is no entity; see `build_catalogue`.
+
+    Returns:
+      the embeddings, memory-mapped.
+
+    Raises:
+      ElqError: the source cannot be used, the folder holds another catalogue's or encoder's
+        embeddings or is being written by another process, or the disk is full.
+    """
+    workdir = Workdir(output)
+    encoder = CatalogueEncoder(model, batch_size=batch_size, dtype=dtype)
+    with workdir.lock() if devices_lib.is_main() else contextlib.nullcontext():
+        catalogue = workdir.made_by_one(
+            open_or_build_catalogue, source, workdir.path / layout.CATALOGUE, on_error=on_error
+        )
+        if devices_lib.is_main():
+            workdir.publish(layout.CATALOGUE)
+        with show_progress("encoding", len(catalogue), "entities") as advance:
+            return encode_catalogue(
+                encoder,
+                catalogue,
+                workdir.path / layout.EMBEDDINGS,
+                storage_dtype=storage_dtype,
+                shard_rows=shard_rows,
+                progress=advance if devices_lib.is_main() else None,
+                exchange=lambda: workdir.exchange(layout.EMBEDDINGS),
+            )
+
+
 def encode_catalogue(
     encoder: CatalogueEncoder,
     catalogue: Catalogue,
     folder: str | os.PathLike[str],
     *,
-    dtype: str = "float32",
+    storage_dtype: str = "float32",
     shard_rows: int = 16384,
     progress: Callable[[int], None] | None = None,
     exchange: Callable[[], None] = lambda: None,
 ) -> Embeddings:
-    """Encodes all entities into shards; goes on with the missing shards of an earlier call.
+    """Encodes all entities into shards; resumes with those that an earlier call did not write.
 
     A shard is a function of its rows alone, so an interrupted run and an unbroken one write the
     same files. Where several processes work together, each encodes every so many-th of the shards
@@ -118,7 +176,8 @@ def encode_catalogue(
       encoder: the frozen encoder.
       catalogue: E entities.
       folder: where the shards go.
-      dtype: on disk, "float32", "bfloat16" or "int8" (with a scale per row).
+      storage_dtype: type of the vectors on disk, "float32", "bfloat16" or "int8" (with a scale per
+        row).
       shard_rows: entities per shard.
       progress: called with the number of entities done since, first with those found on disk. Of
         what other processes do it hears when this one has written its shard.
@@ -135,7 +194,7 @@ def encode_catalogue(
         folder,
         rows=len(catalogue),
         width=encoder.model.config.vector_width,
-        dtype=dtype,
+        dtype=storage_dtype,
         shard_rows=shard_rows,
         catalogue_fingerprint=catalogue.fingerprint,
         encoder_fingerprint=encoder.model.entity_fingerprint,

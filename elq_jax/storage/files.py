@@ -14,9 +14,12 @@ import shutil
 import stat
 import sys
 import tempfile
+import types
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any, BinaryIO
+
+import numpy as np
 
 from elq_jax.core.errors import DataError, DiskFullError, ElqError
 
@@ -330,6 +333,16 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     text = json.dumps(plain_json(value), indent=2, ensure_ascii=False) + "\n"
     with atomic_write(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))  # Of a name that is not UTF-8: \udce9.
+
+
+def save_array(path: str | os.PathLike[str], values: np.ndarray) -> None:
+    """Writes an array as .npy, as `atomic_write` does.
+
+    Raises:
+      DiskFullError: the disk is full. NumPy's own writing to a file does not say so.
+    """
+    with atomic_write(path) as file:
+        np.save(types.SimpleNamespace(write=file.write), values)
 
 
 def plain_json(value: Any) -> Any:

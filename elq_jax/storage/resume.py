@@ -72,8 +72,18 @@ class ResumeRecord:
             return False
         changes = self.changes(recorded)
         if changes:
-            raise ElqError(f"{self.path.parent}: made from other inputs: {changes}; {self._advice}")
+            raise ElqError(
+                f"{self.path.parent}: holds what was made from other inputs: {changes}; "
+                f"{self._advice}"
+            )
         return True
+
+    def is_same(self) -> bool:
+        """Returns whether there is a record of the same inputs, where others are no error."""
+        try:
+            return self.check()
+        except ElqError:
+            return False
 
     def read(self) -> dict[str, Any] | None:
         """Returns what is recorded; None if nothing is.

@@ -163,7 +163,7 @@ class Run:
                 encoder,
                 self.catalogue,
                 self.folder / name,
-                dtype=settings.storage_dtype,
+                storage_dtype=settings.storage_dtype,
                 progress=advance if devices_lib.is_main() else None,
                 exchange=lambda: self.workdir.exchange(name),
             )

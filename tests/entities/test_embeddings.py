@@ -91,11 +91,11 @@ def test_two_writers_share_a_folder(tmp_path):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"catalogue": "other"}, "catalogue_fingerprint 'c', not 'other'"),
+        ({"catalogue": "other"}, r"catalogue_fingerprint \(found 'c', now 'other'\)"),
         ({"encoder": "other"}, "encoder_fingerprint"),
         ({"dtype": "int8"}, "dtype"),
         ({"shard_rows": 11}, "shard_rows"),
-        ({"values": table(54)}, "rows 53, not 54"),
+        ({"values": table(54)}, r"rows \(found 53, now 54\)"),
     ],
 )
 def test_continuing_with_other_settings_is_refused(tmp_path, change, named):

@@ -1,10 +1,13 @@
 """Encoding a catalogue: the original's vectors; interrupted, on several devices, refused."""
 
+import errno
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -13,12 +16,14 @@ import pytest
 import reference
 from conftest import OWN_FIXTURES
 from reference import arrays
-from tiny import write_tiny_bert
+from tiny import tiny_model, write_tiny_bert
 
-from elq_jax.core.errors import ElqError
+from elq_jax.core.errors import DiskFullError, ElqError
+from elq_jax.entities import build
 from elq_jax.entities.build import build_catalogue, open_or_build_catalogue
 from elq_jax.entities.catalogue import Catalogue
-from elq_jax.entities.encode import CatalogueEncoder, encode_catalogue
+from elq_jax.entities.encode import CatalogueEncoder, encode_catalogue, encode_entities
+from elq_jax.storage.files import folder_lock
 
 ENTITIES = len(arrays("kb")["encoded_first64"])
 
@@ -170,7 +175,7 @@ def test_program_killed_and_given_again(tmp_path):
 
     status, errors = run(*arguments, "--output", whole, "--normalize")
     assert status == 2
-    assert "holds embeddings with encoder_fingerprint" in errors
+    assert "holds what was made from other inputs: encoder_fingerprint (found" in errors
 
 
 def test_a_catalogue_is_built_again_from_another_file(tmp_path):
@@ -204,3 +209,69 @@ def test_a_catalogue_that_has_embeddings_is_not_replaced(encoder, tmp_path):
     (tmp_path / "again.jsonl").write_text((tmp_path / "first.jsonl").read_text())
     again = open_or_build_catalogue(tmp_path / "again.jsonl", output / "catalogue.arrow")
     assert again.fingerprint == catalogue.fingerprint
+
+
+class SmallDisk(io.FileIO):
+    """A file on a disk that takes `room` more bytes."""
+
+    room = 0
+
+    def write(self, data):
+        written = super().write(memoryview(data)[: SmallDisk.room])
+        SmallDisk.room -= written
+        if written < len(data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written
+
+
+@pytest.mark.parametrize("part", [0, 0.3, 0.9])  # The last is in a shard.
+def test_full_disk(fixtures, tmp_path, monkeypatch, part):
+    source, output = tmp_path / "entities.jsonl", tmp_path / "out"
+    lines = (fixtures / "entity.jsonl").read_text().splitlines(keepends=True)
+    source.write_text("".join(lines[:ENTITIES]))
+    encode_entities(tiny_model(), source, tmp_path / "whole", shard_rows=20)
+    size = sum(path.stat().st_size for path in (tmp_path / "whole").rglob("*") if path.is_file())
+    monkeypatch.setattr(SmallDisk, "room", int(part * size))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "elq_jax.storage.files.os.fdopen",
+            lambda descriptor, mode, **_: io.BufferedWriter(SmallDisk(descriptor, "wb")),
+        )
+        with pytest.raises(DiskFullError, match="not written, the disk is full; free some space"):
+            encode_entities(tiny_model(), source, output, shard_rows=20)
+    assert not [path for path in output.rglob(".*")]
+    encode_entities(tiny_model(), source, output, shard_rows=20)
+    assert files(output / "embeddings") == files(tmp_path / "whole" / "embeddings")
+
+
+def test_a_folder_that_another_process_is_writing(fixtures, tmp_path):
+    with (
+        folder_lock(tmp_path),
+        pytest.raises(ElqError, match="another process is working in it; wait for its end"),
+    ):
+        encode_entities(tiny_model(), fixtures / "entity.jsonl", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_that_build_one_catalogue_at_once(fixtures, tmp_path, monkeypatch):
+    both, build_one, results = threading.Barrier(2), build._build, []
+
+    def slow(*arguments):
+        report = build_one(*arguments)
+        both.wait(60)
+        return report
+
+    def start_one():
+        path = tmp_path / "out" / "catalogue.arrow"
+        results.append(len(open_or_build_catalogue(fixtures / "entity.jsonl", path)))
+
+    monkeypatch.setattr(build, "_build", slow)
+    threads = [threading.Thread(target=start_one) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    count = len((fixtures / "entity.jsonl").read_text().splitlines())
+    assert results == [count, count]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["catalogue.arrow", "catalogue.source.json"]

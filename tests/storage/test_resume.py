@@ -22,7 +22,7 @@ def test_values(tmp_path):
     with pytest.raises(ElqError) as raised:
         ResumeRecord(path, other, "use the same seed").check()
     assert str(raised.value) == (
-        f"{tmp_path}: made from other inputs: joint.floor (found '-inf', now -1.0), "
+        f"{tmp_path}: holds what was made from other inputs: joint.floor (found '-inf', now -1.0), "
         "new (found None, now 'x'), seed (found 3, now 4); use the same seed"
     )
 
