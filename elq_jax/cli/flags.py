@@ -81,8 +81,6 @@ class _ValueParser(flags.ArgumentParser):
 
     def __init__(self, setting: Setting):
         self._setting = setting
-        choices = map(str, setting.choices)
-        self.syntactic_help = f"<{'|'.join(choices)}>" if setting.choices else ""
 
     def parse(self, argument: Any) -> Any:
         if not isinstance(argument, str):
@@ -101,7 +99,7 @@ class SettingsFlags(Generic[T]):
     """Flags with the names, types, defaults and texts of a settings dataclass; made by `define`."""
 
     settings: type[T]
-    holders: Mapping[str, flags.FlagHolder[Any]]
+    names: Mapping[str, str]  # of the flags, by those of the fields
 
     @classmethod
     def define(cls, settings: type[T], prefix: str) -> SettingsFlags[T]:
@@ -112,19 +110,21 @@ class SettingsFlags(Generic[T]):
           prefix: what is put before the name of a field that the program has a flag of: the
             setting seed of an index becomes --index_seed.
         """
-        holders = {}
+        names = {}
         for name, setting in fields_of(settings).items():
-            flag = f"{prefix}_{name}" if name in flags.FLAGS else name
+            names[name] = flag = f"{prefix}_{name}" if name in flags.FLAGS else name
             text = setting.help[:1].upper() + setting.help[1:]
+            if setting.choices:
+                text = f"<{'|'.join(map(str, setting.choices))}>: {text}"  # as of flags.DEFINE_enum
             if setting.type is bool:
-                holders[name] = flags.DEFINE_bool(flag, setting.default, text)
+                flags.DEFINE_bool(flag, setting.default, text)
             else:
-                holders[name] = flags.DEFINE(_ValueParser(setting), flag, setting.default, text)
-        return cls(settings, holders)
+                flags.DEFINE(_ValueParser(setting), flag, setting.default, text)
+        return cls(settings, names)
 
     def value(self) -> T:
         """Settings as given on the command line."""
-        values = {name: holder.value for name, holder in self.holders.items()}
+        values = {name: flags.FLAGS[flag].value for name, flag in self.names.items()}
         return make_settings(self.settings, values)
 
 

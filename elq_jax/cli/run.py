@@ -6,6 +6,7 @@ import io
 import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,6 +64,7 @@ def run(
             return 2
 
     open_closed_streams()
+    warnings.formatwarning = _format_warning
     sys.stdout.reconfigure(errors="backslashreplace")
     # In place: ml_collections looks for --config.NAME there.
     sys.argv = [_with_underscores(argument) for argument in sys.argv]
@@ -191,6 +193,14 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
     except flags.Error as error:
         print(f"error: {error}\n--help shows all flags", file=sys.stderr)
         sys.exit(2)
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, line_number: int, *_: object
+) -> str:
+    """One line for the person who runs the program; where it is from, if it is for programmers."""
+    place = "" if category is UserWarning else f"{filename}:{line_number}: {category.__name__}: "
+    return f"warning: {place}{message}\n"
 
 
 def _with_underscores(argument: str) -> str:

@@ -70,6 +70,11 @@ class Registry(Generic[T]):
             )
         return self._entries[short]
 
+    def is_known(self, name: str) -> bool:
+        """Whether `get` finds a name without importing a module that was not imported before."""
+        importlib.import_module(self._home)
+        return any(name == self.name_of(entry) for entry in self._entries.values())
+
     def name_of(self, entry: T) -> str:
         """Name under which `get` finds an entry from anywhere: "package.module:name" of a guest.
 

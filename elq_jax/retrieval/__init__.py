@@ -82,12 +82,12 @@ def _saved_index(
     if not is_saved(folder):
         return None
     name = read_description(folder).index
-    if name not in INDEXES.names:  # A file does not decide which modules are imported.
+    if not INDEXES.is_known(name):  # A file does not decide which modules are imported.
         reason = f"{folder}: the index {name!r} is not part of elq_jax; --index {name} imports it"
     else:
         try:
             return INDEXES.get(name).open(folder, embeddings)
         except UnavailableError as error:
             reason = f"{folder}: {error}"
-    warnings.warn(f"{reason}; searching exactly instead", stacklevel=4)
+    warnings.warn(f"{reason}; searching exactly", stacklevel=4)
     return None

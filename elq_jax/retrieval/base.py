@@ -42,11 +42,13 @@ index.json, checksums and the check against the embeddings come from here.
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -186,7 +188,8 @@ class Index(abc.ABC):
             )
         try:
             with atomic_folder(folder, "an index", is_saved) as temporary:
-                self.write(temporary)
+                with _room_in(temporary):
+                    self.write(temporary)
                 write_json(temporary / DESCRIPTION, self._describe(temporary))
         except RuntimeError as error:  # of a library in C++
             raise ElqError(f"{folder}: the index cannot be written ({error})") from error
@@ -316,6 +319,17 @@ def check_queries(queries: np.ndarray, k: int, shape: tuple[int, int]) -> np.nda
             f"query {bad} holds NaN or infinity; check the parameters of the question encoder"
         )
     return queries
+
+
+@contextlib.contextmanager
+def _room_in(folder: pathlib.Path) -> Iterator[None]:
+    """Tries, when a library cannot write, whether there is room: ScaNN only says "I/O error"."""
+    try:
+        yield
+    except RuntimeError:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, 1 << 20)
+        raise
 
 
 def fingerprint(embeddings: Embeddings | np.ndarray) -> str:

@@ -58,8 +58,8 @@ class ScannSettings:
         vectors.
       reorder_dtype: number format of those vectors; the smaller ones save memory and disk and
         round the scores.
-      part_rows: number of entities of a part at most, see `ScannIndex`; by default as many as take
-        1 GiB of float32.
+      part_rows: number of entities at most that are indexed together, as parts of a large table; by
+        default as many as take 1 GiB of float32.
     """
 
     method: Literal["auto", "brute_force", "ah", "tree_ah"] = "auto"
@@ -303,7 +303,7 @@ def _import_scann() -> Any:
     except ImportError as error:
         raise UnavailableError(
             f"ScaNN is not usable here ({error}); it runs on Linux with an x86 processor "
-            "(pip install scann); use the exact index instead"
+            "(pip install scann); exact search (--index exact) needs nothing"
         ) from error
     return scann
 

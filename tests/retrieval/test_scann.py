@@ -1,12 +1,13 @@
 """ScaNN indexes against exact search, and what is refused."""
 
+import errno
 import json
 import os
 
 import numpy as np
 import pytest
 
-from elq_jax.core.errors import ElqError
+from elq_jax.core.errors import DiskFullError, ElqError
 from elq_jax.entities.embeddings import EmbeddingsWriter
 from elq_jax.retrieval import open_index
 from elq_jax.retrieval.exact import ExactIndex
@@ -297,3 +298,52 @@ def test_bad_settings(table, settings, message):
 def test_what_scann_refuses_is_explained():
     with pytest.raises(ElqError, match="cannot build a tree_ah index over 5 rows"):
         build(clustered(5), "tree_ah", num_leaves=2)
+
+
+def test_paths_that_are_not_utf8(tmp_path, stored, queries):
+    folder = tmp_path / os.fsdecode(b"caf\xe9") / "index"
+    for settings in (ScannSettings("brute_force"), ScannSettings("ah", part_rows=1500)):
+        index = ScannIndex.build(stored, settings)
+        index.save(folder)
+        np.testing.assert_array_equal(
+            ScannIndex.open(folder, stored).search(queries, 5)[1], index.search(queries, 5)[1]
+        )
+
+
+def test_full_disk_that_scann_calls_an_input_error(tmp_path, tree, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("Failed to extract SingleMachineFactoryOptions: I/O error")
+
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tree._searcher, "serialize", full)
+    with pytest.raises(ElqError, match=r"index: the index cannot be written \(Failed to extract"):
+        tree.save(tmp_path / "index")
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    with pytest.raises(DiskFullError, match="index: not written, the disk is full"):
+        tree.save(tmp_path / "index")
+    assert not os.listdir(tmp_path)
+
+
+def test_index_of_the_first_format(tmp_path, stored, queries):
+    """index.json as it was when there was only ScaNN, with a setting that is off as null."""
+    index = build(stored, "ah", part_rows=1500, anisotropic_threshold=None)
+    index.save(tmp_path / "index")
+    path = tmp_path / "index" / "index.json"
+    content = json.loads(path.read_text())
+    content["format"] = "elq_jax ScaNN index, version 1"
+    assert content.pop("index") == "scann"
+    content["kind"] = "scann"
+    settings = content["settings"]
+    settings["kind"] = settings.pop("method")
+    del settings["part_rows"]
+    settings["num_leaves"], settings["leaves_to_search"] = 77, 20  # given even where unused
+    path.write_text(json.dumps(content))
+    opened = open_index(tmp_path / "index", stored)
+    assert (opened.name, opened.settings.method) == ("scann", "ah")
+    np.testing.assert_array_equal(opened.search(queries, 5)[1], index.search(queries, 5)[1])
+    content["parts"] = 10**9
+    path.write_text(json.dumps(content))
+    with pytest.raises(ElqError, match="parts: 1000000000; there are 2"):
+        open_index(tmp_path / "index", stored)
