@@ -115,7 +115,7 @@ def _check_names(config: ml_collections.ConfigDict) -> None:
         if not field.name.endswith("_bert")  # The encoders say what these are.
     }
     required |= {*_OUTERMOST, *_SECTIONS}
-    known |= {*required, *fields}
+    known |= {*required, *fields, "model.symbols_apart"}  # Of `Model.from_encoders`.
     found = set(config.keys())
     for section in found & {*_SECTIONS, *fields}:
         if not isinstance(config[section], ml_collections.ConfigDict):

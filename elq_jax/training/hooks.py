@@ -253,8 +253,8 @@ class KeepBest:
     """Scores the parameters on dev and keeps the best of the run; of equal ones, the earliest.
 
     Args:
-      evaluate: links dev with parameters.
-      keep: writes parameters and the threshold that is best for them.
+      evaluate: links dev with the parameters of a training state, on the devices.
+      keep: writes one copy of the parameters, and the threshold that is best for them.
       metric: "weak" or "strong": F1 that decides.
       record: of the checkpoints; `best_f1` and `best_step` are kept up here.
       writer: of metrics.jsonl.
@@ -278,7 +278,7 @@ class KeepBest:
         if not taken.due.score:
             return
         with self._clock.paused():
-            scores = dev_scores(self._evaluate(taken.params), self._metric)
+            scores = dev_scores(self._evaluate(taken.state.params), self._metric)
             shown = ", ".join(f"{name[4:]} {value:.3f}" for name, value in scores.items())
             say(f"step {taken.step}, dev: {shown}")
             self._writer.write(taken.step, scores)

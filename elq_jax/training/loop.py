@@ -225,31 +225,20 @@ def create_hooks(
 def dev_evaluation(run: Run, table: Table) -> Callable[[Any], Evaluation]:
     """Makes a function that links dev with parameters of the question encoder.
 
-    The linker is put together when it is first asked for: no parameters but those that are trained
-    are on the devices before.
+    The parameters are used where the training step left them, on the devices; nothing else is
+    copied there, the initial encoder neither.
 
     Args:
       run: says which model, catalogue and questions.
       table: the entity vectors as they are on the devices already.
     """
     questions = list(run.questions["dev"])[: run.config.eval.max_questions]
-    linker: EntityLinker | None = None
+    index = exact_index(run.embeddings(), run.devices, table)
+    settings = LinkingSettings.from_dict(run.config.linking)
+    linker = EntityLinker(run.model, run.catalogue, index, settings, devices=run.devices)
 
     def evaluate(params: Any) -> Evaluation:
-        nonlocal linker
-        if linker is None:
-            index = exact_index(run.embeddings(), run.devices, table)
-            settings = LinkingSettings.from_dict(run.config.linking)
-            linker = EntityLinker(
-                run.model.replace(params={"question": params}),
-                run.catalogue,
-                index,
-                settings,
-                devices=run.devices,
-            )
-        else:
-            linker = linker.with_params(params)
-        return predict(linker, questions, run.config.eval.threshold_floor)
+        return predict(linker.with_params(params), questions, run.config.eval.threshold_floor)
 
     return evaluate
 

@@ -96,7 +96,7 @@ def test_the_best_on_dev_is_kept_and_a_tie_keeps_the_earlier_step(tmp_path):
     f1 = {2: 0.5, 4: 0.5, 6: 0.25, 8: 0.75, 10: 0.75}
 
     def evaluate(params):
-        step = int(params["step"])
+        step = int(params["step"][1])  # As the second device has it.
         sweep = types.SimpleNamespace(
             best_threshold=lambda metric: -float(step),
             index=lambda threshold: 0,
