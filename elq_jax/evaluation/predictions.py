@@ -8,10 +8,9 @@ import numpy as np
 
 from elq_jax.evaluation.sweep import Evaluation, Gold, Predicted, QuestionResult
 from elq_jax.linking.linker import EntityLinker
+from elq_jax.linking.scoring import BATCHES_IN_FLIGHT
 from elq_jax.questions.align import AlignedMentions, align_mentions
 from elq_jax.questions.records import Question
-
-BATCHES_AT_ONCE = 16  # sorted by length together
 
 
 def predict(
@@ -37,7 +36,7 @@ def predict(
       the predictions beside the gold, ready to be counted.
     """
     results: list[QuestionResult] = []
-    step = BATCHES_AT_ONCE * batch_size
+    step = BATCHES_IN_FLIGHT * batch_size
     for start in range(0, len(questions), step):
         part = questions[start : start + step]
         texts = [question.text for question in part]

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from elq_jax.evaluation.predictions import BATCHES_AT_ONCE
 from elq_jax.linking.linker import EntityLinker
+from elq_jax.linking.scoring import BATCHES_IN_FLIGHT
 
 
 def measure_speed(
@@ -30,7 +30,7 @@ def measure_speed(
     Returns:
       questions, batch_size, seconds and questions_per_second.
     """
-    step = BATCHES_AT_ONCE * batch_size
+    step = BATCHES_IN_FLIGHT * batch_size
     for _ in range(2):
         started = time.perf_counter()
         for start in range(0, len(texts), step):

@@ -6,19 +6,16 @@ a model are memory-mapped.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from elq_jax.core.errors import DataError, DiskFullError, ElqError
+from elq_jax.core.errors import DataError, ElqError
 from elq_jax.entities.build import open_or_build_catalogue, source_note
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter
@@ -30,8 +27,8 @@ from elq_jax.original import checkpoint as original
 from elq_jax.original.presets import with_preset
 from elq_jax.original.torch_files import StoredTensor, open_torch_file
 from elq_jax.storage import layout
-from elq_jax.storage.files import atomic_write
 from elq_jax.storage.progress import progress
+from elq_jax.storage.resume import resumable_folder, stamp
 from elq_jax.text.tokenization import Tokenizer
 
 # For linkers that are to give the original's answers.
@@ -133,8 +130,13 @@ def convert(
             f"{checkpoint or entity_checkpoint}: no pooler in it, which the original loads and "
             "never uses; --to_torch will write zeros"
         )
-    described = inputs | {"dtype": dtype, "tokenizer": wordpieces.fingerprint}
-    with resumable_folder(output, described) as folder:
+    # The matrix may have tens of gigabytes: time and size of a file stand for its content.
+    described = {
+        name: {"path": str(path.resolve()), "stamp": stamp(path)} for name, path in inputs.items()
+    }
+    described |= {"dtype": dtype, "tokenizer": wordpieces.fingerprint}
+    records = [source_note(pathlib.Path(layout.CATALOGUE)).name]
+    with resumable_folder(output, described, records) as folder:
         if not index:  # one that an interrupted call with it was done with
             shutil.rmtree(folder / layout.INDEX, ignore_errors=True)
         original.save_model(folder, model, wordpieces, linking.to_dict())
@@ -324,65 +326,3 @@ def convert_embeddings(
         if progress:
             progress(sizes[shard])
     return writer.finish()
-
-
-@contextlib.contextmanager
-def resumable_folder(
-    folder: str | os.PathLike[str], inputs: Mapping[str, Any]
-) -> Iterator[pathlib.Path]:
-    """A folder that is written under the name `folder.partial` and renamed when it is whole.
-
-    Interrupted, killed or out of disk space, it stays, and the next call with the same inputs goes
-    on with it. Any other ElqError, after which the inputs have to be changed anyway, removes it.
-
-    Args:
-      folder: must not exist, or be empty.
-      inputs: settings, and paths of input files (`pathlib.Path`), which count as the same while
-        their size and time do.
-
-    Raises:
-      ElqError: the folder exists.
-    """
-    folder = pathlib.Path(folder).resolve()  # "." has no name
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ElqError(f"{folder}: exists; give another name, or remove it first")
-    described = json.dumps({name: _describe(value) for name, value in inputs.items()}, indent=2)
-    partial = folder.with_name(f"{folder.name}.partial")
-    note = partial / "inputs.json"
-    if partial.exists():
-        if note.is_file() and note.read_text("utf-8") == described:
-            _say(f"{partial}: going on with what is there")
-            _remove_temporaries(partial)
-        else:
-            _say(f"{partial}: of other inputs, so begun again")
-            shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    with atomic_write(note, "w") as file:
-        file.write(described)
-    try:
-        yield partial
-    except DiskFullError:
-        raise
-    except ElqError:
-        shutil.rmtree(partial)
-        raise
-    # What was noted to go on by is not part of the result.
-    for file in (note, source_note(partial / layout.CATALOGUE)):
-        file.unlink(missing_ok=True)
-    partial.replace(folder)
-
-
-def _remove_temporaries(folder: pathlib.Path) -> None:
-    """What `atomic_write` and `ScannIndex.save` had begun when they were killed."""
-    for path in list(folder.rglob(".*")):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _describe(value: Any) -> Any:
-    if not isinstance(value, pathlib.Path):
-        return value
-    status = value.stat()
-    return [str(value.resolve()), status.st_size, status.st_mtime_ns]

@@ -13,8 +13,8 @@ import numpy as np
 
 from elq_jax.core.errors import ElqError
 from elq_jax.evaluation.matching import Counts, Triple, count_matches
-from elq_jax.evaluation.predictions import BATCHES_AT_ONCE
 from elq_jax.linking.linker import EntityLinker
+from elq_jax.linking.scoring import BATCHES_IN_FLIGHT
 from elq_jax.questions.records import Question
 from elq_jax.text.tokenization import EncodedQuestion
 from elq_jax.text.windows import QuestionWindow, question_window
@@ -168,7 +168,7 @@ def _link(
         decoder=DECODER, allow_special_tokens=True, special_tokens_in_text=True
     )
     linked: list[LinkedWindow] = []
-    step = BATCHES_AT_ONCE * batch_size
+    step = BATCHES_IN_FLIGHT * batch_size
     for start in range(0, len(questions), step):
         part = questions[start : start + step]
         windows = [_window(linker, question) for question in part]

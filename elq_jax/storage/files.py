@@ -231,9 +231,9 @@ def check_replaceable(
         raise ElqError(f"{folder}: exists and is not {holds}; give another name")
 
 
-def is_empty_folder(folder: pathlib.Path) -> bool:
-    """Whether `folder` is a folder with nothing in it."""
-    return folder.is_dir() and not any(folder.iterdir())
+def is_empty_folder(folder: pathlib.Path, *besides: str) -> bool:
+    """Whether `folder` is a folder with nothing in it, or nothing but files of the given names."""
+    return folder.is_dir() and all(path.name in besides for path in folder.iterdir())
 
 
 def take_place(temporary: pathlib.Path, folder: pathlib.Path) -> None:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from elq_jax.core.errors import DataError, ElqError
-from elq_jax.storage.files import plain_json, write_json
+from elq_jax.core.errors import DataError, DiskFullError, ElqError
+from elq_jax.storage.files import (
+    folder_lock,
+    is_empty_folder,
+    plain_json,
+    take_place,
+    write_json,
+)
 
 
 def digest(path: str | os.PathLike[str]) -> str:
@@ -22,9 +31,7 @@ def digest(path: str | os.PathLike[str]) -> str:
     Raises:
       ElqError: there is nothing at `path`.
     """
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise ElqError(f"{path}: no such file; give one that exists")
+    path = _existing(path)
     if path.is_dir():
         whole = hashlib.sha256()
         for name, file in _files_below(path):
@@ -32,6 +39,21 @@ def digest(path: str | os.PathLike[str]) -> str:
         return whole.hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp(path: str | os.PathLike[str]) -> list[Any]:
+    """Returns what `ls` shows of a file: [size, time in ns]; of a folder, that of all its files.
+
+    It costs nothing, so it stands for the content of files that are too large to be read for it.
+
+    Raises:
+      ElqError: there is nothing at `path`.
+    """
+    path = _existing(path)
+    if path.is_dir():
+        return [[name, *stamp(file)] for name, file in _files_below(path)]
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 class ResumeRecord:
@@ -121,6 +143,68 @@ class ResumeRecord:
         self.path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def resumable_folder(
+    folder: str | os.PathLike[str], inputs: Mapping[str, Any], records: Sequence[str] = ()
+) -> Iterator[pathlib.Path]:
+    """Yields a folder named `folder.partial` that becomes `folder` when the block succeeds.
+
+    Interrupted, killed or out of disk space, it stays, and the next call with the same inputs
+    resumes with it; with others it begins again. Any other ElqError, after which the inputs have to
+    be changed anyway, removes it.
+
+    Args:
+      folder: path that is absent, or an empty folder.
+      inputs: what the result depends on, as for a `ResumeRecord`.
+      records: names of files in it that only resuming needs; they are not part of the result.
+
+    Raises:
+      ElqError: the folder exists, or another process is writing it.
+    """
+    final = pathlib.Path(os.path.realpath(folder))
+    if os.path.lexists(final) and not is_empty_folder(final):
+        raise ElqError(f"{folder}: exists; give another name, or remove it first")
+    partial = final.with_name(f"{final.name}.partial")
+    record = ResumeRecord(partial / "inputs.json", inputs)
+    partial.mkdir(parents=True, exist_ok=True)
+    with folder_lock(partial):
+        if record.is_same():
+            print(f"{partial}: resuming with what is there", file=sys.stderr)
+            _empty(partial, "**/.*")
+        elif not is_empty_folder(partial, ".lock"):
+            print(f"{partial}: of other inputs, so begun again", file=sys.stderr)
+            _empty(partial, "*")
+        record.write()
+        try:
+            yield partial
+        except DiskFullError:
+            raise
+        except ElqError:
+            shutil.rmtree(partial)
+            raise
+        for name in (record.path.name, *records):
+            (partial / name).unlink(missing_ok=True)
+    take_place(partial, final)
+
+
+def _empty(folder: pathlib.Path, pattern: str) -> None:
+    """Removes what has names of a pattern, such as files that were begun when a run was killed."""
+    for path in list(folder.glob(pattern)):
+        if path == folder / ".lock":
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _existing(path: str | os.PathLike[str]) -> pathlib.Path:
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise ElqError(f"{path}: no such file; give one that exists")
+    return path
+
+
 def _flat(tree: Mapping[str, Any], inputs: Any, prefix: str = "") -> dict[str, Any]:
     """Nested inputs as {"joint.batch_size": 64, ...}; of files, what is recorded of each."""
     flat: dict[str, Any] = {}
@@ -138,7 +222,7 @@ def _described(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _described(entry) for name, entry in value.items()}
     if isinstance(value, pathlib.Path):
-        return {"sha256": digest(value), "stamp": _stamp(value)}
+        return {"sha256": digest(value), "stamp": stamp(value)}
     return plain_json(value)
 
 
@@ -147,17 +231,7 @@ def _is_same(recorded: Any, value: Any) -> bool:
         return recorded == plain_json(value)
     if not isinstance(recorded, Mapping):
         return False
-    return recorded.get("stamp") == _stamp(value) or recorded.get("sha256") == digest(value)
-
-
-def _stamp(path: pathlib.Path) -> list[Any]:
-    """[size, time in ns] of a file, or [[name, size, time], ...] of a folder's files."""
-    if not path.exists():
-        raise ElqError(f"{path}: no such file; give one that exists")
-    if path.is_dir():
-        return [[name, *_stamp(file)] for name, file in _files_below(path)]
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+    return recorded.get("stamp") == stamp(value) or recorded.get("sha256") == digest(value)
 
 
 def _files_below(folder: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,13 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 from elq_jax.core.errors import ElqError
+from elq_jax.core.strings import made_whole
 from elq_jax.storage.files import atomic_write
 from elq_jax.storage.hub import resolve_encoder
 
 ENTITY_TAG = "[unused2]"  # between an entity's title and its text
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _SYMBOLS = r"[\p{So}\p{Sk}\p{Cn}\p{Cs}]"  # Unicode categories; most emoji are So
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -253,7 +252,7 @@ def _check_texts(texts: Sequence[str], argument: str) -> list[str]:
         if not isinstance(text, str):
             kind = type(text).__name__
             raise ElqError(f"{argument}[{number}]: found {kind}, expected a string")
-        checked.append(text if text.isascii() else _SURROGATE.sub("\ufffd", text))
+        checked.append(made_whole(text))
     return checked
 
 

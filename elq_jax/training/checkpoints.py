@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from elq_jax.core.errors import ElqError
+from elq_jax.storage.files import full_disk
 from elq_jax.training.optimizer import TrainState
+
+# What was saved before stays; Orbax says that a disk is full in a traceback of its own threads.
+_ADVICE = "free some space and give the same command, which resumes from the checkpoint before"
 
 
 class Checkpoints:
@@ -46,7 +48,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         arrays = jax.device_get({"params": state.params, "opt_state": state.opt_state})
-        with self._naming_a_full_disk():
+        with full_disk(self._folder, _ADVICE):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -88,19 +90,6 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is on disk; nothing is saved after that."""
-        with self._naming_a_full_disk():
+        with full_disk(self._folder, _ADVICE):
             self._manager.wait_until_finished()
             self._manager.close()
-
-    @contextlib.contextmanager
-    def _naming_a_full_disk(self) -> Iterator[None]:
-        """What was saved before stays; Orbax says it in a traceback of its own threads."""
-        try:
-            yield
-        except Exception as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) and "No space left" not in str(error):
-                raise
-            raise ElqError(
-                f"{self._folder}: the checkpoint was not written, the disk is full; free some "
-                "space and give the same command, which goes on from the one before"
-            ) from error

@@ -1,5 +1,6 @@
 """Records of inputs: the same are taken, others are named."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -7,7 +8,7 @@ import os
 
 import pytest
 
-from elq_jax.core.errors import DataError, ElqError
+from elq_jax.core.errors import DataError, DiskFullError, ElqError
 from elq_jax.storage import resume
 from elq_jax.storage.resume import ResumeRecord
 
@@ -72,3 +73,57 @@ def test_a_folder_s_digest_has_names_and_contents(tmp_path):
     assert len(digests) == 3
     (tmp_path / "link").symlink_to(tmp_path / "ax")
     assert resume.digest(tmp_path / "link") in digests
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_folder_is_resumed_or_begun_again(tmp_path, capsys):
+    """What was left of other inputs is not mixed with these."""
+    source, output = tmp_path / "source", tmp_path / "output"
+    for content in ("one", "other"):
+        source.write_text(content)
+        with (
+            contextlib.suppress(Killed),
+            resume.resumable_folder(output, {"x": source}) as partial,
+        ):
+            assert sorted(path.name for path in partial.iterdir()) == [".lock", "inputs.json"]
+            (partial / "half").touch()
+            (partial / ".begun").touch()
+            raise Killed
+    with resume.resumable_folder(output, {"x": source}, records=["note"]) as partial:
+        assert (partial / "half").exists()
+        assert not (partial / ".begun").exists()
+        (partial / "note").touch()
+        with (
+            pytest.raises(ElqError, match="another process is working in it"),
+            resume.resumable_folder(output, {"x": source}),
+        ):
+            pass
+    assert [path.name for path in output.iterdir()] == ["half"]
+    told = capsys.readouterr().err
+    assert told.count("begun again") == told.count("resuming with what is there") == 1
+    with (
+        pytest.raises(ElqError, match="output: exists; give another name"),
+        resume.resumable_folder(output, {"x": source}),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("error", [ElqError, DiskFullError])
+def test_what_an_error_leaves_of_a_folder(tmp_path, error):
+    with pytest.raises(error), resume.resumable_folder(tmp_path / "output", {}):
+        raise error("full or wrong")
+    assert (tmp_path / "output.partial").exists() == (error is DiskFullError)
+    assert not (tmp_path / "output").exists()
+
+
+def test_the_folder_one_is_in(tmp_path, monkeypatch):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with resume.resumable_folder(".", {}) as partial:
+        assert partial == tmp_path / "empty.partial"
+        (partial / "file").touch()
+    assert (folder / "file").exists()
