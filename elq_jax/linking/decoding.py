@@ -118,7 +118,21 @@ class Joint(Decoder):
     runs over the retrieved candidates, not over the catalogue, as in the original code). A mention
     is as good as its best candidate; it must be above the threshold. Equal scores: the span that
     comes first wins. All comparisons are strict, in float64.
+
+    Attributes:
+      whole_words: whether no mention begins or ends inside of a word ("beatles" in "beatlesmania").
     """
+
+    whole_words: bool = True
+
+    def roles(self, question: EncodedQuestion, unknown_id: int) -> np.ndarray:
+        """See the base class; with `whole_words` a mention has all tokens of its words."""
+        roles = super().roles(question, unknown_id)
+        if self.whole_words:
+            inside_word = question.words[1:] == question.words[:-1]
+            roles[1:][inside_word] &= 255 - FIRST
+            roles[:-1][inside_word] &= 255 - LAST
+        return roles
 
     def __call__(self, spans: ScoredSpans, threshold: float) -> Decoded:
         """See the class; mentions whose score is NaN are dropped."""

@@ -19,11 +19,12 @@ from elq_jax.text.tokenization import EncodedQuestion
 JOINT, TOP, THRESHOLDED = THRESHOLD_TYPES
 
 
-def question_of(length):
-    """[CLS], tokens of a letter each, [SEP]."""
+def question_of(length, words=None):
+    """[CLS], tokens of a letter each, [SEP]; each a word unless `words` are given."""
     offsets = np.zeros((length, 2), np.int32)
     offsets[1:-1] = [(i, i + 1) for i in range(length - 2)]
-    return EncodedQuestion(np.arange(length, dtype=np.int32), offsets, None)
+    words = np.array([-1, *(words or range(length - 2)), -1], np.int32)
+    return EncodedQuestion(np.arange(length, dtype=np.int32), offsets, words, None)
 
 
 def spans_of(questions, length=14):
@@ -161,6 +162,7 @@ def test_no_two_links_on_one_character():
     encoded = EncodedQuestion(
         np.arange(5, dtype=np.int32),
         np.array([(0, 0), (0, 1), (0, 1), (2, 7), (0, 0)], np.int32),
+        np.array([-1, 0, 0, 1, -1], np.int32),
         None,
     )
     arrays = [[1.0, 2.0, 0.0], [[1, 1], [2, 2], [3, 3]], [[1.0]] * 3, [[5], [6], [7]]]
@@ -200,6 +202,18 @@ def test_roles():
     all_of = inside | MEANINGFUL
     assert Joint().roles(question, 3).tolist() == [0, all_of, all_of, inside, all_of, 0]
     assert Original().roles(question, 3).tolist() == [all_of] * 6
+    # Tokens 1, 2 and 3 are one word, 4 is another.
+    question = question_of(6, words=[0, 0, 0, 1])
+    middle, end = INSIDE | MEANINGFUL, INSIDE | MEANINGFUL | LAST
+    expected = [0, middle | FIRST, middle, end & ~MEANINGFUL, all_of, 0]
+    assert Joint().roles(question, 3).tolist() == expected
+    assert Joint(whole_words=False).roles(question, 3).tolist() == [
+        0,
+        *[all_of] * 2,
+        inside,
+        all_of,
+        0,
+    ]
     strict = Original(allow_special_tokens=False)
     assert strict.roles(question, 3).tolist() == [0, *[all_of] * 4, 0]
 
