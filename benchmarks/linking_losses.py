@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
     del arguments
     cli.start_jax()
     from elq_jax.core.machine import describe_machine
-    from elq_jax.storage.files import read_jsonl
+    from elq_jax.storage.lines import read_jsonl
     from elq_jax.training.loop import train_and_evaluate
     from elq_jax.training.step import LINKING_LOSSES
 

@@ -41,7 +41,8 @@ from elq_jax.storage.progress import progress
 
 if TYPE_CHECKING:
     from elq_jax.linking.linker import EntityLinker
-    from elq_jax.linking.rows import Linked, Row
+    from elq_jax.linking.rows import Linked
+    from elq_jax.questions.rows import Row
 
 _FLAGS = LinkerFlags.define()
 _INPUT = flags.DEFINE_string("input", None, "Questions: .txt, .jsonl or .jsonl.gz.")
@@ -101,25 +102,29 @@ def main(arguments: list[str]) -> None:
 def _open_rows(typed: Sequence[str]) -> Iterator[tuple[Iterable[Row], int | None]]:
     """The rows of the input, and how many they are if that is known."""
     from elq_jax.linking import rows as batch
+    from elq_jax.questions import rows as inputs
 
+    is_guess = _INPUT_FORMAT.value == "auto"
     if typed:
-        yield batch.rows_of_arguments(typed), len(typed)
+        yield inputs.rows_of_arguments(typed), len(typed)
     elif _INPUT.value is None:
-        form = "txt" if _INPUT_FORMAT.value == "auto" else _INPUT_FORMAT.value
+        form = "txt" if is_guess else _INPUT_FORMAT.value
         batch.check_output(_OUTPUT.value, sys.stdin.fileno())
-        yield batch.read_rows(sys.stdin.buffer, "stdin", form, _ON_ERROR.value), None
+        read = inputs.read_rows(sys.stdin.buffer, "stdin", form, _ON_ERROR.value, is_guess=is_guess)
+        yield read, None
     else:
         path = pathlib.Path(_INPUT.value)
-        form = batch.form_of(path) if _INPUT_FORMAT.value == "auto" else _INPUT_FORMAT.value
+        form = inputs.form_of(path) if is_guess else _INPUT_FORMAT.value
         if not path.exists() or path.is_dir():
             raise ElqError(f"{path}: no such file; expected questions")
         batch.check_output(_OUTPUT.value, path)
         # A pipe can be read only once.
-        total = batch.count_rows(path, form) if path.is_file() else None
+        total = inputs.count_rows(path, form) if path.is_file() else None
         if total == 0:
             print(f"{path}: no questions in it", file=sys.stderr)
         with open(path, "rb") as source:
-            yield batch.read_rows(source, path, form, _ON_ERROR.value), total
+            rows = inputs.read_rows(source, path, form, _ON_ERROR.value, is_guess=is_guess)
+            yield rows, total
 
 
 def _ask(linker: EntityLinker) -> None:

@@ -18,7 +18,8 @@ from elq_jax.evaluation.matching import Counts, count_matches
 from elq_jax.evaluation.predictions import align_gold, predict
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.questions.records import Mention, Question
-from elq_jax.storage.files import read_jsonl, write_json
+from elq_jax.storage.files import write_json
+from elq_jax.storage.lines import read_jsonl
 
 FLOOR = -7.0
 TEXTS = [

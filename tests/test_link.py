@@ -23,6 +23,7 @@ from elq_jax.cli.flags import LinkerFlags
 from elq_jax.core.errors import ElqError
 from elq_jax.linking import rows as batch
 from elq_jax.linking import terminal
+from elq_jax.questions import rows as inputs
 
 WORDS = ["who", "obama", "cote", "paris", "ohio", "born", "café", "東京", "dune", "👩‍👧"]
 ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -50,13 +51,13 @@ def write(tmp_path):
 
 def read(path, on_error="stop", form=None):
     with open(path, "rb") as source:
-        return list(batch.read_rows(source, path, form or batch.form_of(path), on_error))
+        return list(inputs.read_rows(source, path, form or inputs.form_of(path), on_error))
 
 
 def some_rows(count):
     """Questions of a few words, all different."""
     texts = (f"{WORDS[i % 10]} {WORDS[i // 10 % 10]} {i}" for i in range(count))
-    return [batch.Row(f"q{i}", text) for i, text in enumerate(texts)]
+    return [inputs.Row(f"q{i}", text) for i, text in enumerate(texts)]
 
 
 def test_text_lines(write):
@@ -68,7 +69,7 @@ def test_text_lines(write):
         (3, "  café "),
         (4, "👩‍👧"),
     ]
-    assert batch.count_rows(path, "txt") == len(rows)
+    assert inputs.count_rows(path, "txt") == len(rows)
 
 
 def test_objects(write):
@@ -80,29 +81,61 @@ def test_objects(write):
     ]
     content = "\n".join(lines)
     path = write(content)
-    expected = [batch.Row("a", "x"), batch.Row(7, ""), batch.Row(4, "y")]
+    expected = [inputs.Row("a", "x", spans=()), inputs.Row(7, ""), inputs.Row(4, "y")]
     assert read(path) == expected
     assert read(write(gzip.compress(content.encode()), "questions.jsonl.gz")) == expected
-    assert batch.count_rows(path, "jsonl") == 3
+    assert inputs.count_rows(path, "jsonl") == 3
+    rows = read(write('{"id": 1.5, "text": "who is", "mentions": [[4, 6], [0, 6]]}'))
+    assert rows == [inputs.Row(1.5, "who is", spans=((4, 6), (0, 6)))]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.TXT", "a.txt.gz", "A.Txt.GZ"])
+def test_gzip_is_told_by_its_first_bytes(write, name):
+    for content in (b"who\nis", gzip.compress(b"who\nis")):
+        path = write(content, name)
+        assert [row.text for row in read(path)] == ["who", "is"]
+        assert inputs.count_rows(path, "txt") == 2
+
+
+def test_text_that_is_something_else(write):
+    """Objects where text was guessed, old Macintosh line ends, UTF-16 with and without a mark."""
+    path = write('{"text": "who"}\n', "questions.txt")
+    assert [row.text for row in read(path, form="txt")] == ['{"text": "who"}']
+    with open(path, "rb") as source, pytest.raises(ElqError, match="say --input_format=jsonl"):
+        list(inputs.read_rows(source, path, "txt", is_guess=True))
+    for content, message in (
+        (b"who is\rwhere is\r", ":1: found a carriage return inside the line"),
+        ("who".encode("utf-16-le"), ":1: found a NUL, as in UTF-16"),
+        ("who".encode("utf-16"), ":1: found UTF-16, expected UTF-8"),
+    ):
+        with pytest.raises(ElqError, match=message):
+            read(write(content, "other.txt"))
 
 
 @pytest.mark.parametrize("name", ["questions.txt", "questions.jsonl"])
 def test_empty_file(write, linker, tmp_path, name):
     path = write("", name)
     assert read(path) == []
-    assert batch.count_rows(path, batch.form_of(path)) == 0
+    assert inputs.count_rows(path, inputs.form_of(path)) == 0
     batch.link_file(linker, [], tmp_path / "out.jsonl", {})
     assert (tmp_path / "out.jsonl").read_bytes() == b""
 
 
 BAD_LINES = [
     ('{"text": "x"', 3, "invalid JSON"),
-    ('["x"]', 3, "expected a JSON object {...}, found list"),
-    ('{"id": "c"}', "c", "field 'text': missing, expected the question, a string"),
-    ('{"id": "c", "text": null}', "c", "field 'text': found null"),
-    ('{"id": "c", "text": ["x"]}', "c", "field 'text': found [\"x\"]"),
-    ('{"id": 1.5, "text": "x"}', 3, "field 'id': found 1.5, expected a string or a number"),
-    ('{"id": "c", "text": "\\ud83d"}', "c", "half of a surrogate pair"),
+    ('["x"]', 3, "expected a JSON object {...}, found list; write one object a line"),
+    ('[{"text": "x"},', 3, "expected one object a line, not an array"),
+    ('{"text": "x",', 3, "expected one object a line, not one over several lines"),
+    ('{"text": "x"}\r{"text": "y"}', 3, "a carriage return inside the line"),
+    ('{"id": "c"}', "c", "field 'text': missing"),
+    ('{"id": "c", "text": null}', "c", "field 'text': found null, expected a string"),
+    ('{"id": "c", "text": ["x"]}', "c", "field 'text': found [\"x\"], expected a string"),
+    ('{"id": [1], "text": "x"}', 3, "field 'id': found [1], expected an integer or a number or a"),
+    ('{"id": true, "text": "x"}', 3, "field 'id': found true"),
+    ('{"id": "c", "text": "\\ud83d"}', "c", "field 'text': half of a surrogate pair"),
+    ('{"id": "\\ud83d", "text": "x"}', "\ufffd", "field 'id': half of a surrogate pair"),
+    ('{"id": "c", "text": "who", "mentions": [[0, 4]]}', "c", "[0, 4) is out of range"),
+    ('{"id": "c", "text": "who", "mentions": [[0]]}', "c", "field 'mentions[0]': found [0]"),
     (b'{"id": "c", "text": "\xff"}', 3, "not UTF-8"),
     ("[" * 100_000, 3, "JSON that cannot be read (it is nested too deeply)"),
     ('{"text": ' + "9" * 5000 + "}", 3, "JSON that cannot be read (a number has thousands of"),
@@ -129,37 +162,48 @@ def test_text_that_is_not_utf8(write):
         read(path)
     assert [row.error is None for row in read(path, "skip")] == [True, False]
     with pytest.raises(ElqError, match="question 2 on the command line is not UTF-8"):
-        batch.rows_of_arguments(["who", "caf\udce9"])
+        inputs.rows_of_arguments(["who", "caf\udce9"])
 
 
 def test_names_that_say_nothing():
     with pytest.raises(ElqError, match=r"questions\.csv: the name ends in none of"):
-        batch.form_of("questions.csv")
+        inputs.form_of("questions.csv")
 
 
 def test_rows_are_read_as_they_are_needed(write):
     """A stream is not read to its end first; with batches of one each line is answered at once."""
-    taken = []
 
-    def lines():
-        for number in range(100):
-            taken.append(number)
-            yield f"question {number}\n".encode()
+    class Stream(io.RawIOBase):
+        """As a pipe to which a line is written whenever there is nothing to read."""
 
-    chunks = batch.chunks(batch.read_rows(lines(), "stdin", "txt"), 1)
-    assert [row.text for row in next(chunks)] == ["question 0"]
-    assert len(taken) == 1
-    chunks = batch.chunks(batch.read_rows(lines(), "stdin", "txt"), 2)
-    assert len(next(chunks)) == 32
-    assert len(taken) == 33
+        lines = 0
+
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            line = f"question {self.lines}\n".encode()
+            self.lines += 1
+            buffer[: len(line)] = line
+            return len(line)
+
+    def chunks(stream, batch_size):
+        return batch.chunks(inputs.read_rows(io.BufferedReader(stream), "stdin", "txt"), batch_size)
+
+    stream = Stream()
+    assert [row.text for row in next(chunks(stream, 1))] == ["question 0"]
+    assert stream.lines == 1
+    stream = Stream()
+    assert len(next(chunks(stream, 2))) == 32
+    assert stream.lines == 32
 
 
 def test_lines_hold_what_the_linker_says(linker, tmp_path):
     rows = [
-        batch.Row("a", "who is obama café"),
-        batch.Row(2, ""),
-        batch.Row(3, error="f.jsonl:3: missing"),
-        batch.Row("long", "x " * 5000),
+        inputs.Row("a", "who is obama café"),
+        inputs.Row(2, ""),
+        inputs.Row(3, error="f.jsonl:3: missing"),
+        inputs.Row("long", "x " * 5000),
     ]
     linked = batch.link_rows(linker, rows, 4)
     lines = [json.loads(batch.to_line(one)) for one in linked]
@@ -187,7 +231,7 @@ def test_lines_hold_what_the_linker_says(linker, tmp_path):
 def unbroken(linker, tmp_path_factory):
     """Seventy rows, one of them bad, and the file made of them in one go."""
     rows = some_rows(70)
-    rows[40] = batch.Row("q40", error="q.jsonl:41: missing")
+    rows[40] = inputs.Row("q40", error="q.jsonl:41: missing")
     path = tmp_path_factory.mktemp("unbroken") / "out.jsonl"
     batch.link_file(linker, rows, path, {}, batch_size=2)
     assert [item.name for item in path.parent.iterdir()] == ["out.jsonl"]
@@ -249,7 +293,7 @@ def test_other_settings_and_other_rows_are_refused(linker, unbroken, tmp_path):
     refused("index: found None, now exact", settings=settings | {"index": "exact"})
     refused("batch_size: found 2, now 4", batch_size=4)
     refused("it has id 'q0' where the input has 'q1'", rows[1:])
-    refused("it has id 'q3' where", [*rows[:3], batch.Row("q3", "another"), *rows[4:]])
+    refused("it has id 'q3' where", [*rows[:3], inputs.Row("q3", "another"), *rows[4:]])
     refused("more lines than the input has rows", rows[:32])
     with (
         batch.PartFile(output, settings | {"batch_size": 2}),
@@ -405,7 +449,7 @@ def test_program_killed_and_given_again(folder, linker, write, tmp_path):
     status, _, errors = run(*arguments, "--on_error=skip")
     assert status == 0, errors
     assert re.search(r"rows found done|1 rows skipped", errors)
-    rows[2] = batch.Row(3, error=read(path, "skip")[2].error)
+    rows[2] = inputs.Row(3, error=read(path, "skip")[2].error)
     batch.link_file(linker, rows, tmp_path / "expected.jsonl", {}, batch_size=2)
     assert output.read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
 

@@ -15,7 +15,7 @@ from tiny import write_tiny_bert
 from elq_jax import EntityLinker
 from elq_jax.evaluation.predictions import predict
 from elq_jax.questions.read import read_questions
-from elq_jax.storage.files import read_jsonl
+from elq_jax.storage.lines import read_jsonl
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

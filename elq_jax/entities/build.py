@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +20,9 @@ from elq_jax.core.errors import DataError, ElqError
 from elq_jax.core.strings import check_whole
 from elq_jax.entities.catalogue import _SCHEMA, Catalogue
 from elq_jax.entities.embeddings import recorded_catalogue
-from elq_jax.storage.files import atomic_write, open_source, parse_object, read_lines
+from elq_jax.storage.files import atomic_write
 from elq_jax.storage.layout import EMBEDDINGS
+from elq_jax.storage.lines import LineReader, open_lines, parse_object
 from elq_jax.storage.progress import progress
 from elq_jax.storage.resume import ResumeRecord
 
@@ -91,12 +92,12 @@ def _build(
     read = 0
 
     with (
-        open_source(source) as file,
-        progress("catalogue", os.path.getsize(source), "bytes") as advance,
+        open_lines(source) as lines,
+        progress("catalogue", lines.size, "bytes") as advance,
         atomic_write(output) as target,
         pa.ipc.new_file(target, _SCHEMA) as writer,
     ):
-        for entity in _read_entities(file, source, on_error, skipped):
+        for entity in _read_entities(lines, on_error, skipped):
             for name, values in columns.items():
                 values.append(entity[name])
             for value in (entity["title"], entity["text"]):
@@ -106,9 +107,9 @@ def _build(
             empty_texts += not entity["text"]
             if len(columns["title"]) == _ROWS_PER_BATCH:
                 writer.write_batch(_record_batch(columns))
-                advance(file.tell() - read)
-                read = file.tell()
-        advance(file.tell() - read)
+                advance(lines.position - read)
+                read = lines.position
+        advance(lines.position - read)
         rows = len(title_hashes)
         if not rows:
             found = f"{len(skipped)} lines that cannot be used" if skipped else "an empty file"
@@ -143,7 +144,7 @@ def _record_batch(columns: dict[str, list]) -> pa.RecordBatch:
 
 
 def _read_entities(
-    file: BinaryIO, source: str | os.PathLike[str], on_error: str, skipped: list[str]
+    lines: LineReader, on_error: str, skipped: list[str]
 ) -> Iterator[dict[str, Any]]:
     """Yields the entities of a file; adds a message to `skipped` for each line left out."""
 
@@ -153,13 +154,13 @@ def _read_entities(
         skipped.append(str(error))
 
     expected = 1
-    for line_number, line in read_lines(file, source):
+    for line_number, line in lines:
         for blank in range(expected, line_number):
             message = "blank line; rows are counted by lines, so remove it"
-            leave_out(DataError(message, source, blank))
+            leave_out(DataError(message, lines.name, blank))
         expected = line_number + 1
         try:
-            entity = _parse_entity(line, source, line_number)
+            entity = _parse_entity(line, lines.name, line_number)
         except DataError as error:
             leave_out(error)
         else:

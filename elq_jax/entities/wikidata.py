@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from elq_jax.core.errors import DataError
 from elq_jax.entities.catalogue import Catalogue
-from elq_jax.storage.files import atomic_write, open_source, read_lines
+from elq_jax.storage.files import atomic_write
+from elq_jax.storage.lines import decode_text, open_lines
 
 _WIKIDATA_ID = re.compile(r"Q[1-9]\d*", re.ASCII)
 
@@ -65,21 +66,20 @@ def read_wikidata_ids(path: str | os.PathLike[str]) -> dict[str, str]:
     if os.fspath(path).endswith(".json"):
         return _read_json(path)
     ids: dict[str, str] = {}
-    with open_source(path) as source:
-        for line_number, line in read_lines(source, path):
-            try:
-                title, found = line.decode("utf-8").rstrip("\r\n").split("\t")
-            except ValueError as error:
-                message = f"found {line[:60]!r}, expected title<TAB>Wikidata id, in UTF-8"
-                raise DataError(message, path, line_number) from error
+    with open_lines(path) as lines:
+        for line_number, line in lines:
+            title, separator, found = decode_text(line, path, line_number).partition("\t")
+            if not separator:
+                message = f"found {line[:60]!r}, expected title<TAB>Wikidata id"
+                raise DataError(message, path, line_number)
             ids.setdefault(title, _checked(found, path, line_number))
     return ids
 
 
 def _read_json(path: str | os.PathLike[str]) -> dict[str, str]:
-    with open_source(path) as source:
+    with open_lines(path) as lines:
         try:
-            table = json.load(source)
+            table = json.loads(b"".join(line for _, line in lines))
         except ValueError as error:
             raise DataError(f"not JSON ({error})", path) from error
     if not isinstance(table, dict):

@@ -11,33 +11,16 @@ import itertools
 import json
 import os
 import pathlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Literal
+from typing import Any
 
-from elq_jax.core.errors import DataError, ElqError
+from elq_jax.core.errors import ElqError
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.links import Link
-from elq_jax.storage.files import atomic_write, parse_object, read_lines
+from elq_jax.questions.rows import Row
+from elq_jax.storage.files import atomic_write
 
 BATCHES_PER_CHUNK = 16
-Form = Literal["txt", "jsonl"]
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Row:
-    """One row of the input.
-
-    Attributes:
-      id: the file's, as it is there, or else the number of the line, from 1.
-      text: the question.
-      error: what is wrong with a row that is no question; None if it is one.
-    """
-
-    id: str | int
-    text: str = ""
-    error: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,96 +36,6 @@ class Linked:
     row: Row
     links: Sequence[Link] = ()
     truncated_at: int | None = None
-
-
-def form_of(path: str | os.PathLike[str]) -> Form:
-    """How a file of questions is read, by its name.
-
-    Raises:
-      ElqError: it ends neither in .txt nor in .jsonl or .jsonl.gz.
-    """
-    name = os.fspath(path)
-    if name.endswith(".txt"):
-        return "txt"
-    if name.endswith((".jsonl", ".jsonl.gz")):
-        return "jsonl"
-    raise ElqError(
-        f"{name}: the name ends in none of .txt, .jsonl, .jsonl.gz; "
-        "say with --input_format how to read it"
-    )
-
-
-def read_rows(
-    source: BinaryIO,
-    name: str | os.PathLike[str],
-    form: Form,
-    on_error: Literal["stop", "skip"] = "stop",
-) -> Iterator[Row]:
-    """Yields the rows of a file or stream, which is not read further than asked for.
-
-    Args:
-      source: what to read.
-      name: its name, for messages; `.gz` means gzip (form "jsonl" only).
-      form: "txt": a question a line, an empty line being an empty question. "jsonl": an object a
-        line with `text` and, if wanted, `id`; blank lines are no rows.
-      on_error: at a row that is no question, "stop", or "skip": yield it with its `error`.
-
-    Raises:
-      ElqError: a row is no question (`on_error="stop"`), or the file is damaged gzip.
-    """
-    lines = read_lines(source, name) if form == "jsonl" else enumerate(source, 1)
-    parse = _parse_object if form == "jsonl" else _parse_text
-    for number, line in lines:
-        row = parse(line, name, number)
-        if row.error is not None and on_error == "stop":
-            raise ElqError(row.error)
-        yield row
-
-
-def count_rows(path: str | os.PathLike[str], form: Form) -> int:
-    """Number of rows that `read_rows` yields."""
-    with open(path, "rb") as source:
-        return sum(1 for _ in (read_lines(source, path) if form == "jsonl" else source))
-
-
-def rows_of_arguments(questions: Sequence[str]) -> list[Row]:
-    """Questions of the command line as rows; ElqError where one is not UTF-8."""
-    for number, question in enumerate(questions, 1):
-        if _SURROGATE.search(question):
-            raise ElqError(f"question {number} on the command line is not UTF-8: {question!r}")
-    return [Row(number, question) for number, question in enumerate(questions, 1)]
-
-
-def _parse_text(line: bytes, name: str | os.PathLike[str], number: int) -> Row:
-    if number == 1:
-        line = line.removeprefix(b"\xef\xbb\xbf")  # the byte order mark of some editors
-    try:
-        return Row(number, line.decode("utf-8").rstrip("\r\n"))
-    except UnicodeDecodeError as error:
-        message = f"not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"
-        return Row(number, error=str(DataError(message, name, number)))
-
-
-def _parse_object(line: bytes, name: str | os.PathLike[str], number: int) -> Row:
-    identifier: Any = number
-    try:
-        fields = parse_object(line, name, number)
-        given, text = fields.get("id"), fields.get("text")
-        if given is not None:
-            if isinstance(given, bool) or not isinstance(given, str | int):
-                message = f"field 'id': found {given!r}, expected a string or a number"
-                raise DataError(message, name, number)
-            identifier = _SURROGATE.sub("\ufffd", given) if isinstance(given, str) else given
-        if not isinstance(text, str):
-            found = f"found {json.dumps(text)[:60]}" if "text" in fields else "missing"
-            message = f"field 'text': {found}, expected the question, a string"
-            raise DataError(message, name, number)
-        if _SURROGATE.search(text):
-            message = "half of a surrogate pair (\\ud800 to \\udfff) in 'text'; remove it"
-            raise DataError(message, name, number)
-    except DataError as error:
-        return Row(identifier, error=str(error))
-    return Row(identifier, text)
 
 
 def chunks(rows: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:

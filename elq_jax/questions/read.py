@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from elq_jax.core.errors import DataError, ElqError
 from elq_jax.core.registry import Registry
-from elq_jax.storage.files import open_source, parse_object, read_lines
+from elq_jax.storage.lines import open_lines, parse_object
 
 if TYPE_CHECKING:
     from elq_jax.entities.catalogue import Catalogue
@@ -99,8 +99,8 @@ def iter_questions(
         raise ElqError(f"on_error is {on_error!r}, expected 'stop' or 'skip'")
     report = ResolutionReport(os.fspath(path)) if report is None else report
     parsed: list[_Parsed] = []
-    with open_source(path) as source:
-        for line_number, line in read_lines(source, path):
+    with open_lines(path) as lines:
+        for line_number, line in lines:
             try:
                 row = parse_object(line, path, line_number)
                 parsed.append(_parse(row, line_number, path, require_mentions, allow_overlaps))

@@ -1,12 +1,29 @@
-"""Questions and their gold mentions."""
+"""Questions and their gold mentions, and the one form of a JSON line that holds them.
+
+A line that `elq_jax.link` writes is
+
+    {"id": 1, "text": "who wrote dune?", "links": [{"start": 10, "end": 14, "mention": "dune",
+     "title": "Dune (novel)", "wikidata_id": "Q190192", "row": 17, "score": -0.21, ...}]}
+
+and is read as a labelled question. The same in less space, as people write it:
+
+    {"id": 1, "text": "who wrote dune?", "mentions": [[10, 14]], "title": ["Dune (novel)"]}
+
+with any of `title`, `wikidata_id`, `row` (-1: not in the catalogue), each with one entry for each
+mention. The former names `entity` (title) and `label_id` (row) are read too. Offsets are half-open
+and count characters.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-if TYPE_CHECKING:
-    pass
+import msgspec
+
+from elq_jax.core.errors import ElqError
 
 OUT_OF_CATALOGUE = -1
 
@@ -51,3 +68,68 @@ class Question:
     mentions: tuple[Mention, ...] = ()
     token_ids: tuple[int, ...] | None = None
     token_mentions: tuple[tuple[int, int], ...] | None = None
+
+
+Span = tuple[int, int]
+_Row = Annotated[int, msgspec.Meta(ge=OUT_OF_CATALOGUE, lt=2**31)]
+
+
+class QuestionRow(msgspec.Struct, frozen=True):
+    """A JSON line with a question, as far as it is read to be linked."""
+
+    text: str
+    id: str | int | float | None = None
+    mentions: list[Span] | None = None
+
+
+class LinkRow(msgspec.Struct, frozen=True):
+    """An entry of `links` in a JSON line, as far as it is read as gold."""
+
+    start: int
+    end: int
+    mention: str | None = None
+    title: str | None = None
+    wikidata_id: str | None = None
+    row: _Row | None = None
+
+
+class LabelledRow(QuestionRow, frozen=True):
+    """A JSON line with a question and its gold, as an object a mention or as parallel lists."""
+
+    links: list[LinkRow] | None = None
+    title: list[str | None] | None = None
+    wikidata_id: list[str | None] | None = None
+    row: list[_Row | None] | None = None
+
+
+def check_spans(
+    spans: Sequence[Span], name: str, size: int, unit: str, allow_overlaps: bool = False
+) -> None:
+    """Checks spans: half-open, not empty, inside [0, size).
+
+    Args:
+      spans: [start, end) pairs in any order.
+      name: name of the field or argument, for messages.
+      size: number of `unit` (characters, tokens) that there are.
+      unit: what the numbers count, plural.
+      allow_overlaps: whether spans may overlap.
+
+    Raises:
+      ElqError: a span is not, or two overlap.
+    """
+    for number, (start, end) in enumerate(spans):
+        place = f"{name}[{number}] = [{start}, {end})"
+        if start > end:
+            raise ElqError(f"{place} is reversed: start is after end")
+        if start < 0 or end > size:
+            raise ElqError(f"{place} is out of range: the text has {size} {unit}")
+        if start == end:
+            raise ElqError(f"{place} is empty: end is exclusive")
+    if allow_overlaps:
+        return
+    for (first, first_end), (second, second_end) in itertools.pairwise(sorted(spans)):
+        if second < first_end:
+            raise ElqError(
+                f"{name}: [{first}, {first_end}) and [{second}, {second_end}) overlap; "
+                "mentions of a question must be apart"
+            )

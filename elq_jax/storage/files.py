@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import gzip
 import json
 import os
 import pathlib
@@ -15,13 +14,12 @@ import stat
 import sys
 import tempfile
 import types
-import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
-from elq_jax.core.errors import DataError, DiskFullError, ElqError
+from elq_jax.core.errors import DiskFullError, ElqError
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 # How array_record, ScaNN, TensorStore and others word it in errors of their own types.
@@ -357,74 +355,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (1-based line number, object) from a .jsonl or .jsonl.gz file; skips blank lines.
-
-    Raises:
-      ElqError: the file does not exist.
-      DataError: a line is not a JSON object, or the file is not UTF-8 or not whole gzip.
-    """
-    with open_source(path) as source:
-        for line_number, line in read_lines(source, path):
-            yield line_number, parse_object(line, path, line_number)
-
-
-def open_source(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens an input file; its `tell()` over the file's size is the part already read.
-
-    Raises:
-      ElqError: the file does not exist.
-    """
-    if not pathlib.Path(path).is_file():
-        raise ElqError(f"{path}: no such file; give an existing .jsonl or .jsonl.gz file")
-    return open(path, "rb")
-
-
-def read_lines(source: BinaryIO, path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
-    """Yields (1-based line number, line) of the lines that are not blank.
-
-    Args:
-      source: what `open_source` returned.
-      path: its name; `.gz` means gzip.
-
-    Raises:
-      DataError: a .gz file is damaged or cut short.
-    """
-    lines = gzip.GzipFile(fileobj=source) if os.fspath(path).endswith(".gz") else source
-    line_number = 0
-    try:
-        for line_number, line in enumerate(lines, 1):
-            if line_number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")  # the byte order mark of some editors
-            if line.strip():
-                yield line_number, line
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        message = f"not a whole gzip file ({error}); copy or download it again"
-        raise DataError(message, path, line_number + 1) from error
-
-
-def parse_object(
-    line: str | bytes, path: str | os.PathLike[str], line_number: int
-) -> dict[str, Any]:
-    """Parses one line as a JSON object, or raises a DataError naming the place."""
-    try:
-        text = line.decode("utf-8") if isinstance(line, bytes) else line
-        value = json.loads(text)
-    except UnicodeDecodeError as error:
-        message = f"not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"
-        raise DataError(message, path, line_number) from error
-    except json.JSONDecodeError as error:
-        shown = text.strip()[:60]
-        message = f"invalid JSON ({error.msg} at column {error.colno}): {shown!r}"
-        raise DataError(message, path, line_number) from error
-    except (RecursionError, ValueError) as error:
-        deep = isinstance(error, RecursionError)
-        reason = "it is nested too deeply" if deep else "a number has thousands of digits"
-        message = f"JSON that cannot be read ({reason}): {text.strip()[:60]!r}"
-        raise DataError(message, path, line_number) from error
-    if not isinstance(value, dict):
-        message = f"expected a JSON object {{...}}, found {type(value).__name__}"
-        raise DataError(message, path, line_number)
-    return value

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def progress(description: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
     """Shows work done, rate and time left on stderr: a bar on a terminal, else a line now and then.
 
     Args:
       description: what is being done.
-      total: how many there are.
+      total: number there are; None where nobody knows (a pipe).
       unit: of what, plural.
 
     Yields:
@@ -29,7 +30,7 @@ def progress(description: str, total: int, unit: str) -> Iterator[Callable[[int]
 
 
 @contextlib.contextmanager
-def _bar(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def _bar(description: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
     from rich import progress as rich_progress
     from rich.console import Console
 
@@ -62,7 +63,7 @@ class _Lines:
     Nothing where all is done in ten seconds.
     """
 
-    def __init__(self, description: str, total: int, unit: str):
+    def __init__(self, description: str, total: int | None, unit: str):
         self._text, self._total, self._unit = description, total, unit
         self._done = 0
         self._first: tuple[float, int] | None = None
@@ -76,16 +77,18 @@ class _Lines:
             return
         started, before = self._first
         last = started if self._printed is None else self._printed
-        finished = count > 0 and self._done >= self._total and self._printed is not None
+        total = math.inf if self._total is None else self._total
+        finished = count > 0 and self._done >= total and self._printed is not None
         if finished or now - last > max(10, (now - started) / 20):
             rate = (self._done - before) / max(now - started, 1e-9)
-            left = (self._total - self._done) / max(rate, 1e-9)
-            message = (
-                f"{self._text}: {self._done:,} of {self._total:,} {self._unit}, "
-                f"{rate:,.1f}/s, {_duration(left)} left"
+            of, left = "", ""
+            if self._total is not None:
+                of = f" of {self._total:,}"
+                left = f", {_duration((total - self._done) / max(rate, 1e-9))} left"
+            print(
+                f"{self._text}: {self._done:,}{of} {self._unit}, {rate:,.1f}/s{left}",
+                file=sys.stderr,
             )
-            if sys.stderr:  # `print` would take stdout instead.
-                print(message, file=sys.stderr)
             self._printed = now
 
 

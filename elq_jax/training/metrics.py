@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from elq_jax.core import devices as devices_lib
-from elq_jax.storage.files import atomic_write, read_jsonl
+from elq_jax.storage.files import atomic_write
+from elq_jax.storage.lines import read_jsonl
 
 
 class MetricsWriter:

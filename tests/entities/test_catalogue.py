@@ -196,11 +196,11 @@ def test_no_such_file_and_wrong_option(tmp_path):
 
 
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
-def test_gzip_cut_short_or_not_gzip(tmp_path, on_error):
+def test_gzip_cut_short(tmp_path, on_error):
     records = "".join(json.dumps(entity(f"entity {i}")) + "\n" for i in range(2000))
     data = gzip.compress(records.encode())
     path = tmp_path / "entities.jsonl.gz"
-    for damaged in (data[: len(data) // 2], data[:-4], records.encode()):
+    for damaged in (data[: len(data) // 2], data[:-4]):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=r"entities\.jsonl\.gz:\d+: not a whole gzip file"):
             build_catalogue(path, tmp_path / "catalogue.arrow", on_error=on_error)

@@ -24,7 +24,7 @@ from elq_jax.original import evaluation as original
 from elq_jax.original.convert import convert
 from elq_jax.original.torch_files import write_torch_file
 from elq_jax.questions.read import read_questions
-from elq_jax.storage.files import read_jsonl
+from elq_jax.storage.lines import read_jsonl
 
 SCORES = dict(rtol=0, atol=1e-4)  # as the fixtures' README states it
 FLAGS = {

@@ -1,0 +1,82 @@
+"""JSON values of a declared type, checked by msgspec, with errors for people."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from elq_jax.core.errors import ElqError
+
+T = TypeVar("T")
+
+_NAMES = {
+    "str": "a string",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object {...}",
+    "null": "null",
+}
+_PLACE = re.compile(r" - at `(key in )?\$(?P<path>.*)`$")
+_STEP = re.compile(r"\.(?P<name>[^.\[\]]+)|\[(?P<number>\d+)\]")
+
+
+def convert(value: Any, kind: type[T]) -> T:
+    """Turns plain JSON values (dict, list, str, ...) into a msgspec Struct or a dataclass.
+
+    Nothing is coerced: true is no number, 1.0 is no integer.
+
+    Args:
+      value: what `json.loads` returns.
+      kind: the type expected.
+
+    Raises:
+      ElqError: a value is of another type or out of its range; the message names it, what was
+        found and what was expected, as in "field 'links[0].start': found 1.5, expected an integer".
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise ElqError(explain(error, value)) from None
+
+
+def explain(error: msgspec.ValidationError, value: Any) -> str:
+    """Says where a value is not what was declared, what was found there and what was expected.
+
+    Args:
+      error: what msgspec raised.
+      value: the plain JSON value that it raised this for.
+    """
+    message = str(error)
+    place = _PLACE.search(message)
+    path = place["path"] if place else ""
+    message = _PLACE.sub("", message)
+    for step in _STEP.finditer(path):
+        try:
+            value = value[step["name"] if step["number"] is None else int(step["number"])]
+        except (KeyError, IndexError, TypeError):  # a key that was not a string
+            break
+    if missing := re.fullmatch("Object missing required field `(.*)`", message):
+        field = f"{path}.{missing[1]}".removeprefix(".")
+        return f"field {field!r}: missing"
+    found = f"found {_shown(value)}, "
+    expected = re.sub(r"^Expected ", "expected ", message)
+    expected = re.sub(r", got `[^`]*`$", "", expected)
+    expected = re.sub(r"`([^`]*)`", lambda match: _readable(match[1]), expected, count=1)
+    field = path.removeprefix(".")
+    return f"field {field!r}: {found}{expected}" if field else f"{found}{expected}"
+
+
+def _readable(types: str) -> str:
+    """Writes "int | null" as "an integer or null"."""
+    return " or ".join(_NAMES.get(name, name) for name in types.split(" | "))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict) and value:
+        return "an object {...}"
+    text = msgspec.json.encode(value).decode(errors="replace")
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,0 +1,144 @@
+"""Questions as people type them or keep them in files, not labelled: rows to be linked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Literal
+
+from elq_jax.core.errors import DataError, ElqError
+from elq_jax.core.strings import is_whole, made_whole
+from elq_jax.questions.records import QuestionRow, check_spans
+from elq_jax.storage.lines import LineDecoder, LineReader, decode_text, parse_object
+
+Form = Literal["txt", "jsonl"]
+
+_decode = LineDecoder(QuestionRow)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the input.
+
+    Attributes:
+      id: value of the file, as it is there, or else the number of the line, from 1.
+      text: the question.
+      error: what is wrong with a row that is no question; None if it is one.
+      spans: half-open character offsets of mentions that are given; None where they are to be
+        found.
+    """
+
+    id: str | int | float
+    text: str = ""
+    error: str | None = None
+    spans: tuple[tuple[int, int], ...] | None = None
+
+
+def form_of(path: str | os.PathLike[str]) -> Form:
+    """Returns how a file of questions is read, by its name, with .gz or without, in any case.
+
+    Raises:
+      ElqError: it ends neither in .txt nor in .jsonl.
+    """
+    name = os.fspath(path).lower().removesuffix(".gz")
+    if name.endswith(".txt"):
+        return "txt"
+    if name.endswith(".jsonl"):
+        return "jsonl"
+    raise ElqError(
+        f"{os.fspath(path)}: the name ends in none of .txt, .jsonl, .txt.gz, .jsonl.gz; "
+        "say with --input_format how to read it"
+    )
+
+
+def read_rows(
+    source: BinaryIO,
+    name: str | os.PathLike[str],
+    form: Form,
+    on_error: Literal["stop", "skip"] = "stop",
+    *,
+    is_guess: bool = False,
+) -> Iterator[Row]:
+    """Yields the rows of a file or stream, which is not read further than asked for.
+
+    Args:
+      source: binary stream with `peek`; gzip is told by its first bytes.
+      name: name of it, for messages.
+      form: "txt": a question a line, an empty line being an empty question. "jsonl": an object a
+        line with `text` and, if wanted, `id` and `mentions` ([[start, end), ...]); blank lines
+        are no rows.
+      on_error: what happens at a row that is no question: "stop", or "skip": yield it with its
+        `error`.
+      is_guess: whether nobody said that this is the form; text that begins with a JSON object is
+        refused then.
+
+    Raises:
+      ElqError: a row is no question (`on_error="stop"`), or the file as a whole cannot be read.
+    """
+    reader = LineReader(source, name)
+    parse = _parse_object if form == "jsonl" else _parse_text
+    for number, line in reader if form == "jsonl" else reader.lines():
+        if number == 1 and form == "txt" and is_guess:
+            _check_not_json(line, name)
+        row = parse(line, name, number)
+        if row.error is not None and on_error == "stop":
+            raise ElqError(row.error)
+        yield row
+
+
+def count_rows(path: str | os.PathLike[str], form: Form) -> int:
+    """Counts the rows that `read_rows` yields."""
+    with open(path, "rb") as source:
+        reader = LineReader(source, path)
+        return sum(1 for _ in (reader if form == "jsonl" else reader.lines()))
+
+
+def rows_of_arguments(questions: Sequence[str]) -> list[Row]:
+    """Makes rows of questions on the command line; ElqError where one is not UTF-8."""
+    for number, question in enumerate(questions, 1):
+        if not is_whole(question):
+            raise ElqError(f"question {number} on the command line is not UTF-8: {question!r}")
+    return [Row(number, question) for number, question in enumerate(questions, 1)]
+
+
+def _check_not_json(line: bytes, name: str | os.PathLike[str]) -> None:
+    if not line.lstrip().startswith(b"{"):
+        return
+    try:
+        fields = parse_object(line, name, 1)
+    except DataError:
+        return
+    if "text" in fields:
+        message = "found a JSON object with 'text' where plain text is read; say --input_format"
+        raise DataError(f"{message}=jsonl (or =txt, if it is meant as text)", name, 1)
+
+
+def _parse_text(line: bytes, name: str | os.PathLike[str], number: int) -> Row:
+    try:
+        return Row(number, decode_text(line, name, number))
+    except DataError as error:
+        return Row(number, error=str(error))
+
+
+def _parse_object(line: bytes, name: str | os.PathLike[str], number: int) -> Row:
+    try:
+        record: QuestionRow = _decode(line, name, number)
+        spans = None if record.mentions is None else tuple(record.mentions)
+        check_spans(spans or (), "mentions", len(record.text), "characters", allow_overlaps=True)
+    except DataError as error:
+        return Row(_identifier(line, number), error=str(error))
+    except ElqError as error:
+        return Row(_identifier(line, number), error=str(DataError(str(error), name, number)))
+    return Row(number if record.id is None else record.id, record.text, spans=spans)
+
+
+def _identifier(line: bytes, number: int) -> Any:
+    """The id of a row that cannot be used, as far as there is one."""
+    try:
+        found = parse_object(line, "", number).get("id")
+    except DataError:
+        return number
+    if isinstance(found, bool) or not isinstance(found, str | int | float):
+        return number
+    return made_whole(found) if isinstance(found, str) else found

@@ -1,0 +1,215 @@
+"""Reading line files: plain or gzip, regular files, pipes and standard input."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO, TypeVar
+
+import msgspec
+
+from elq_jax.core.errors import DataError, ElqError
+from elq_jax.core.strings import check_whole
+from elq_jax.core.typed import convert
+
+T = TypeVar("T")
+
+GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_SAVE_AS_UTF_8 = "save the file as UTF-8 (iconv -f UTF-16 -t UTF-8)"
+
+
+class LineReader:
+    """Lines of a file or stream, which is read no further than lines are asked for.
+
+    What is compressed with gzip is told by its first bytes, not by its name. A byte order mark at
+    the beginning of any line is taken off: editors write one, and `cat` puts it in the middle.
+
+    Attributes:
+      name: name of the file, for messages.
+      size: number of bytes of the file (as it is on disk); None of a pipe.
+    """
+
+    def __init__(self, source: BinaryIO, name: str | os.PathLike[str]):
+        """Takes a binary stream that has `peek`, as `open` and `sys.stdin.buffer` give."""
+        self.name = os.fspath(name)
+        self.size = None
+        if source.seekable():
+            here = source.tell()
+            self.size = source.seek(0, os.SEEK_END)
+            source.seek(here)
+        self._source = source
+        self._read = 0
+        head = source.peek(2)[:2]
+        self._is_gzip = bool(head) and b"\x1f\x8b".startswith(head)
+
+    @property
+    def position(self) -> int:
+        """Number of bytes read so far, of the `size` where that is known."""
+        return self._read if self.size is None else self._source.tell()
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        """Yields (number of the line, line) of those that are not blank; see `lines`."""
+        return ((number, line) for number, line in self.lines() if line.strip())
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        r"""Yields (number of the line, line with its end), counted from 1 and cut at "\n".
+
+        Raises:
+          DataError: damaged or cut gzip, UTF-16, or what git-lfs leaves where a file should be.
+        """
+        number = 0
+        try:
+            source = gzip.GzipFile(fileobj=self._source) if self._is_gzip else self._source
+            for number, line in enumerate(source, 1):
+                self._read += len(line)
+                if number == 1:
+                    self._check_first(line)
+                yield number, line.removeprefix(codecs.BOM_UTF8)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            message = f"not a whole gzip file ({error}); copy or download it again"
+            raise DataError(message, self.name, number + 1) from error
+
+    def _check_first(self, line: bytes) -> None:
+        if line.startswith(GIT_LFS_POINTER):
+            message = (
+                "found a pointer of git-lfs instead of the file; fetch the file with `git lfs pull`"
+            )
+            raise DataError(message, self.name, 1)
+        if line.startswith(_UTF_16):
+            raise DataError(f"found UTF-16, expected UTF-8; {_SAVE_AS_UTF_8}", self.name, 1)
+
+
+@contextlib.contextmanager
+def open_lines(path: str | os.PathLike[str]) -> Iterator[LineReader]:
+    """Opens a file of lines for reading, or a pipe such as `<(zcat questions.jsonl.gz)`.
+
+    Raises:
+      ElqError: there is no such file.
+    """
+    if not os.path.exists(path) or os.path.isdir(path):
+        raise ElqError(f"{os.fspath(path)}: no such file; give an existing .jsonl or .jsonl.gz")
+    with open(path, "rb") as source:
+        yield LineReader(source, path)
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (number of the line, object) of a file of JSON lines; skips blank lines.
+
+    Raises:
+      ElqError: the file does not exist.
+      DataError: a line is not a JSON object in UTF-8, or the file is not whole gzip.
+    """
+    with open_lines(path) as lines:
+        for number, line in lines:
+            yield number, parse_object(line, path, number)
+
+
+def decode_text(line: bytes, path: str | os.PathLike[str], number: int) -> str:
+    """Decodes a line of plain text, without its end.
+
+    Raises:
+      DataError: it is not UTF-8, or holds bytes that tell of another encoding (NUL: UTF-16) or of
+        line ends that were not seen (a carriage return alone: old Macintosh files).
+    """
+    try:
+        text = line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        message = f"not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"
+        raise DataError(message, path, number) from None
+    if "\0" in text:
+        raise DataError(f"found a NUL, as in UTF-16; {_SAVE_AS_UTF_8}", path, number)
+    if "\r" in text:
+        raise DataError(_OLD_MAC_LINE_ENDS, path, number)
+    return text
+
+
+_OLD_MAC_LINE_ENDS = (
+    "found a carriage return inside the line, as old Macintosh programs end lines; write line ends "
+    r"as \n (tr '\r' '\n')"
+)
+
+
+def parse_object(
+    line: bytes | str, path: str | os.PathLike[str], number: int | None = None
+) -> dict[str, Any]:
+    """Parses one line as a JSON object, or raises a DataError naming the place and what to do."""
+    try:
+        text = line.decode("utf-8") if isinstance(line, bytes) else line
+        value = json.loads(text)
+    except UnicodeDecodeError as error:
+        message = f"not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"
+        raise DataError(message, path, number) from None
+    except json.JSONDecodeError as error:
+        raise DataError(_not_json(error, text), path, number) from None
+    except (RecursionError, ValueError) as error:
+        deep = isinstance(error, RecursionError)
+        reason = "it is nested too deeply" if deep else "a number has thousands of digits"
+        message = f"JSON that cannot be read ({reason}): {text.strip()[:60]!r}"
+        raise DataError(message, path, number) from None
+    if not isinstance(value, dict):
+        message = f"expected a JSON object {{...}}, found {type(value).__name__}"
+        if isinstance(value, list):
+            message += "; write one object a line, not an array (jq -c '.[]')"
+        raise DataError(message, path, number)
+    return value
+
+
+def _not_json(error: json.JSONDecodeError, text: str) -> str:
+    """Says what is wrong with a line that is not JSON, and what else the file may be."""
+    stripped = text.strip()
+    message = f"invalid JSON ({error.msg} at column {error.colno}): {stripped[:60]!r}"
+    if "\0" in text:
+        return f"{message}; found a NUL, as in UTF-16; {_SAVE_AS_UTF_8}"
+    if "\r" in stripped:
+        return f"{message}; {_OLD_MAC_LINE_ENDS}"
+    if stripped.startswith("["):
+        return f"{message}; expected one object a line, not an array (jq -c '.[]')"
+    if stripped.startswith("{") and stripped.endswith(("{", "[", ",", ":")):
+        return f"{message}; expected one object a line, not one over several lines (jq -c .)"
+    return message
+
+
+class LineDecoder:
+    """Decodes JSON lines to a declared type (a msgspec Struct), or says what is wrong with one."""
+
+    def __init__(self, kind: type[T]):
+        self._kind = kind
+        self._decode = msgspec.json.Decoder(kind).decode
+
+    def __call__(self, line: bytes, path: str | os.PathLike[str], number: int) -> Any:
+        """Decodes a line.
+
+        Raises:
+          DataError: it is not a JSON object in UTF-8, or a value in it is not of its type.
+        """
+        try:
+            return self._decode(line)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            value = parse_object(line, path, number)
+        try:
+            _check_whole(value, "")
+            return convert(value, self._kind)
+        except RecursionError:
+            raise DataError("JSON that is nested too deeply", path, number) from None
+        except ElqError as error:
+            raise DataError(str(error), path, number) from None
+
+
+def _check_whole(value: Any, field: str) -> None:
+    """Raises an ElqError that names the field where a string of a JSON value is not whole."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _check_whole(name, field)
+            _check_whole(part, f"{field}.{name}".removeprefix("."))
+    elif isinstance(value, list):
+        for position, part in enumerate(value):
+            _check_whole(part, f"{field}[{position}]")
+    elif isinstance(value, str):
+        check_whole(f"field {field!r}", value)
