@@ -269,6 +269,7 @@ def read_description(folder: str | os.PathLike[str]) -> Description:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         if settings.get("format") != FORMAT:
+            _check_is_no_workdir(pathlib.Path(folder), settings)
             raise DataError(
                 f'"format" is {settings.get("format")!r}; expected {FORMAT!r}, as train and '
                 "save_pretrained write it",
@@ -281,6 +282,19 @@ def read_description(folder: str | os.PathLike[str]) -> Description:
             raise
         message = f"not the configuration of a linker ({error}); expected one that train wrote"
         raise DataError(message, path) from error
+
+
+def _check_is_no_workdir(folder: pathlib.Path, settings: Mapping[str, Any]) -> None:
+    """Raises an ElqError that says where the linker of a training run is."""
+    if "stages" not in settings:
+        return
+    linker = folder / "linker"
+    if is_linker_directory(linker):
+        raise ElqError(f"{folder}: the workdir of a training run; its linker is {linker}")
+    raise ElqError(
+        f"{folder}: the workdir of a training run that has not come to its end; resume it with the "
+        f"same train command, which writes {linker}"
+    )
 
 
 def _read_params(path: pathlib.Path, config: ElqConfig, parts: Sequence[str]) -> dict[str, Any]:

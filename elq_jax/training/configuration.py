@@ -215,10 +215,10 @@ def check_inputs(
     Returns:
       the record, to be written when everything could be read.
     """
-    data = {"train_files": config.train_files, "dev_file": (config.dev_file,)}
+    data = {f"train_files[{i}]": name for i, name in enumerate(config.train_files)}
+    data["dev_file"] = config.dev_file
     inputs: dict[str, Any] = {
-        setting: {name: path for name in names if (path := user_path(name)).is_file()}
-        for setting, names in data.items()
+        setting: path for setting, name in data.items() if (path := user_path(name)).is_file()
     }
     encoders = ("init_from",) if config.init_from else ("question_encoder", "entity_encoder")
     for setting in encoders:

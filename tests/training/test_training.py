@@ -17,6 +17,7 @@ from tiny import arrays, tiny_config, tiny_params, write_tiny_bert
 from configs import default
 from elq_jax.core import devices as devices_lib
 from elq_jax.core.errors import ElqError
+from elq_jax.linking.linker import EntityLinker
 from elq_jax.model.bundle import Model, read_description
 from elq_jax.retrieval.sharded import place_table
 from elq_jax.storage.remote import Workdir
@@ -328,7 +329,7 @@ def test_a_workdir_of_other_inputs_is_refused(config, tmp_path):
     ):
         content = path.read_bytes()
         path.write_bytes(content.replace(b"}", b" }", 1))
-        with pytest.raises(ElqError, match=rf"{setting}\..*{path.name} .*another workdir"):
+        with pytest.raises(ElqError, match=rf"{setting}.* in .*{path.name}.*another workdir"):
             loop.train_and_evaluate(config, run)
         path.write_bytes(content)  # The same content at another time is the same.
 
@@ -340,6 +341,13 @@ def test_a_workdir_of_other_inputs_is_refused(config, tmp_path):
     assert loop.train_and_evaluate(config, run) == str(linker)
     assert (linker / "model.safetensors").read_bytes() == trained
     assert (run / "inputs.json").exists()
+
+    # The workdir given where its linker is meant.
+    with pytest.raises(ElqError, match=f"workdir of a training run; its linker is {linker}"):
+        EntityLinker.from_pretrained(run)
+    shutil.rmtree(linker)
+    with pytest.raises(ElqError, match=f"not come to its end; resume .*, which writes {linker}"):
+        EntityLinker.from_pretrained(run)
 
 
 @pytest.mark.parametrize(
