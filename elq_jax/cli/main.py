@@ -1,0 +1,52 @@
+"""The command `elq-jax`: `elq-jax link ...` is `python -m elq_jax.link ...`, and so for the others.
+
+Nothing heavy is imported before the program itself does.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import pathlib
+import runpy
+import sys
+
+_PROGRAMS = pathlib.Path(__file__).parent.parent
+
+
+def programs() -> dict[str, str]:
+    """Returns the first line of what each program says about itself, by the program's name."""
+    found = {}
+    for path in sorted(_PROGRAMS.glob("*.py")):
+        if not path.name.startswith("_"):
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            found[path.stem] = text.partition("\n")[0]
+    return found
+
+
+def main() -> None:
+    """Runs the program that the first argument names, with the other arguments."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    found = programs()
+    program = name.replace("-", "_")
+    if program in found:
+        sys.argv = [name, *arguments]  # The first is replaced by the path of the program.
+        runpy.run_module(f"elq_jax.{program}", run_name="__main__", alter_sys=True)
+        return
+    if name in ("-h", "--help", "help"):
+        width = max(map(len, found))
+        lines = [f"  {program:{width}}  {text}" for program, text in found.items()]
+        print(
+            "elq-jax PROGRAM [--FLAG=VALUE ...]; elq-jax PROGRAM --help shows its flags",
+            *lines,
+            sep="\n",
+        )
+        return
+    nearest = difflib.get_close_matches(program, found, 1)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(found)}"
+    print(f"error: {name}: no such program; {hint}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
