@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import array
-import hashlib
 import json
 import os
 import pathlib
-import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,8 +16,9 @@ import pyarrow as pa
 
 from elq_jax.core.errors import DataError, ElqError
 from elq_jax.core.strings import check_whole
-from elq_jax.entities.catalogue import _SCHEMA, Catalogue
+from elq_jax.entities.catalogue import SCHEMA, Catalogue, CatalogueWriter, Fingerprint
 from elq_jax.entities.embeddings import recorded_catalogue
+from elq_jax.entities.names import WIKIDATA_ID
 from elq_jax.storage.files import atomic_write
 from elq_jax.storage.layout import EMBEDDINGS
 from elq_jax.storage.lines import LineReader, open_lines, parse_object
@@ -27,8 +26,8 @@ from elq_jax.storage.progress import progress
 from elq_jax.storage.resume import ResumeRecord
 
 _ROWS_PER_BATCH = 32768
-
-_WIKIDATA_ID = re.compile(r"Q[1-9]\d*", re.ASCII)
+_BYTES_PER_BATCH = 64 << 20  # of strings; an Arrow batch can hold 2 GiB
+_BYTES_PER_ROW = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -85,28 +84,28 @@ def _build(
     if on_error not in ("stop", "skip"):
         raise ElqError(f"on_error is {on_error!r}, expected 'stop' or 'skip'")
     skipped: list[str] = []
-    digest = hashlib.sha256()
+    fingerprint = Fingerprint()
     title_hashes = array.array("q")  # 8 bytes an entity
     empty_texts = 0
-    columns: dict[str, list] = {name: [] for name in _SCHEMA.names}
-    read = 0
+    columns: dict[str, list] = {name: [] for name in SCHEMA.names}
+    read = collected = 0
 
     with (
         open_lines(source) as lines,
         progress("catalogue", lines.size, "bytes") as advance,
         atomic_write(output) as target,
-        pa.ipc.new_file(target, _SCHEMA) as writer,
     ):
+        writer = CatalogueWriter(target)
         for entity in _read_entities(lines, on_error, skipped):
             for name, values in columns.items():
                 values.append(entity[name])
-            for value in (entity["title"], entity["text"]):
-                data = value.encode()
-                digest.update(len(data).to_bytes(8, "little") + data)
+            fingerprint.update(entity["title"], entity["text"])
             title_hashes.append(hash(entity["title"]))
             empty_texts += not entity["text"]
-            if len(columns["title"]) == _ROWS_PER_BATCH:
-                writer.write_batch(_record_batch(columns))
+            collected += entity["size"]
+            if len(columns["title"]) == _ROWS_PER_BATCH or collected >= _BYTES_PER_BATCH:
+                writer.write(_record_batch(columns))
+                collected = 0
                 advance(lines.position - read)
                 read = lines.position
         advance(lines.position - read)
@@ -118,15 +117,12 @@ def _build(
             )
             raise DataError(message, source)
         if columns["title"]:
-            writer.write_batch(_record_batch(columns))
-        # What is known only at the end goes with a last batch of no rows: the schema, and its
-        # metadata, stand at the front of the file.
-        summary = {"fingerprint": digest.hexdigest()}
-        writer.write_batch(_record_batch(columns), custom_metadata=summary)
-        check(digest.hexdigest())
+            writer.write(_record_batch(columns))
+        writer.finish(fingerprint.hexdigest())
+        check(fingerprint.hexdigest())
     return BuildReport(
         rows=rows,
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprint.hexdigest(),
         duplicate_titles=rows - len(np.unique(np.frombuffer(title_hashes, np.int64))),
         empty_texts=empty_texts,
         skipped=skipped,
@@ -136,7 +132,7 @@ def _build(
 def _record_batch(columns: dict[str, list]) -> pa.RecordBatch:
     """The rows collected so far; empties `columns`."""
     batch = pa.record_batch(
-        [pa.array(columns[field.name], field.type) for field in _SCHEMA], schema=_SCHEMA
+        [pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA
     )
     for values in columns.values():
         values.clear()
@@ -182,8 +178,8 @@ def _parse_entity(line: bytes, source: str | os.PathLike[str], line_number: int)
     wikidata_id = record.get("wikidata_id")
     if wikidata_id is None:
         other = record.get("kb_idx")
-        wikidata_id = other if isinstance(other, str) and _WIKIDATA_ID.fullmatch(other) else None
-    elif not isinstance(wikidata_id, str) or not _WIKIDATA_ID.fullmatch(wikidata_id):
+        wikidata_id = other if isinstance(other, str) and WIKIDATA_ID.fullmatch(other) else None
+    elif not isinstance(wikidata_id, str) or not WIKIDATA_ID.fullmatch(wikidata_id):
         fail("wikidata_id", 'an id such as "Q42", or null')
     aliases = record.get("aliases") or []
     if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
@@ -192,7 +188,20 @@ def _parse_entity(line: bytes, source: str | os.PathLike[str], line_number: int)
         check_whole("title, text or aliases", title, text, *aliases)
     except ElqError as error:
         raise DataError(str(error), source, line_number) from error
-    return {"title": title, "text": text, "wikidata_id": wikidata_id, "aliases": aliases}
+    size = sum(len(value.encode()) for value in (title, text, *aliases))
+    if size > _BYTES_PER_ROW:
+        message = (
+            f"an entity of {size:,} bytes; expected at most {_BYTES_PER_ROW:,}, of which only the "
+            "first 100 words or so count; shorten its text"
+        )
+        raise DataError(message, source, line_number)
+    return {
+        "title": title,
+        "text": text,
+        "wikidata_id": wikidata_id,
+        "aliases": aliases,
+        "size": size,
+    }
 
 
 def open_or_build_catalogue(

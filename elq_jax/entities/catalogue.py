@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 import os
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from elq_jax.core.errors import ElqError
+from elq_jax.core.errors import DataError, ElqError
 from elq_jax.core.strings import is_whole
-from elq_jax.storage.files import atomic_write
+from elq_jax.entities.names import normal_titles, normal_wikidata_id
+from elq_jax.storage.files import atomic_write, check_not_a_pointer
 
 _FORMAT = b"elq_jax catalogue 1"
+_HOW_TO = "give a catalogue.arrow made by `python -m elq_jax.encode_entities`"
 
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [
         pa.field("title", pa.string(), nullable=False),
         pa.field("text", pa.string(), nullable=False),
@@ -28,6 +32,9 @@ _SCHEMA = pa.schema(
     ],
     metadata={b"format": _FORMAT},
 )
+
+# Files up to this size are checked whole when they are opened, larger ones as they are read.
+_CHECKED_AT_ONCE = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -41,45 +48,124 @@ class Entity:
     aliases: tuple[str, ...]
 
 
+class Matches(NamedTuple):
+    """Where values were found.
+
+    Attributes:
+      rows: [n] int64, first row that has the value; -1 where none has.
+      counts: [n] int64, number of rows that have it; a title with more than one is ambiguous.
+    """
+
+    rows: np.ndarray
+    counts: np.ndarray
+
+
 class Catalogue:
     """E entities, read from disk as they are asked for; opening costs milliseconds and no heap.
 
     `len(catalogue)` is E, `catalogue[row]` an `Entity`. Rows are counted from 0; in a catalogue
     built without skipping they are the line numbers of the source.
 
+    What is read from the file has been validated, so that a damaged or hostile one is an error and
+    not a crash: all of it at opening, or, where it is large, each batch of rows at its first use.
+
     Attributes:
       path: the file.
       fingerprint: SHA-256 of all titles and texts, in order.
     """
 
-    def __init__(self, table: pa.Table, fingerprint: str, path: pathlib.Path):
+    def __init__(
+        self, batches: Sequence[pa.RecordBatch], summary: Mapping[bytes, bytes], path: pathlib.Path
+    ):
         """Use `Catalogue.open`."""
         self.path = path
-        self.fingerprint = fingerprint
-        self._table = table
-        lengths = [len(chunk) for chunk in table.column("title").chunks]
-        self._chunk_starts = np.cumsum([0, *lengths])
+        self.fingerprint = summary[b"fingerprint"].decode("ascii")
+        self._summary = summary
+        self._batches = batches
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+        self._validated: set[tuple[str, int]] = set()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Catalogue:
         """Opens a file written by `build_catalogue`.
 
         Raises:
-          ElqError: there is no such file, or it is no catalogue.
+          ElqError: there is no such file, it is no catalogue, or it is damaged.
         """
         path = pathlib.Path(path)
-        how_to = "give a catalogue.arrow made by `python -m elq_jax.encode_entities`"
         if not path.is_file():
-            raise ElqError(f"{path}: no such file; {how_to}")
+            raise ElqError(f"{path}: no such file; {_HOW_TO}")
+        check_not_a_pointer(path)
         try:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            # Not `pa.memory_map`, which takes no name that is not UTF-8.
+            with open(path, "rb") as file:
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            reader = pa.ipc.open_file(pa.py_buffer(content))
             if (reader.schema.metadata or {}).get(b"format") != _FORMAT:
-                raise ElqError(f"{path}: an Arrow file, but not a catalogue; {how_to}")
+                raise ElqError(f"{path}: an Arrow file, but not a catalogue; {_HOW_TO}")
+            if not reader.schema.equals(SCHEMA):
+                raise ElqError(f"{path}: a catalogue with other columns than it should; {_HOW_TO}")
+            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+            for batch in batches:
+                batch.validate()
             _, summary = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
-            table = reader.read_all()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ElqError(f"{path}: not a whole Arrow file ({error}); {how_to}") from error
-        return cls(table, summary[b"fingerprint"].decode(), path)
+            catalogue = cls(batches, summary or {}, path)
+        except (pa.ArrowException, OSError, ValueError, KeyError, IndexError) as error:
+            if isinstance(error, ElqError):
+                raise
+            raise ElqError(f"{path}: not a whole Arrow file ({error}); {_HOW_TO}") from error
+        if len(content) <= _CHECKED_AT_ONCE:
+            catalogue.check_bytes()
+            catalogue.validate()
+        return catalogue
+
+    def validate(self) -> None:
+        """Checks that every value can be read.
+
+        Raises:
+          DataError: the file is damaged.
+        """
+        for _ in self.batches():
+            pass
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yields all rows in their order, validated, in batches as they are in the file.
+
+        Raises:
+          DataError: the file is damaged.
+        """
+        for number, batch in enumerate(self._batches):
+            for name in SCHEMA.names:
+                self._column(name, number)
+            if batch.num_rows:
+                yield batch
+
+    def check_bytes(self) -> bool:
+        """Compares the bytes of the rows with the checksum that stands behind them.
+
+        Returns:
+          whether there is one; catalogues of older versions have none.
+
+        Raises:
+          DataError: they differ.
+        """
+        if b"sha256" not in self._summary:
+            return False
+        try:
+            size = int(self._summary[b"bytes"])
+            with open(self.path, "rb") as file:
+                content = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+        except (ValueError, KeyError, OverflowError) as error:
+            raise DataError(f"its checksum cannot be read ({error})", self.path) from error
+        found = hashlib.sha256(content).hexdigest()
+        if found.encode() != self._summary[b"sha256"]:
+            raise DataError(
+                f"damaged: SHA-256 of its rows is {found}, expected "
+                f"{self._summary[b'sha256'].decode('ascii', 'replace')}; copy it again, or build "
+                "it again",
+                self.path,
+            )
+        return True
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Copies the file to `path`."""
@@ -93,7 +179,7 @@ class Catalogue:
         return f"Catalogue({str(self.path)!r}, {len(self):,} entities)"
 
     def __len__(self) -> int:
-        return self._table.num_rows
+        return int(self._starts[-1])
 
     def __getitem__(self, row: int) -> Entity:
         """Entity of a row; IndexError unless 0 <= row < E."""
@@ -119,11 +205,71 @@ class Catalogue:
 
     def rows_of_titles(self, titles: Sequence[str | None]) -> np.ndarray:
         """First row that has exactly this title, int64 [len(titles)]; -1 where none has."""
-        return self._find("title", titles)
+        return self.find_titles(titles).rows
 
     def rows_of_wikidata_ids(self, wikidata_ids: Sequence[str | None]) -> np.ndarray:
         """First row that has this Wikidata id, int64 [len(wikidata_ids)]; -1 where none has."""
-        return self._find("wikidata_id", wikidata_ids)
+        return self.find_wikidata_ids(wikidata_ids).rows
+
+    def find_titles(self, titles: Sequence[str | None], *, normalised: bool = False) -> Matches:
+        """Finds entities by their titles, in one pass over all of them.
+
+        Args:
+          titles: n titles; None and "" are not looked for.
+          normalised: whether titles count as equal that differ in Unicode normal form, in
+            underscores for blanks, in blanks or in the case of the first letter only; see
+            `names.normal_titles`. This takes several times as long.
+
+        Raises:
+          ElqError: `titles` is one string, or holds something else than strings and None.
+        """
+        wanted = _checked(titles, "titles")
+        if not normalised:
+            return self._find("title", wanted)
+        known = [title if title and is_whole(title) else None for title in wanted]
+        return self._find(
+            "title", normal_titles(pa.array(known, pa.string())).to_pylist(), normal_titles
+        )
+
+    def find_wikidata_ids(
+        self, wikidata_ids: Sequence[str | None], *, normalised: bool = False
+    ) -> Matches:
+        """Finds entities by their Wikidata ids, in one pass over all of them.
+
+        Args:
+          wikidata_ids: n ids; None and "" are not looked for.
+          normalised: whether "q42" and "https://www.wikidata.org/wiki/Q42" are read as "Q42" too;
+            see `names.normal_wikidata_id`.
+
+        Raises:
+          ElqError: `wikidata_ids` is one string, or holds something else than strings and None.
+        """
+        wanted = _checked(wikidata_ids, "wikidata_ids")
+        if normalised:
+            wanted = [text and normal_wikidata_id(text) for text in wanted]
+        return self._find("wikidata_id", wanted)
+
+    def _column(self, name: str, number: int) -> pa.Array:
+        """A column of one batch, validated at its first use."""
+        column = self._batches[number].column(SCHEMA.get_field_index(name))
+        if (name, number) not in self._validated:
+            try:
+                column.validate(full=True)
+                missing = column.null_count
+                if name == "aliases":
+                    column.values.validate(full=True)
+                    missing += column.values.null_count
+                if not SCHEMA.field(name).nullable and missing:
+                    raise pa.ArrowInvalid(f"{missing} values are missing")
+            except (pa.ArrowException, UnicodeDecodeError) as error:
+                start = int(self._starts[number])
+                raise DataError(
+                    f"damaged: {name} of rows {start} to {start + len(column) - 1} ({error}); "
+                    "copy it again, or build it again",
+                    self.path,
+                ) from error
+            self._validated.add((name, number))
+        return column
 
     def _values(self, column: str, rows: Sequence[int] | np.ndarray) -> list[Any]:
         rows = np.asarray(rows)
@@ -134,27 +280,118 @@ class Catalogue:
         if (outside := (rows < 0) | (rows >= len(self))).any():
             found = rows[outside][0]
             raise IndexError(f"row {found} is not in the catalogue (0 to {len(self) - 1})")
-        chunks = self._table.column(column).chunks
-        # `ChunkedArray.take` may join all chunks (gigabytes) first.
-        numbers = np.searchsorted(self._chunk_starts, rows, side="right") - 1
-        places = rows - self._chunk_starts[numbers]
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        places = rows - self._starts[numbers]
+        columns = {number: self._column(column, number) for number in np.unique(numbers).tolist()}
         return [
-            chunks[number][place].as_py()
+            columns[number][place].as_py()
             for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
         ]
 
-    def _find(self, column: str, wanted: Sequence[str | None]) -> np.ndarray:
-        """One pass over the column against a hash table of what is wanted; first row wins."""
+    def _find(
+        self,
+        column: str,
+        wanted: Sequence[str | None],
+        normalise: Callable[[pa.Array], pa.Array] = lambda values: values,
+    ) -> Matches:
+        """One pass over the column against a hash table of what is wanted."""
         unique = dict.fromkeys(value for value in wanted if value and is_whole(value))
         ranks = {value: rank for rank, value in enumerate(unique)}
         values = pa.array(ranks, pa.string())
-        found = np.full(len(ranks), -1, np.int64)
-        for start, chunk in zip(
-            self._chunk_starts, self._table.column(column).chunks, strict=False
-        ):
+        rows, counts = np.full(len(ranks), -1, np.int64), np.zeros(len(ranks), np.int64)
+        for number, start in enumerate(self._starts[:-1].tolist() if ranks else []):
+            chunk = normalise(self._column(column, number))
             matches = pc.index_in(chunk, value_set=values)
             places = np.flatnonzero(matches.is_valid().to_numpy(zero_copy_only=False))
-            hits, first = np.unique(matches.drop_null().to_numpy(), return_index=True)
-            new = found[hits] < 0
-            found[hits[new]] = start + places[first[new]]
-        return np.array([found[ranks[v]] if v in ranks else -1 for v in wanted], np.int64)
+            hits, first, times = np.unique(
+                matches.drop_null().to_numpy(), return_index=True, return_counts=True
+            )
+            new = rows[hits] < 0
+            rows[hits[new]] = start + places[first[new]]
+            counts[hits] += times
+        chosen = np.array([ranks.get(value, -1) for value in wanted], np.int64)
+        if not ranks:
+            return Matches(chosen, np.zeros_like(chosen))
+        is_known = chosen >= 0
+        return Matches(np.where(is_known, rows[chosen], -1), np.where(is_known, counts[chosen], 0))
+
+
+class CatalogueWriter:
+    """Writes the batches of a catalogue, and behind them its fingerprint and a checksum.
+
+    Args:
+      file: open file to write to, from its beginning.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file = _HashingFile(file)
+        self._writer = pa.ipc.new_file(self._file, SCHEMA)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Appends rows."""
+        self._writer.write_batch(batch)
+
+    def finish(self, fingerprint: str) -> None:
+        """Ends the file.
+
+        Args:
+          fingerprint: SHA-256 of all titles and texts, see `Fingerprint`.
+        """
+        # What is known only at the end goes with a last batch of no rows: the schema, and its
+        # metadata, stand at the front of the file.
+        summary = {
+            "fingerprint": fingerprint,
+            "sha256": self._file.digest.hexdigest(),
+            "bytes": str(self._file.size),
+        }
+        empty = pa.RecordBatch.from_pylist([], SCHEMA)
+        self._writer.write_batch(empty, custom_metadata=summary)
+        self._writer.close()
+
+
+class Fingerprint:
+    """SHA-256 of titles and texts, in order."""
+
+    def __init__(self):
+        self._digest = hashlib.sha256()
+
+    def update(self, title: str, text: str) -> None:
+        """Adds an entity."""
+        for value in (title, text):
+            data = value.encode()
+            self._digest.update(len(data).to_bytes(8, "little") + data)
+
+    def hexdigest(self) -> str:
+        """Returns the fingerprint of the entities so far."""
+        return self._digest.hexdigest()
+
+
+class _HashingFile:
+    """A file for Arrow to write to that knows what was written."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.digest, self.size = hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _checked(values: Sequence[str | None], argument: str) -> list[str | None]:
+    if isinstance(values, str):
+        raise ElqError(f"{argument}: found one string; give a list of strings")
+    for number, value in enumerate(values):
+        if value is not None and not isinstance(value, str):
+            kind = type(value).__name__
+            raise ElqError(f"{argument}[{number}]: found {kind}, expected a string or None")
+    return list(values)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import re
 
 import pyarrow as pa
 
 from elq_jax.core.errors import DataError
-from elq_jax.entities.catalogue import Catalogue
+from elq_jax.entities.catalogue import SCHEMA, Catalogue, CatalogueWriter
+from elq_jax.entities.names import WIKIDATA_ID
 from elq_jax.storage.files import atomic_write
 from elq_jax.storage.lines import decode_text, open_lines
-
-_WIKIDATA_ID = re.compile(r"Q[1-9]\d*", re.ASCII)
 
 
 def fill_wikidata_ids(catalogue: str | os.PathLike[str], table: str | os.PathLike[str]) -> int:
@@ -35,25 +33,22 @@ def fill_wikidata_ids(catalogue: str | os.PathLike[str], table: str | os.PathLik
     """
     ids = read_wikidata_ids(table)
     path = pathlib.Path(catalogue)
-    Catalogue.open(path)  # for its error messages
+    opened = Catalogue.open(path)
     without = 0
-    with pa.memory_map(str(path)) as source, atomic_write(path) as target:
-        reader = pa.ipc.open_file(source)
-        with pa.ipc.new_file(target, reader.schema) as writer:
-            place = reader.schema.get_field_index("wikidata_id")
-            for number in range(reader.num_record_batches):
-                batch, metadata = reader.get_batch_with_custom_metadata(number)
-                columns = zip(
-                    batch.column("wikidata_id").to_pylist(),
-                    batch.column("title").to_pylist(),
-                    strict=True,
-                )
-                filled = [found or ids.get(title) for found, title in columns]
-                without += filled.count(None)
-                batch = batch.set_column(
-                    place, reader.schema.field(place), pa.array(filled, pa.string())
-                )
-                writer.write_batch(batch, custom_metadata=metadata)
+    place = SCHEMA.get_field_index("wikidata_id")
+    with atomic_write(path) as target:
+        writer = CatalogueWriter(target)
+        for batch in opened.batches():
+            columns = zip(
+                batch.column("wikidata_id").to_pylist(),
+                batch.column("title").to_pylist(),
+                strict=True,
+            )
+            filled = [found or ids.get(title) for found, title in columns]
+            without += filled.count(None)
+            column = pa.array(filled, pa.string())
+            writer.write(batch.set_column(place, SCHEMA.field(place), column))
+        writer.finish(opened.fingerprint)
     return without
 
 
@@ -89,6 +84,6 @@ def _read_json(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _checked(found: object, path: str | os.PathLike[str], line: int | None = None) -> str:
-    if not isinstance(found, str) or not _WIKIDATA_ID.fullmatch(found):
+    if not isinstance(found, str) or not WIKIDATA_ID.fullmatch(found):
         raise DataError(f'found {found!r}, expected a Wikidata id such as "Q42"', path, line)
     return found

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from elq_jax.core.errors import DiskFullError, ElqError
+from elq_jax.core.errors import DataError, DiskFullError, ElqError
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 # How array_record, ScaNN, TensorStore and others word it in errors of their own types.
@@ -185,6 +185,13 @@ def _says_no_space(error: BaseException) -> bool:
     if type(error).__name__ == "JaxRuntimeError":  # whose RESOURCE_EXHAUSTED is a device's memory
         return False
     return bool(_NO_SPACE_TEXT.search(str(error)))
+
+
+def check_not_a_pointer(path: str | os.PathLike[str]) -> None:
+    """Raises a DataError if a file is what git-lfs leaves in place of one that was not fetched."""
+    with open(path, "rb") as file:
+        if file.read(23) == b"version https://git-lfs":
+            raise DataError("a git-lfs pointer, not the file itself; run: git lfs pull", path)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import pickle
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,11 @@ from conftest import OWN_FIXTURES
 
 from elq_jax.core.errors import DataError, ElqError
 from elq_jax.entities import build as build_module
+from elq_jax.entities import catalogue as catalogue_module
 from elq_jax.entities.build import build_catalogue
-from elq_jax.entities.catalogue import Catalogue
+from elq_jax.entities.catalogue import SCHEMA, Catalogue
+from elq_jax.entities.names import normal_titles
+from elq_jax.entities.wikidata import fill_wikidata_ids
 from elq_jax.storage import files
 
 
@@ -305,3 +309,151 @@ def test_save_and_pickle(tmp_path):
     assert copy.fingerprint == catalogue.fingerprint
     assert copy.titles([0, 1]) == ["a", "b"]
     assert pickle.loads(pickle.dumps(catalogue)).titles([1]) == ["b"]
+
+
+def slow_normal_title(title):
+    title = " ".join(unicodedata.normalize("NFC", title).replace("_", " ").split())
+    return title[:1].upper() + title[1:]
+
+
+def test_normalised_titles_equal_a_slow_search(tmp_path):
+    titles = ["Gaius Julius Caesar", "IPhone", "Cafe\u0301 Noir", "A  b", "Élan", "x", "\u00c9lan"]
+    _, catalogue = build(tmp_path, [entity(title) for title in titles])
+    wanted = [
+        *("Gaius_Julius_Caesar", "gaius Julius Caesar", "gaius julius caesar", "iPhone"),
+        *("Caf\u00e9_Noir", "a b", "élan", "E\u0301lan", "X", " x ", "", None, "\ud800", "nothing"),
+    ]
+    rows, counts = catalogue.find_titles(wanted, normalised=True)
+    normal = [slow_normal_title(title) for title in titles]
+    for title, row, count in zip(wanted, rows.tolist(), counts.tolist(), strict=True):
+        same = [i for i, found in enumerate(normal) if title and found == slow_normal_title(title)]
+        assert (row, count) == ((same[0], len(same)) if same else (-1, 0)), title
+    assert rows.tolist() == [0, 0, -1, 1, 2, 3, 4, 4, 5, 5, -1, -1, -1, -1]
+    assert counts[6] == 2
+    exact = catalogue.find_titles(["Élan", "élan", "Gaius_Julius_Caesar"])
+    assert (exact.rows.tolist(), exact.counts.tolist()) == ([4, -1, -1], [2, 0, 0])
+
+
+def test_columns_are_normalised_as_single_titles_are(fixtures):
+    lines = (fixtures / "entity.jsonl").read_text().splitlines()
+    titles = [json.loads(line)["title"] for line in lines]
+    titles += ["ǆ", "_a_", "a\u00a0b", "éa", "日本_語", "e\u0301", " "]
+    found = normal_titles(pa.array(titles))
+    assert found.to_pylist() == [slow_normal_title(title) for title in titles]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("Q5", "q5", " Q5 ", "wd:Q5", "https://www.wikidata.org/wiki/Q5"),
+        *("http://www.wikidata.org/entity/Q5", "<http://www.wikidata.org/entity/Q5>"),
+        *("wikidata.org/wiki/Q5#sitelinks", "https://m.wikidata.org/wiki/Special:EntityPage/Q5"),
+    ],
+)
+def test_wikidata_ids_as_people_write_them(tmp_path, text):
+    _, catalogue = build(tmp_path, [entity("a", wikidata_id="Q55"), entity("b", wikidata_id="Q5")])
+    found = catalogue.find_wikidata_ids([text, "P5", "https://example.org/Q5"], normalised=True)
+    assert found.rows.tolist() == [1, -1, -1]
+    assert found.counts.tolist() == [1, 0, 0]
+    assert catalogue.rows_of_wikidata_ids([text]).tolist() == [1 if text == "Q5" else -1]
+
+
+def test_one_string_is_no_list_of_titles(tmp_path):
+    _, catalogue = build(tmp_path, [entity("Paris")])
+    with pytest.raises(ElqError, match="titles: found one string; give a list"):
+        catalogue.rows_of_titles("Paris")
+    with pytest.raises(ElqError, match=r"wikidata_ids\[1\]: found int, expected a string"):
+        catalogue.rows_of_wikidata_ids(["Q1", 2])
+
+
+def test_batches_are_cut_by_bytes_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(build_module, "_BYTES_PER_BATCH", 1000)
+    monkeypatch.setattr(build_module, "_BYTES_PER_ROW", 3000)
+    texts = ["x" * size for size in (1, 400, 400, 400, 2900, 1, 999, 1)]
+    _, catalogue = build(tmp_path, [entity(f"t{i}", text) for i, text in enumerate(texts)])
+    assert catalogue.texts(range(8)) == texts
+    assert [batch.num_rows for batch in catalogue.batches()] == [4, 1, 2, 1]
+    with pytest.raises(DataError, match=r"jsonl:2: an entity of 3,001 bytes; expected at most"):
+        build(tmp_path, [entity("a"), entity("b", "é" * 1500)])
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path):
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    _, catalogue = build(folder, [entity("a", wikidata_id=None)])
+    (folder / "ids.tsv").write_text("a\tQ7\n")
+    assert fill_wikidata_ids(catalogue.path, folder / "ids.tsv") == 0
+    again = Catalogue.open(catalogue.path)
+    assert again.wikidata_ids([0]) == ["Q7"]
+    assert again.fingerprint == catalogue.fingerprint
+    assert again.check_bytes()
+
+
+def test_damaged_rows_are_found_at_opening(tmp_path):
+    build(tmp_path, [entity(f"entity {i}", "some text") for i in range(100)])
+    path = tmp_path / "catalogue.arrow"
+    whole = path.read_bytes()
+    place = whole.index(b"some text")
+    path.write_bytes(whole[:place] + b"S" + whole[place + 1 :])
+    with pytest.raises(DataError, match=r"catalogue\.arrow: damaged: SHA-256 of its rows is"):
+        Catalogue.open(path)
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_no_damaged_file_crashes_the_process(tmp_path, monkeypatch):
+    """Without the checksum, as a hostile file would be: errors of ours, or values that are read."""
+    records = [entity(f"t{i}é", "x" * i, aliases=["a", "b"][: i % 3]) for i in range(9)]
+    build(tmp_path, records)
+    path = tmp_path / "catalogue.arrow"
+    whole = path.read_bytes()
+    monkeypatch.setattr(catalogue_module, "_CHECKED_AT_ONCE", 0)
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[random.integers(len(whole))] = random.choice([0, 127, 128, 255])
+        path.write_bytes(damaged)
+        try:
+            catalogue = Catalogue.open(path)
+            for entity_ in map(catalogue.__getitem__, range(min(len(catalogue), 9))):
+                assert isinstance(entity_.title, str)
+            catalogue.rows_of_titles(["t3é"])
+        except ElqError:
+            refused += 1
+    assert 50 < refused < 300
+
+
+def test_offsets_that_point_outside_are_an_error_at_first_use(tmp_path, monkeypatch):
+    """A large catalogue is not read whole at opening."""
+    monkeypatch.setattr(catalogue_module, "_CHECKED_AT_ONCE", 0)
+    build(tmp_path, [entity(f"entity {i}") for i in range(4)])
+    path = tmp_path / "catalogue.arrow"
+    data = path.read_bytes()
+    offsets = np.array([0, 8, 16, 24, 32], np.int32).tobytes()
+    assert data.count(offsets) == 1
+    path.write_bytes(data.replace(offsets, np.array([0, 8, 1 << 30, 24, 32], np.int32).tobytes()))
+    catalogue = Catalogue.open(path)
+    assert catalogue.texts([1]) == ["A text."]
+    for read in (lambda: catalogue.titles([1]), lambda: catalogue.rows_of_titles(["entity 1"])):
+        with pytest.raises(DataError, match="damaged: title of rows 0 to 3"):
+            read()
+
+
+def test_a_git_lfs_pointer(tmp_path):
+    path = tmp_path / "catalogue.arrow"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(DataError, match="a git-lfs pointer, not the file itself; run: git lfs"):
+        Catalogue.open(path)
+
+
+def test_a_catalogue_of_before_without_a_checksum(tmp_path):
+    _, catalogue = build(tmp_path, [entity("a"), entity("b")])
+    old = tmp_path / "old.arrow"
+    with pa.OSFile(str(old), "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        for batch in catalogue.batches():
+            writer.write_batch(batch)
+        empty = pa.RecordBatch.from_pylist([], SCHEMA)
+        writer.write_batch(empty, custom_metadata={"fingerprint": catalogue.fingerprint})
+    opened = Catalogue.open(old)
+    assert opened.titles([0, 1]) == ["a", "b"]
+    assert not opened.check_bytes()
