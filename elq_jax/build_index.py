@@ -17,34 +17,31 @@ with noise added stand in for them.
 
 from __future__ import annotations
 
-import pathlib
 from typing import TYPE_CHECKING
 
 from absl import flags
 
-from elq_jax import cli
 from elq_jax.cli.flags import define_index, define_settings_of
+from elq_jax.cli.run import define_path, run, start_jax
 from elq_jax.core.errors import ElqError
 from elq_jax.retrieval.base import INDEXES
 from elq_jax.storage import layout
 
 if TYPE_CHECKING:
+    import pathlib
+
     import numpy as np
 
     from elq_jax.entities.embeddings import Embeddings
 
-_LINKER = flags.DEFINE_string("linker", None, "Linker directory: its vectors, and its index/.")
-_EMBEDDINGS = flags.DEFINE_string("embeddings", None, "Or a folder that encode_entities wrote.")
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder of the index, replaced if it is there; by default the linker's index/."
+_LINKER = define_path("linker", "Linker directory: its vectors, and its index/.")
+_EMBEDDINGS = define_path("embeddings", "Or a folder that encode_entities wrote.")
+_OUTPUT = define_path(
+    "output", "Folder of the index, replaced if it is there; by default the linker's index/."
 )
 _INDEX = define_index("scann")
-_QUERIES = flags.DEFINE_string(
-    "queries", None, "Query vectors to measure with: .npy, float [Q, D]."
-)
-_QUESTIONS = flags.DEFINE_string(
-    "questions", None, "Labelled questions to measure with, .jsonl; needs --linker."
-)
+_QUERIES = define_path("queries", "Query vectors to measure with: .npy, float [Q, D].")
+_QUESTIONS = define_path("questions", "Labelled questions to measure with, .jsonl; needs --linker.")
 _SAMPLE = flags.DEFINE_integer("sample", 1000, "Queries to measure with.", lower_bound=1)
 _NOISE = flags.DEFINE_float(
     "noise", 0.7, "Without --queries: length of the noise relative to the vector.", lower_bound=0
@@ -57,7 +54,7 @@ _SETTINGS = define_settings_of(INDEXES, "index", "scann")
 def main(arguments: list[str]) -> None:
     """Builds, saves, opens again, measures, prints and writes the report."""
     del arguments
-    cli.start_jax()
+    start_jax()
     from elq_jax.core.machine import describe_machine
     from elq_jax.entities.embeddings import Embeddings
     from elq_jax.evaluation import show
@@ -88,16 +85,16 @@ def _places() -> tuple[pathlib.Path, pathlib.Path | None]:
         raise ElqError(
             f"--output, --index={_INDEX.value}: this search needs no files; give one of them"
         )
-    output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value is not None else None
+    output = _OUTPUT.value
     if _LINKER.value is not None:
-        linker = pathlib.Path(_LINKER.value)
+        linker = _LINKER.value
         source = linker / layout.EMBEDDINGS
         if not source.is_dir():
             raise ElqError(f"{linker}: not a linker directory (it has no embeddings/)")
         return source, (output or linker / layout.INDEX) if has_files else None
     if output is None and has_files:
         raise ElqError("--embeddings needs --output DIR, the folder of the index")
-    return pathlib.Path(_EMBEDDINGS.value), output
+    return _EMBEDDINGS.value, output
 
 
 def _queries(embeddings: Embeddings) -> tuple[np.ndarray, str]:
@@ -122,25 +119,14 @@ def _queries(embeddings: Embeddings) -> tuple[np.ndarray, str]:
 
 def _mention_vectors() -> np.ndarray:
     """Vectors [Q, D] of the gold mentions of --questions."""
-    import numpy as np
-
-    from elq_jax.evaluation.predictions import align_gold
+    from elq_jax.evaluation.evaluate import gold_vectors
     from elq_jax.linking.linker import EntityLinker
-    from elq_jax.questions.read import read_questions
 
     if _LINKER.value is None:
         raise ElqError("--questions needs --linker DIR, whose question encoder makes the vectors")
     linker = EntityLinker.from_pretrained(_LINKER.value, index="exact")
-    questions, _ = read_questions(_QUESTIONS.value, linker.catalogue)
-    aligned = align_gold(linker, questions)
-    if not any(len(one.bounds) for one in aligned):
-        raise ElqError(
-            f"--questions {_QUESTIONS.value}: no mention to measure with; expected labelled "
-            "questions with mentions of whole words"
-        )
-    texts = [question.text for question in questions]
-    return np.concatenate(linker.vectors_at(texts, [one.bounds for one in aligned]))
+    return gold_vectors(linker, _QUESTIONS.value)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -1,5 +1,6 @@
 """Measuring a linker: predictions against linking again, the program against slow counting."""
 
+import collections
 import dataclasses
 import json
 import os
@@ -14,8 +15,8 @@ from tiny import arrays, tiny_linker_directory
 
 from elq_jax.core import machine
 from elq_jax.evaluation import speed
+from elq_jax.evaluation.evaluate import Options, evaluate, predict
 from elq_jax.evaluation.matching import Counts, count_matches
-from elq_jax.evaluation.predictions import align_gold, predict
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.questions.records import Mention, Question
 from elq_jax.storage.files import write_json
@@ -134,9 +135,9 @@ def test_gold_that_no_tokens_express(linker):
     """It has no candidates, is named, and shifts the candidates of no other mention."""
     text = "where was obama born"
     mentions = (Mention(0, 5, 1), Mention(6, 8, 2), Mention(10, 15, 3))
-    [aligned] = align_gold(linker, [Question("q", text, mentions)])
-    assert [(problem.kind, problem.mention) for problem in aligned.problems] == [("misaligned", 1)]
-    [result] = predict(linker, [Question("q", text, mentions)], FLOOR, at_gold_spans=True).results
+    evaluation = predict(linker, [Question("q", text, mentions)], FLOOR, at_gold_spans=True)
+    [result] = evaluation.results
+    assert [(one.kind, one.mention) for one in evaluation.problems] == [("misaligned", 1)]
     [alone] = predict(
         linker, [Question("q", text, mentions[2:])], FLOOR, at_gold_spans=True
     ).results
@@ -148,9 +149,9 @@ def test_gold_that_is_too_wide_to_be_found(linker):
     """It is named, and still has candidates."""
     text = "who is " + "obama " * linker.config.max_mention_width + "x"
     mentions = (Mention(0, 3, 1), Mention(7, len(text), 2))
-    [aligned] = align_gold(linker, [Question("q", text, mentions)])
-    assert [(problem.kind, problem.mention) for problem in aligned.problems] == [("too_wide", 1)]
-    [result] = predict(linker, [Question("q", text, mentions)], FLOOR, at_gold_spans=True).results
+    evaluation = predict(linker, [Question("q", text, mentions)], FLOOR, at_gold_spans=True)
+    [result] = evaluation.results
+    assert [(one.kind, one.mention) for one in evaluation.problems] == [("too_wide", 1)]
     assert [len(rows) for rows in result.gold_candidates] == [10, 10]
 
 
@@ -184,8 +185,7 @@ def test_program(folder, linker, questions, tmp_path):
     done = run(
         f"--linker={folder}",
         f"--tune={write(tmp_path / 'tune.jsonl', tune)}",
-        f"--questions={write(tmp_path / 'one.jsonl', one)}",
-        f"--questions={write(tmp_path / 'two.jsonl', two)}",
+        f"--questions={write(tmp_path / 'one.jsonl', one)},{write(tmp_path / 'two.jsonl', two)}",
         f"--output={output}",
         f"--floor={FLOOR}",
         "--metric=strong",
@@ -336,3 +336,38 @@ def test_program_with_wrong_arguments(folder, arguments, message):
     assert message in done.stderr
     assert done.stderr.removesuffix("--help shows all flags\n").count("\n") == 1
     assert not done.stdout
+
+
+def test_text_is_tokenised_and_encoded_once(linker, questions, monkeypatch):
+    """Links and the candidates at the gold spans come from one pass over each text."""
+    calls = collections.Counter()
+    tokenise, score = linker.tokenizer.encode_questions, linker._scorer._score
+
+    def counting_tokenise(texts, *arguments, **options):
+        calls["texts"] += len(texts)
+        return tokenise(texts, *arguments, **options)
+
+    def counting_score(*arguments):
+        calls["rows"] += arguments[1].shape[0] * arguments[1].shape[1]
+        return score(*arguments)
+
+    monkeypatch.setattr(linker.tokenizer, "encode_questions", counting_tokenise)
+    monkeypatch.setattr(linker._scorer, "_score", counting_score)
+    predict(linker, questions, FLOOR, batch_size=4)
+    once = dict(calls)
+    assert once["texts"] == len(questions)
+    calls.clear()
+    predict(linker, questions, FLOOR, batch_size=4, at_gold_spans=True)
+    assert calls == once
+
+
+def test_library_gives_what_the_program_reports(linker, questions, tmp_path):
+    path = write(tmp_path / "questions.jsonl", questions)
+    outcome = evaluate(linker, [path], Options(threshold=-3.0, floor=FLOOR, speed=False))
+    counts = slow_counts(linker, questions, -3.0)
+    assert outcome.report["all"]["weak"]["correct"] == counts.weak
+    assert outcome.evaluation.counts(FLOOR) == slow_counts(linker, questions, FLOOR)
+    outcome.write(tmp_path / "results")
+    written = json.loads((tmp_path / "results" / "report.json").read_text())
+    assert written == json.loads(json.dumps(outcome.report))
+    assert "speed" not in written

@@ -163,7 +163,8 @@ def define_paths(
     name: str, help: str, *, required: bool = False
 ) -> flags.FlagHolder[list[pathlib.Path]]:
     """Defines a flag that takes paths as `a,b` and may be repeated, for the module that calls."""
-    flag = _PathsFlag(_PathParser(user_path), None, name, [], help)
+    default = None if required else []
+    flag = _PathsFlag(_PathParser(user_path), None, name, default, help)
     return flags.DEFINE_flag(flag, required=required)
 
 

@@ -1,4 +1,7 @@
-"""Counting correct links the way the original ELQ code counts them."""
+"""Gold and predicted links, and counting correct ones the way the original ELQ code does.
+
+Everything is computed from plain records, so any linker can be measured.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,51 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 Metric = Literal["weak", "strong"]
 Triple = Sequence[Any]  # (entity id, start, end), end exclusive
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Gold:
+    """A labelled mention: half-open character offsets, catalogue row (-1: not in the catalogue)."""
+
+    start: int
+    end: int
+    row: int
+    title: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Predicted:
+    """A predicted link: half-open character offsets, catalogue row, score, candidate rows [C]."""
+
+    start: int
+    end: int
+    row: int
+    score: float
+    candidates: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QuestionResult:
+    """One question, what should be found in it and what was.
+
+    Attributes:
+      id: any name.
+      text: the question.
+      gold: labelled mentions.
+      predicted: links whose overlaps are resolved, in any order.
+      gold_candidates: for each gold mention, the candidate rows retrieved for its very span, best
+        first (empty where the span could not be encoded); None if not computed.
+    """
+
+    id: str
+    text: str
+    gold: tuple[Gold, ...]
+    predicted: tuple[Predicted, ...]
+    gold_candidates: tuple[Sequence[int], ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,6 +115,35 @@ class Counts:
         names = ("precision", "recall", "f1")
         scores = {name: getattr(self, f"{metric}_{name}") for name in names}
         return {"correct": getattr(self, metric), **scores}
+
+
+def triples(links: Sequence[Gold | Predicted], mentions_only: bool = False) -> list[tuple]:
+    """For `count_matches`; rows outside the catalogue become the empty id, which nothing has."""
+    return [
+        (None if mentions_only or link.row < 0 else link.row, link.start, link.end)
+        for link in links
+    ]
+
+
+def count_by_question(
+    results: Sequence[QuestionResult], threshold: float, mentions_only: bool = False
+) -> np.ndarray:
+    """Counts the predictions with score > threshold, question by question.
+
+    Args:
+      results: Q questions.
+      threshold: any.
+      mentions_only: compare spans and ignore entities.
+
+    Returns:
+      [Q, 4] int64: the fields of `Counts`.
+    """
+    rows = []
+    for result in results:
+        kept = [link for link in result.predicted if link.score > threshold]
+        gold, predicted = (triples(links, mentions_only) for links in (result.gold, kept))
+        rows.append((*count_matches(gold, predicted), len(predicted), len(gold)))
+    return np.array(rows, np.int64).reshape(-1, 4)
 
 
 def count_matches(

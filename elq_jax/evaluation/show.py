@@ -15,6 +15,7 @@ from elq_jax.storage.files import atomic_write
 
 if TYPE_CHECKING:
     import rich.console
+    import rich.table
 
 LABELS = {
     "in_catalogue": "in catalogue",
@@ -31,20 +32,51 @@ def write_errors(path: str | os.PathLike[str], errors: Sequence[dict[str, Any]])
 
 
 def print_report(console: rich.console.Console, report: dict[str, Any]) -> None:
-    """Prints the dict of `Evaluation.report` as tables."""
+    """Prints the dict of `Evaluation.report`, or of `evaluate`, as tables.
+
+    Args:
+      console: where to.
+      report: of `evaluate` if it has speed, machine and the other keys that are not of the scores.
+    """
+    _print_scores(console, report)
+    if report["disambiguation"]:
+        _print_disambiguation(console, report["disambiguation"])
+    kinds = (f"{number} {kind.replace('_', ' ')}" for kind, number in report["errors"].items())
+    console.print("Errors: " + ", ".join(kinds))
+    if speed := report.get("speed"):
+        console.print(
+            f"{speed['questions_per_second']:,.1f} questions/s from text to links (second of two "
+            f"passes, {speed['questions']:,} questions)",
+            highlight=False,
+        )
+    if machine := report.get("machine"):
+        where = f"{machine['cpu']}, {machine['cores']} cores"
+        if machine["device"] != "cpu":
+            where += f", {machine['num_devices']} x {machine['device']}"
+        if "index" in report:
+            where += f"; {report['index']} index of {report['entities']:,} entities"
+        console.print(
+            f"{where}; batch {report['batch_size']}; peak memory "
+            f"{report['peak_memory_bytes'] / 2**30:.2f} GiB",
+            highlight=False,
+        )
+
+
+def _table(title: str, *columns: str) -> rich.table.Table:
     from rich import box
     from rich.table import Table
 
-    def table(title: str, *columns: str) -> Table:
-        made = Table(
-            title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
-            caption_justify="left",
-        )  # fmt: skip
-        for number, name in enumerate(columns):
-            made.add_column(name, justify="right" if number else "left", no_wrap=True)
-        return made
+    made = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
+        caption_justify="left",
+    )  # fmt: skip
+    for number, name in enumerate(columns):
+        made.add_column(name, justify="right" if number else "left", no_wrap=True)
+    return made
 
-    scores = table(
+
+def _print_scores(console: rich.console.Console, report: dict[str, Any]) -> None:
+    scores = _table(
         f"Links with a score above {report['threshold']:.3f}",
         *("", "questions", "gold", "predicted", "match", "P", "R", "F1"),
     )
@@ -62,16 +94,15 @@ def print_report(console: rich.console.Console, report: dict[str, Any]) -> None:
         scores.add_section()
     console.print(scores)
 
-    if report["disambiguation"]:
-        cuts = [c for c in report["disambiguation"]["all"]["recall"] if c != "1"]
-        recalls = (f"recall@{c}" for c in cuts)
-        ranking = table("Entities at the gold spans", "", "gold", "accuracy", *recalls)
-        for key, part in report["disambiguation"].items():
-            values = (part["accuracy"], *(part["recall"].get(c, 0.0) for c in cuts))
-            ranking.add_row(LABELS[key], str(part["total"]), *(f"{v:.3f}" for v in values))
-        console.print(ranking)
-    kinds = (f"{number} {kind.replace('_', ' ')}" for kind, number in report["errors"].items())
-    console.print("Errors: " + ", ".join(kinds))
+
+def _print_disambiguation(console: rich.console.Console, report: dict[str, Any]) -> None:
+    cuts = [c for c in report["all"]["recall"] if c != "1"]
+    recalls = (f"recall@{c}" for c in cuts)
+    ranking = _table("Entities at the gold spans", "", "gold", "accuracy", *recalls)
+    for key, part in report.items():
+        values = (part["accuracy"], *(part["recall"].get(c, 0.0) for c in cuts))
+        ranking.add_row(LABELS[key], str(part["total"]), *(f"{v:.3f}" for v in values))
+    console.print(ranking)
 
 
 def plot_precision_recall(

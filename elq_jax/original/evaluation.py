@@ -1,23 +1,33 @@
 """The original's two ways of counting labelled questions of the EL4QA form, to compare numbers.
 
-Both use the token ids of the file and count in token positions. For anything else use `predict`,
-which counts in characters of the question.
+Both use the token ids of the file and count in token positions. For anything else use
+`elq_jax.evaluation.evaluate`, which counts in characters of the question. The program `evaluate`
+finds them as "elq_jax.original.evaluation:labelled" and "...:training".
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from elq_jax.core.errors import ElqError
+from elq_jax.evaluation.evaluate import EVALUATIONS, Options, Outcome, read_files
 from elq_jax.evaluation.matching import Counts, Triple, count_matches
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.scoring import BATCHES_IN_FLIGHT
 from elq_jax.questions.records import Question
+from elq_jax.storage import progress as progress_lib
 from elq_jax.text.tokenization import EncodedQuestion
 from elq_jax.text.windows import QuestionWindow, question_window
+
+if TYPE_CHECKING:
+    import rich.console
+
+Paths = Sequence[str | os.PathLike[str]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -221,3 +231,78 @@ def _score(linker, questions, windows, threshold, batch_size):
 def _counts(gold: list[Triple], predicted: list[Triple], inclusive_ends: bool = False) -> Counts:
     matches = count_matches(gold, predicted, inclusive_ends=inclusive_ends)
     return Counts(*matches, len(predicted), len(gold))
+
+
+class OriginalCounts(Outcome):
+    """Counts of the original by name, as `evaluate` shows and writes them."""
+
+    def __init__(self, report: dict[str, Any], counts: dict[str, Counts]):
+        for name, part in counts.items():
+            report[name] = {"predicted": part.predicted, "gold": part.gold}
+            report[name] |= {metric: part.scores(metric) for metric in ("weak", "strong")}
+        super().__init__(report)
+        self._counts = counts
+
+    def print(self, console: rich.console.Console) -> None:
+        """Shows them as a table."""
+        from rich.table import Table
+
+        table = Table("", "match", "correct", "predicted", "gold", "P", "R", "F1")
+        for name, part in self._counts.items():
+            for metric in ("weak", "strong"):
+                correct, *rest = self.report[name][metric].values()
+                shown = (f"{value:.4f}" for value in rest)
+                table.add_row(name, metric, *map(str, (correct, part.predicted, part.gold)), *shown)
+        console.print(table)
+
+
+@EVALUATIONS.register("labelled")
+def evaluate_labelled(
+    linker: EntityLinker, questions: Paths, options: Options | None = None
+) -> OriginalCounts:
+    """Counts as the original's evaluation of labelled questions; see `link_windows`.
+
+    Raises:
+      ElqError: a file cannot be used or is not of the EL4QA form, or `options` has tune.
+    """
+    options = options or Options()
+    read, report = _read(linker, questions, options)
+    with progress_lib.progress("linking", len(read), "questions") as advance:
+        linked = link_windows(linker, read, options.threshold, options.batch_size, progress=advance)
+    counts = count_windows(linked)
+    threshold = linker.settings.threshold if options.threshold is None else options.threshold
+    report["threshold"] = threshold
+    return OriginalCounts(report, {"window": counts.window, "text": counts.text})
+
+
+@EVALUATIONS.register("training")
+def evaluate_training(
+    linker: EntityLinker, questions: Paths, options: Options | None = None
+) -> OriginalCounts:
+    """Counts as the original's evaluation during training; see `count_as_in_training`.
+
+    Raises:
+      ElqError: as `evaluate_labelled` does, or `options` has a threshold.
+    """
+    options = options or Options()
+    if options.threshold is not None:
+        raise ElqError(
+            f"--threshold, --original=training: it has a threshold of its own, "
+            f"{THRESHOLD_IN_TRAINING}"
+        )
+    read, report = _read(linker, questions, options)
+    with progress_lib.progress("linking", len(read), "questions") as advance:
+        counts = count_as_in_training(linker, read, options.batch_size, progress=advance)
+    report |= IN_TRAINING | {"threshold_type": "joint", "threshold": THRESHOLD_IN_TRAINING}
+    return OriginalCounts(report, {"training": counts})
+
+
+def _read(
+    linker: EntityLinker, paths: Paths, options: Options
+) -> tuple[list[Question], dict[str, Any]]:
+    if options.tune:
+        raise ElqError("--tune, --original: cannot be combined; give --threshold")
+    questions, files = read_files(
+        linker, paths, options.on_error, trust_label_ids=True, allow_overlaps=True
+    )
+    return questions, {"questions": files}

@@ -29,8 +29,7 @@ import ml_collections
 import numpy as np
 
 from elq_jax.core import devices as devices_lib
-from elq_jax.evaluation.predictions import predict
-from elq_jax.evaluation.sweep import Evaluation
+from elq_jax.evaluation.evaluate import Evaluation, predict
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.retrieval import exact_index

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from elq_jax.core.errors import ElqError
 from elq_jax.evaluation import show
-from elq_jax.evaluation.matching import Counts, count_matches
-from elq_jax.evaluation.sweep import Evaluation, Gold, Predicted, QuestionResult
+from elq_jax.evaluation.evaluate import Evaluation
+from elq_jax.evaluation.matching import Counts, Gold, Predicted, QuestionResult, count_matches
 
 
 def random_results(seed, questions=40):
@@ -147,7 +147,7 @@ def test_errors(tmp_path):
     shown = [(e["id"], e["error"], e["gold"], e["predicted"], e["gold_rank"]) for e in errors]
 
     def record(start, end, row, title, **score):
-        return dict(start=start, end=end, mention=TEXT[start:end], entity=row, title=title, **score)
+        return dict(start=start, end=end, mention=TEXT[start:end], row=row, title=title, **score)
 
     assert shown == [
         (
@@ -203,6 +203,37 @@ def test_bootstrap_interval_agrees_with_the_binomial():
     np.testing.assert_allclose([low, high], [p - half, p + half], atol=0.01)
     assert (low, high) == evaluation.f1_interval(-2.0)
     assert evaluation.f1_interval(-2.0, mentions_only=True) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("metric", ["weak", "strong"])
+def test_bootstrap_interval_agrees_with_drawing_one_by_one(metric):
+    """Questions with several mentions, so that F1 is a ratio of sums that vary together."""
+    results = random_results(7, questions=300)
+    table = np.array(
+        [[*count_matches(*pair), len(pair[1]), len(pair[0])] for pair in map(pair_of, results)]
+    )
+    rng = np.random.default_rng(5)
+    scores = []
+    for _ in range(20_000):
+        weak, strong, predicted, gold = table[rng.integers(0, 300, 300)].sum(axis=0)
+        scores.append(2 * (weak if metric == "weak" else strong) / (predicted + gold))
+    found = Evaluation(results).f1_interval(-5.0, metric)
+    np.testing.assert_allclose(found, np.quantile(scores, [0.025, 0.975]), rtol=0, atol=0.002)
+    narrow = Evaluation(results).f1_interval(-5.0, metric, confidence=0.5)
+    np.testing.assert_allclose(narrow, np.quantile(scores, [0.25, 0.75]), rtol=0, atol=0.002)
+
+
+def pair_of(result):
+    """Gold and predicted triples."""
+    gold = [("none" if g.row < 0 else g.row, g.start, g.end) for g in result.gold]
+    return gold, [(p.row, p.start, p.end) for p in result.predicted]
+
+
+def test_bootstrap_interval_of_few_questions():
+    assert Evaluation([]).f1_interval(-2.0) == (0.0, 0.0)
+    assert Evaluation(example()[:1]).f1_interval(-2.0) == (1.0, 1.0)
+    low, high = Evaluation(example()).f1_interval(-2.0)
+    assert 0 <= low < high <= 1
 
 
 def test_report_is_json_and_prints():

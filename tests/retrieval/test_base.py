@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
-from reference import tiny_linker_directory
+from tiny import tiny_linker_directory
 
 from elq_jax.core.errors import ElqError
 from elq_jax.entities.embeddings import Embeddings

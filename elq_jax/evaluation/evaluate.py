@@ -1,0 +1,527 @@
+"""Measuring a linker on labelled questions: what the program `evaluate` and notebooks call.
+
+outcome = evaluate(linker, ["test.jsonl"], Options(tune=["dev.jsonl"]))
+outcome.report["all"]["weak"]["f1"]
+"""
+
+from __future__ import annotations
+
+import abc
+import collections
+import dataclasses
+import functools
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from elq_jax.core.errors import ElqError
+from elq_jax.core.machine import describe_machine, peak_memory
+from elq_jax.core.registry import Registry
+from elq_jax.evaluation import show
+from elq_jax.evaluation.errors import ERRORS, Titles, list_errors
+from elq_jax.evaluation.matching import (
+    Counts,
+    Gold,
+    Metric,
+    Predicted,
+    QuestionResult,
+    count_by_question,
+)
+from elq_jax.evaluation.speed import measure_speed
+from elq_jax.evaluation.sweep import RESAMPLES, Sweep, f1_intervals, sweep_thresholds
+from elq_jax.linking.linker import EntityLinker
+from elq_jax.linking.scoring import BATCHES_IN_FLIGHT
+from elq_jax.questions.align import AlignedMentions, MentionProblem, align_mentions
+from elq_jax.questions.examples import AlignmentReport
+from elq_jax.questions.read import read_questions
+from elq_jax.questions.records import Question
+from elq_jax.storage.files import write_json
+from elq_jax.storage.progress import progress
+
+if TYPE_CHECKING:
+    import rich.console
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to evaluate.
+
+    Attributes:
+      tune: paths of labelled questions to choose the threshold on.
+      threshold: threshold that was asked for; None: the linker's own, or the one that is best on
+        `tune`.
+      metric: F1 that `tune` maximises.
+      floor: score at which everything is linked; thresholds can be tried from there up.
+      batch_size: number of questions encoded at a time.
+      on_error: what to do with a line that cannot be used, "stop" or "skip".
+      speed: whether to link twice more, to measure questions per second.
+    """
+
+    tune: Sequence[str | os.PathLike[str]] = ()
+    threshold: float | None = None
+    metric: Metric = "weak"
+    floor: float = -8.0
+    batch_size: int = 64
+    on_error: str = "stop"
+    speed: bool = True
+
+
+class Outcome(abc.ABC):
+    """What came out of an evaluation.
+
+    Attributes:
+      report: all numbers, JSON-able.
+    """
+
+    def __init__(self, report: dict[str, Any]):
+        self.report = report
+
+    @abc.abstractmethod
+    def print(self, console: rich.console.Console) -> None:
+        """Shows the numbers to a person."""
+
+    def write(self, folder: str | os.PathLike[str]) -> None:
+        """Writes report.json, and what else there is, to a folder."""
+        write_json(pathlib.Path(folder) / "report.json", self.report)
+
+
+Procedure = Callable[[EntityLinker, Sequence[str | os.PathLike[str]], Options], Outcome]
+EVALUATIONS: Registry[Procedure] = Registry("evaluation", "elq_jax.evaluation.evaluate")
+
+
+@EVALUATIONS.register("standard")
+def evaluate(
+    linker: EntityLinker,
+    questions: Sequence[str | os.PathLike[str]],
+    options: Options | None = None,
+) -> Evaluated:
+    """Links labelled questions once and measures at a threshold, the best one on others if asked.
+
+    What is found on the way is said on stderr.
+
+    Args:
+      linker: what is measured.
+      questions: paths of labelled questions, counted together.
+      options: see there.
+
+    Returns:
+      an outcome whose report has the keys of `Evaluation.report`, and questions (what was read
+      from each file), floor, tune, machine, speed and peak_memory_bytes.
+
+    Raises:
+      ElqError: a file cannot be used, or the linker's scores are no log-probabilities.
+    """
+    options = options or Options()
+    if not linker.settings.decoding.log_probabilities:
+        raise ElqError(
+            f"its decoder {linker.settings.decoding} ranks mentions by something else than joint "
+            'scores, at whose thresholds evaluate counts; use "joint"'
+        )
+    tune, tune_files = read_files(linker, options.tune, options.on_error)
+    labelled, files = read_files(linker, questions, options.on_error)
+    _warn_of_same(options.tune, questions)
+    threshold = linker.settings.threshold if options.threshold is None else options.threshold
+    floor = min(options.floor, threshold)
+    report: dict[str, Any] = {"questions": files, "floor": floor}
+    if tune:
+        sweep = _predict("tuning", linker, tune, floor, options.batch_size).sweep
+        threshold, f1 = sweep.best_threshold(options.metric), float(sweep.f1(options.metric).max())
+        report["threshold_from"] = "--tune"
+        report["tune"] = {"questions": tune_files, "metric": options.metric, "f1": f1}
+        _say(f"best {options.metric} F1 {f1:.3f}, at {threshold:.3f}")
+        if not f1:
+            _say("warning: nothing that was linked in --tune is right")
+    evaluation = _predict(
+        "linking", linker, labelled, floor, options.batch_size, at_gold_spans=True
+    )
+    report |= evaluation.report(threshold)
+    report["machine"] = describe_machine()
+    report["batch_size"] = options.batch_size
+    if options.speed:
+        texts = [question.text for question in labelled]
+        report["speed"] = measure_speed(linker, texts, threshold, options.batch_size)
+    report["peak_memory_bytes"] = peak_memory()
+    return Evaluated(report, evaluation, linker.catalogue.titles)
+
+
+class Evaluated(Outcome):
+    """Labelled questions, linked and counted.
+
+    Attributes:
+      report: all numbers.
+      evaluation: predictions beside the gold; counts at other thresholds.
+    """
+
+    def __init__(self, report: dict[str, Any], evaluation: Evaluation, titles: Titles):
+        super().__init__(report)
+        self.evaluation, self._titles = evaluation, titles
+
+    def print(self, console: rich.console.Console) -> None:
+        """Shows tables of scores, and the speed."""
+        show.print_report(console, self.report)
+
+    def write(self, folder: str | os.PathLike[str]) -> None:
+        """Writes report.json, errors.jsonl and curve.png."""
+        super().write(folder)
+        folder, threshold = pathlib.Path(folder), self.report["threshold"]
+        show.write_errors(folder / "errors.jsonl", self.evaluation.errors(threshold, self._titles))
+        known = self.evaluation.in_catalogue()
+        title, shown = ("in catalogue", known) if known.results else ("all", self.evaluation)
+        show.plot_precision_recall(folder / "curve.png", shown.sweep, threshold, title)
+
+
+def predict(
+    linker: EntityLinker,
+    questions: Sequence[Question],
+    threshold: float,
+    *,
+    batch_size: int = 64,
+    at_gold_spans: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Links labelled questions at a low threshold; text is tokenised and encoded once.
+
+    Args:
+      linker: what is measured.
+      questions: labelled questions, with character offsets of their gold mentions.
+      threshold: scores can later be asked for from here up.
+      batch_size: number of questions encoded at a time.
+      at_gold_spans: whether candidates are also retrieved for the gold spans (disambiguation).
+      progress: function called with the number of questions just done.
+
+    Returns:
+      the predictions beside the gold, ready to be counted.
+    """
+    results: list[QuestionResult] = []
+    problems: list[MentionProblem] = []
+    step = BATCHES_IN_FLIGHT * batch_size
+    for start in range(0, len(questions), step):
+        part = questions[start : start + step]
+        texts = [question.text for question in part]
+        encoded = linker.encode(texts)
+        aligned = [_align(linker, *pair) for pair in zip(part, encoded, strict=True)]
+        bounds = [mentions.bounds for mentions in aligned] if at_gold_spans else None
+        found, given = linker.score_encoded(texts, encoded, threshold, batch_size, bounds)
+        candidates = (
+            _of_mentions(part, aligned, given.rows) if at_gold_spans else [None] * len(part)
+        )
+        for question, links, rows in zip(
+            part, linker.decode(found, threshold), candidates, strict=True
+        ):
+            gold = tuple(Gold(m.start, m.end, m.row, m.title) for m in question.mentions)
+            predicted = tuple(
+                Predicted(
+                    link.start,
+                    link.end,
+                    link.row,
+                    link.score,
+                    tuple(candidate.row for candidate in link.candidates),
+                )
+                for link in links
+            )
+            results.append(QuestionResult(question.id, question.text, gold, predicted, rows))
+        problems += [problem for mentions in aligned for problem in mentions.problems]
+        if progress:
+            progress(len(part))
+    return Evaluation(results, threshold, problems)
+
+
+def _align(linker: EntityLinker, question: Question, encoded: Any) -> AlignedMentions:
+    return align_mentions(question, encoded, linker.config.max_mention_width)
+
+
+def _of_mentions(
+    questions: Sequence[Question], aligned: Sequence[AlignedMentions], rows: np.ndarray
+) -> list[tuple[np.ndarray, ...]]:
+    """Candidates of each gold mention of each question; none for one that no tokens express.
+
+    Args:
+      questions: Q questions.
+      aligned: their mentions as tokens.
+      rows: [n, C] int32, candidates of all spans of `aligned`.
+    """
+    remaining = iter(rows)
+    lists = []
+    for question, mentions in zip(questions, aligned, strict=True):
+        left_out = {problem.mention for problem in mentions.problems if problem.is_left_out}
+        lists.append(
+            tuple(
+                rows[:0, 0] if number in left_out else next(remaining)
+                for number in range(len(question.mentions))
+            )
+        )
+    return lists
+
+
+def gold_vectors(linker: EntityLinker, path: str | os.PathLike[str]) -> np.ndarray:
+    """Query vectors [n, D] float32 of the gold mentions of a file of labelled questions.
+
+    Raises:
+      ElqError: the file cannot be used, or tokens express none of its mentions.
+    """
+    questions, _ = read_questions(path, linker.catalogue)
+    texts = [question.text for question in questions]
+    pairs = zip(questions, linker.encode(texts), strict=True)
+    bounds = [_align(linker, *pair).bounds for pair in pairs]
+    if not any(map(len, bounds)):
+        raise ElqError(
+            f"{os.fspath(path)}: no mention to measure with; expected labelled questions with "
+            "mentions of whole words"
+        )
+    return np.concatenate(linker.vectors_at(texts, bounds))
+
+
+def read_files(
+    linker: EntityLinker,
+    paths: Sequence[str | os.PathLike[str]],
+    on_error: str = "stop",
+    **options: Any,
+) -> tuple[list[Question], list[dict[str, Any]]]:
+    """Reads labelled questions for a linker; says on stderr how their gold was found.
+
+    Args:
+      linker: linker whose catalogue the gold is looked up in.
+      paths: paths of the files.
+      on_error: see `read_questions`.
+      **options: further arguments of `read_questions`.
+
+    Returns:
+      the questions of all files together, and what is to be said of each file.
+    """
+    questions, files = [], []
+    for path in paths:
+        own, resolution = read_questions(path, linker.catalogue, on_error, **options)
+        _say(resolution.summary())
+        questions += own
+        files.append(
+            {
+                "path": os.fspath(path),
+                "questions": resolution.questions,
+                "mentions": resolution.mentions,
+                "gold": dict(resolution.counts),
+                "skipped": len(resolution.skipped),
+            }
+        )
+    return questions, files
+
+
+def _predict(
+    description: str,
+    linker: EntityLinker,
+    questions: Sequence[Question],
+    floor: float,
+    batch_size: int,
+    at_gold_spans: bool = False,
+) -> Evaluation:
+    with progress(description, len(questions), "questions") as advance:
+        evaluation = predict(
+            linker,
+            questions,
+            floor,
+            batch_size=batch_size,
+            at_gold_spans=at_gold_spans,
+            progress=advance,
+        )
+    if evaluation.problems:
+        mentions = sum(len(question.mentions) for question in questions)
+        _say(AlignmentReport(len(questions), mentions, list(evaluation.problems)).summary())
+    return evaluation
+
+
+def _warn_of_same(
+    tune: Sequence[str | os.PathLike[str]], questions: Sequence[str | os.PathLike[str]]
+) -> None:
+    for path in tune:
+        if any(os.path.samefile(path, other) for other in questions):
+            _say(
+                f"warning: --tune {os.fspath(path)} is one of --questions: their score is at a "
+                "threshold that was chosen on them"
+            )
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+@dataclasses.dataclass(frozen=True)
+class Disambiguation:
+    """Ranking of the right entity when the mention spans are given.
+
+    Attributes:
+      total: gold mentions; one outside the catalogue can only be a miss.
+      hits: [C] int, gold mentions whose entity is among the first 1, 2, ... C candidates.
+    """
+
+    total: int
+    hits: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        """Share of gold mentions whose first candidate is right."""
+        return self.recall(1)
+
+    def recall(self, c: int) -> float:
+        """Share of gold mentions whose entity is among the first c candidates."""
+        if not self.total or not len(self.hits):
+            return 0.0
+        return float(self.hits[min(c, len(self.hits)) - 1] / self.total)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Labelled questions with predictions, measured at any threshold.
+
+    Attributes:
+      results: one record per question.
+      decoded_at: the threshold with which the predictions were made; lower ones are refused.
+      problems: gold mentions that no link can be equal to.
+
+    Raises:
+      ElqError: gold_candidates that do not fit the gold mentions.
+    """
+
+    results: Sequence[QuestionResult]
+    decoded_at: float = -np.inf
+    problems: Sequence[MentionProblem] = ()
+
+    def __post_init__(self):
+        for result in self.results:
+            lists = result.gold_candidates
+            if lists is not None and len(lists) != len(result.gold):
+                raise ElqError(
+                    f"question {result.id!r}: gold_candidates has {len(lists)} entries, expected "
+                    f"one for each of the {len(result.gold)} gold mentions"
+                )
+
+    def in_catalogue(self) -> Evaluation:
+        """The same, for the questions whose gold mentions are all in the catalogue."""
+        results = [r for r in self.results if all(gold.row >= 0 for gold in r.gold)]
+        return Evaluation(results, self.decoded_at)
+
+    def counts(self, threshold: float, *, mentions_only: bool = False) -> Counts:
+        """Counts of the predictions with score > threshold.
+
+        Gold mentions outside the catalogue cannot be matched and so count as misses.
+
+        Args:
+          threshold: at least `decoded_at`.
+          mentions_only: compare spans and ignore entities (mention detection).
+
+        Raises:
+          ElqError: threshold below `decoded_at`.
+        """
+        return Counts(*self._table(threshold, mentions_only).sum(axis=0).tolist())
+
+    def f1_interval(
+        self,
+        threshold: float,
+        metric: Metric = "weak",
+        *,
+        mentions_only: bool = False,
+        confidence: float = 0.95,
+        resamples: int = RESAMPLES,
+        seed: int = 0,
+    ) -> tuple[float, float]:
+        """Percentile bootstrap interval of the F1 score, drawing whole questions."""
+        table = self._table(threshold, mentions_only)
+        return f1_intervals(table, confidence, resamples, seed)[metric]
+
+    def _table(self, threshold: float, mentions_only: bool = False) -> np.ndarray:
+        """[questions, 4] int: weak, strong, predicted, gold."""
+        self._check(threshold)
+        return count_by_question(self.results, threshold, mentions_only)
+
+    def _check(self, threshold: float) -> None:
+        if threshold < self.decoded_at:
+            raise ElqError(
+                f"threshold {threshold:g} is below {self.decoded_at:g}, with which the predictions "
+                "were made; links below that are not there to be counted. Predict again with a "
+                "lower threshold"
+            )
+
+    @functools.cached_property
+    def sweep(self) -> Sweep:
+        """Counts at every threshold that makes a difference."""
+        return sweep_thresholds(self.results, self.decoded_at)
+
+    def errors(self, threshold: float, titles: Titles | None = None) -> list[dict[str, Any]]:
+        """What is wrong at a threshold, see `list_errors`."""
+        self._check(threshold)
+        return list_errors(self.results, threshold, titles)
+
+    def disambiguation(self) -> Disambiguation | None:
+        """Accuracy and recall at gold spans; None when no question has `gold_candidates`."""
+        pairs = [
+            (gold.row, np.asarray(rows))
+            for result in self.results
+            if result.gold_candidates is not None
+            for gold, rows in zip(result.gold, result.gold_candidates, strict=True)
+        ]
+        if all(result.gold_candidates is None for result in self.results):
+            return None
+        hits = np.zeros(max((len(rows) for _, rows in pairs), default=0), np.int64)
+        for row, rows in pairs:
+            places = np.flatnonzero(rows == row)
+            if row >= 0 and len(places):
+                hits[places[0]] += 1
+        return Disambiguation(len(pairs), hits.cumsum())
+
+    def report(
+        self, threshold: float, *, resamples: int = RESAMPLES, seed: int = 0
+    ) -> dict[str, Any]:
+        """Every score at one threshold as a JSON-able dict; `print_report` shows it.
+
+        Keys: threshold; all and in_catalogue (questions, gold, predicted, weak, strong; the last
+        two with correct, precision, recall, f1, f1_interval); mention_detection (the same, entities
+        ignored, all questions); disambiguation (None, or all and in_catalogue with total, accuracy
+        and recall by number of candidates); errors (number of each kind).
+
+        Args:
+          threshold: at least `decoded_at`.
+          resamples: of the bootstrap; 0 leaves the intervals out.
+          seed: of the bootstrap.
+        """
+        known = self.in_catalogue()
+        disambiguation = None
+        if self.disambiguation() is not None:
+            parts = (("in_catalogue", known.disambiguation()), ("all", self.disambiguation()))
+            disambiguation = {name: _show_disambiguation(part) for name, part in parts if part}
+        kinds = collections.Counter(error["error"] for error in self.errors(threshold))
+        settings = {"resamples": resamples, "seed": seed}
+        return {
+            "threshold": float(threshold),
+            "all": _show_counts(self, threshold, **settings),
+            "in_catalogue": _show_counts(known, threshold, **settings),
+            "mention_detection": _show_counts(self, threshold, mentions_only=True, **settings),
+            "disambiguation": disambiguation,
+            "errors": {kind: kinds[kind] for kind in ERRORS},
+        }
+
+
+def _show_counts(
+    evaluation: Evaluation, threshold: float, resamples: int, seed: int, mentions_only: bool = False
+) -> dict[str, Any]:
+    table = evaluation._table(threshold, mentions_only)
+    counts = Counts(*table.sum(axis=0).tolist())
+    shown: dict[str, Any] = {
+        "questions": len(table),
+        "gold": counts.gold,
+        "predicted": counts.predicted,
+    }
+    for metric in ("weak", "strong"):
+        shown[metric] = counts.scores(metric)
+    if resamples:
+        for metric, interval in f1_intervals(table, resamples=resamples, seed=seed).items():
+            shown[metric]["f1_interval"] = list(interval)
+    return shown
+
+
+def _show_disambiguation(part: Disambiguation) -> dict[str, Any]:
+    most = len(part.hits)
+    cuts = sorted({c for c in (1, 5, 10, 100, most) if 0 < c <= most})
+    recall = {str(c): part.recall(c) for c in cuts}
+    return {"total": part.total, "accuracy": part.accuracy, "recall": recall}
