@@ -135,7 +135,7 @@ def test_an_index_of_ones_own_is_built_and_linked_with(own, linker, embeddings, 
     assert linking.index.settings == INDEXES.get("own_index:rounded").Settings(**settings)
     exact = EntityLinker.from_pretrained(linker, index="exact")
     texts = ["who played thor in the avengers", "where was obama born"]
-    found, expected = linking.link_batch(texts), exact.link_batch(texts)
+    found, expected = linking(texts), exact(texts)
     assert sum(map(len, expected)) > 0
     for links, others in zip(found, expected, strict=True):
         assert [link.start for link in links] == [link.start for link in others]
