@@ -41,9 +41,8 @@ from elq_jax.training.metrics import MetricsWriter
 from elq_jax.training.step import LossConfig, Table, joint_train_step
 
 OPTIM = json.loads((FIXTURES / "optim.json").read_text())
-LONGEST = json.loads((FIXTURES / "train_inbatch.json").read_text())["settings"][
-    "max_context_length"
-]
+SETTINGS = json.loads((FIXTURES / "train_inbatch.json").read_text())["settings"]
+LONGEST = SETTINGS["max_context_length"]
 
 
 def test_a_toy_parameter_moves_as_the_originals():
