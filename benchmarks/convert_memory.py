@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
                 *(sys.executable, "-m", "elq_jax.convert", "--tokenizer=minilm"),
                 *(f"--checkpoint={folder}/elq.bin", f"--params={folder}/params.txt"),
                 *(f"--catalogue={folder}/entity.jsonl", f"--embeddings={folder}/all.t7"),
-                *(f"--dtype={_DTYPE.value}", f"--output={folder}/linker"),
+                *(f"--storage_dtype={_DTYPE.value}", f"--output={folder}/linker"),
             ],
             check=True,
         )

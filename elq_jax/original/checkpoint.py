@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,8 +30,8 @@ from elq_jax.model.elq import (
     parameter_shapes,
 )
 from elq_jax.original.names import params_from_state_dict, tensor_names
-from elq_jax.original.torch_files import StoredTensor, open_torch_file
-from elq_jax.storage.files import atomic_write
+from elq_jax.original.torch_files import StoredTensor, open_torch_file, write_torch_file
+from elq_jax.storage.files import atomic_write, is_stream
 from elq_jax.text.tokenization import Tokenizer
 
 _MENTION_HEADS = {"qa_linear": "linear", "qa_mlp": "mlp", "qa": "mlp"}
@@ -408,6 +409,38 @@ def save_model(
     metadata = {"parameters": json.dumps(model.parameters)}
     with atomic_write(pathlib.Path(folder) / _UNUSED) as file:
         file.write(safetensors.numpy.save(unused, metadata))
+
+
+def write_original(
+    folder: str | os.PathLike[str], output: pathlib.Path
+) -> tuple[pathlib.Path, pathlib.Path]:
+    """Writes a linker's model as files of the original.
+
+    Args:
+      folder: linker directory.
+      output: path of the state dict; the parameter file of `x.bin` is `x_params.txt` beside it.
+
+    Returns:
+      the paths of both.
+
+    Raises:
+      ElqError: not a linker directory, the original cannot compute such a model, or `output` is a
+        pipe or a device.
+    """
+    if is_stream(output):
+        raise ElqError(f"{output}: two files are written, and this is none; give another name")
+    tensors, parameters = state_dict(folder)
+    write_torch_file(output, tensors)
+    path = output.with_name(f"{output.stem}_params.txt")
+    with atomic_write(path, "w") as file:
+        file.write(f"{json.dumps(parameters)}\n")
+    if parameters["bert_model"] == UNNAMED_BERT:
+        print(
+            f'warning: {path}: no published BERT has these sizes; set "bert_model" to a folder '
+            "with config.json, pytorch_model.bin and vocab.txt of the BERT it was trained from",
+            file=sys.stderr,
+        )
+    return output, path
 
 
 def state_dict(

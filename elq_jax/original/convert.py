@@ -10,7 +10,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -24,9 +24,11 @@ from elq_jax.entities.wikidata import fill_wikidata_ids
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model.bundle import Model
 from elq_jax.original import checkpoint as original
+from elq_jax.original.conversion import Conversion
 from elq_jax.original.presets import with_preset
 from elq_jax.original.torch_files import StoredTensor, open_torch_file
 from elq_jax.storage import layout
+from elq_jax.storage.files import user_path
 from elq_jax.storage.progress import progress
 from elq_jax.storage.resume import resumable_folder, stamp
 from elq_jax.text.tokenization import Tokenizer
@@ -34,148 +36,155 @@ from elq_jax.text.tokenization import Tokenizer
 # For linkers that are to give the original's answers.
 ORIGINAL_LINKING = {"decoder": "elq_jax.original.decoding:original"}
 
+_FILES = (
+    *("checkpoint", "params", "entity_checkpoint", "bert_config", "entity_bert_config"),
+    *("catalogue", "wikidata_ids", "embeddings", "token_ids"),
+)
 _SHARD_BYTES = 1 << 27  # of float32; converting takes about five times as much memory
 
 
-def convert(
-    output: str | os.PathLike[str],
-    checkpoint: str | os.PathLike[str] | None,
-    parameter_file: str | os.PathLike[str],
-    tokenizer: str | os.PathLike[str],
-    *,
-    entity_checkpoint: str | os.PathLike[str] | None = None,
-    bert_config: str | os.PathLike[str] | None = None,
-    entity_bert_config: str | os.PathLike[str] | None = None,
-    catalogue: str | os.PathLike[str] | None = None,
-    wikidata_ids: str | os.PathLike[str] | None = None,
-    embeddings: str | os.PathLike[str] | None = None,
-    token_ids: str | os.PathLike[str] | None = None,
-    dtype: str = "float32",
-    preset: str = "interactive",
-    max_question_tokens: int | None = None,
-    index: bool = False,
-) -> None:
+def convert(conversion: Conversion) -> pathlib.Path:
     """Writes a linker directory that gives the original's answers.
 
-    What was found, and progress, go to stderr. Interrupted or out of disk space, the same call goes
-    on; after any other error nothing is left behind.
+    What was found, and progress, go to stderr. Interrupted or out of disk space, the same call
+    resumes; after any other error nothing is left behind.
 
     Args:
-      output: the directory; must not exist, or be empty.
-      checkpoint, parameter_file, entity_checkpoint, bert_config, entity_bert_config: see
-        `original.load_model`.
-      tokenizer: what `Tokenizer.from_pretrained` takes.
-      catalogue: entity.jsonl (or .jsonl.gz, or a catalogue.arrow). Without one the directory holds
-        a model only.
-      wikidata_ids: table for entities without an id; see `fill_wikidata_ids`.
-      embeddings: all_entities_large.t7, a float matrix [E, D] saved by torch. Without it
-        encode_entities is to be run next.
-      token_ids: entity_token_ids_128.t7; only used to check catalogue and tokenizer.
-      dtype: of the embeddings on disk, "float32", "bfloat16" or "int8".
-      preset: published settings to link with by default.
-      max_question_tokens: to link with by default, instead of the preset's or the model's.
-      index: build a ScaNN index too; memory as `ScannIndex.build` says.
+      conversion: files of the original, and what is made of them.
+
+    Returns:
+      the linker directory.
 
     Raises:
       ElqError: a file is missing, foreign or cut short, or does not fit the others.
     """
-    for name, path in {
-        "wikidata_ids": wikidata_ids,
-        "embeddings": embeddings,
-        "token_ids": token_ids,
-    }.items():
-        if path and not catalogue:
-            raise ElqError(f"{name}: needs a catalogue, whose entities its rows are")
-    if index and not embeddings:
-        raise ElqError("index: needs embeddings; without them, build_index comes later")
-    given = {"max_question_tokens": max_question_tokens} | ORIGINAL_LINKING
-    linking = LinkingSettings.from_dict(with_preset(preset, given))
-    inputs = {
-        name: _existing(path)
-        for name, path in {
-            "checkpoint": checkpoint,
-            "parameter_file": parameter_file,
-            "entity_checkpoint": entity_checkpoint,
-            "bert_config": bert_config,
-            "entity_bert_config": entity_bert_config,
-            "catalogue": catalogue,
-            "wikidata_ids": wikidata_ids,
-            "embeddings": embeddings,
-            "token_ids": token_ids,
-        }.items()
-        if path
+    conversion.check()
+    files = {
+        name: _existing(user_path(path))
+        for name in _FILES
+        if (path := getattr(conversion, name)) is not None
     }
+    output = user_path(conversion.output)
     # All that can be seen from headers is checked before anything is written.
     model = original.load_model(
-        checkpoint, parameter_file, entity_checkpoint, bert_config, entity_bert_config
+        *(files.get(name) for name in ("checkpoint", "params", "entity_checkpoint")),
+        *(files.get(name) for name in ("bert_config", "entity_bert_config")),
     )
+    linking = _linking_settings(conversion, model)
+    tokenizer = Tokenizer.from_pretrained(conversion.tokenizer)
+    original.check_tokenizer(tokenizer, model, os.fspath(conversion.tokenizer))
+    matrices = {
+        name: open_matrix(files[name], kind, width)
+        for name, kind, width in (
+            ("embeddings", "f", model.config.vector_width),
+            ("token_ids", "i", None),
+        )
+        if name in files
+    }
+    _warn(model, conversion)
+    # The matrix may have tens of gigabytes: time and size of a file stand for its content.
+    inputs = {
+        name: {"path": str(path.resolve()), "stamp": stamp(path)} for name, path in files.items()
+    }
+    inputs |= {"storage_dtype": conversion.storage_dtype, "tokenizer": tokenizer.fingerprint}
+    records = [source_note(pathlib.Path(layout.CATALOGUE)).name]
+    with resumable_folder(output, inputs, records) as folder:
+        if not conversion.index:  # one that an interrupted call with it was done with
+            shutil.rmtree(folder / layout.INDEX, ignore_errors=True)
+        original.save_model(folder, model, tokenizer, linking.to_dict())
+        if "catalogue" in files:
+            catalogue = _write_catalogue(files, matrices, tokenizer, folder / layout.CATALOGUE)
+            if "embeddings" in matrices:
+                _write_vectors(conversion, matrices["embeddings"], model, catalogue, folder)
+    return output
+
+
+def _linking_settings(conversion: Conversion, model: original.OriginalModel) -> LinkingSettings:
+    """The preset's settings; an ElqError where the encoder has not so many positions."""
+    given = {"max_question_tokens": conversion.max_question_tokens} | ORIGINAL_LINKING
+    linking = LinkingSettings.from_dict(with_preset(conversion.preset, given))
     longest = model.config.question_bert.max_positions
     if (linking.max_question_tokens or 0) > longest:
         raise ElqError(
             f"max_question_tokens: {linking.max_question_tokens}; expected 3 to {longest} (the "
             "encoder's positions)"
         )
-    wordpieces = Tokenizer.from_pretrained(tokenizer)
-    original.check_tokenizer(wordpieces, model, os.fspath(tokenizer))
-    vectors = open_matrix(embeddings, "f", model.config.vector_width) if embeddings else None
-    tokens = open_matrix(token_ids, "i") if token_ids else None
+    return linking
 
+
+def _warn(model: original.OriginalModel, conversion: Conversion) -> None:
+    """Says what the files of a model lack."""
     if model.untrained:
         _say(
-            f"warning: {entity_checkpoint}: no mention head in it; it starts at random, so train "
-            "before linking: what it takes for mentions means nothing"
+            f"warning: {conversion.entity_checkpoint}: no mention head in it; it starts at random, "
+            "so train before linking: what it takes for mentions means nothing"
         )
     if not model.has_poolers:
         _say(
-            f"{checkpoint or entity_checkpoint}: no pooler in it, which the original loads and "
-            "never uses; --to_torch will write zeros"
+            f"{conversion.checkpoint or conversion.entity_checkpoint}: no pooler in it, which the "
+            "original loads and never uses; --to_torch will write zeros"
         )
-    # The matrix may have tens of gigabytes: time and size of a file stand for its content.
-    described = {
-        name: {"path": str(path.resolve()), "stamp": stamp(path)} for name, path in inputs.items()
-    }
-    described |= {"dtype": dtype, "tokenizer": wordpieces.fingerprint}
-    records = [source_note(pathlib.Path(layout.CATALOGUE)).name]
-    with resumable_folder(output, described, records) as folder:
-        if not index:  # one that an interrupted call with it was done with
-            shutil.rmtree(folder / layout.INDEX, ignore_errors=True)
-        original.save_model(folder, model, wordpieces, linking.to_dict())
-        if not catalogue:
-            return
-        path = folder / layout.CATALOGUE
-        entities = open_or_build_catalogue(catalogue, path)
-        if wikidata_ids:
-            without = fill_wikidata_ids(path, wikidata_ids)
-            _say(f"{path.name}: {without:,} of {len(entities):,} without a Wikidata id")
-            entities = Catalogue.open(path)
-        for matrix in (vectors, tokens):
-            if matrix is not None:
-                _check_rows(matrix, entities, catalogue)
-        if tokens is not None:
-            _say(f"{token_ids}: {check_token_ids(tokens, entities, wordpieces)}")
-        if vectors is None:
-            return
-        fingerprint = _encoder_fingerprint(model, vectors, entities, wordpieces)
-        with progress("embeddings", len(entities), "entities") as advance:
-            converted = convert_embeddings(
-                vectors, folder / layout.EMBEDDINGS, entities, dtype, fingerprint, advance
-            )
-        if index:
-            from elq_jax.retrieval.scann import ScannIndex, ScannSettings
 
-            ScannIndex.build(converted, ScannSettings(reorder_dtype=dtype)).save(
-                folder / layout.INDEX
+
+def _write_catalogue(
+    files: Mapping[str, pathlib.Path],
+    matrices: Mapping[str, StoredTensor],
+    tokenizer: Tokenizer,
+    path: pathlib.Path,
+) -> Catalogue:
+    """Builds the catalogue, fills in ids, and checks that the matrices are of its entities."""
+    catalogue = open_or_build_catalogue(files["catalogue"], path)
+    if "wikidata_ids" in files:
+        without = fill_wikidata_ids(path, files["wikidata_ids"])
+        _say(f"{path.name}: {without:,} of {len(catalogue):,} without a Wikidata id")
+        catalogue = Catalogue.open(path)
+    for matrix in matrices.values():
+        if matrix.shape[0] != len(catalogue):
+            raise DataError(
+                f"{matrix.shape[0]:,} rows, and {files['catalogue']} has {len(catalogue):,} "
+                "entities; they must be of the same catalogue",
+                matrix.path,
             )
+    if "token_ids" in matrices:
+        found = check_token_ids(matrices["token_ids"], catalogue, tokenizer)
+        _say(f"{files['token_ids']}: {found}")
+    return catalogue
+
+
+def _write_vectors(
+    conversion: Conversion,
+    matrix: StoredTensor,
+    model: original.OriginalModel,
+    catalogue: Catalogue,
+    folder: pathlib.Path,
+) -> None:
+    """Copies the entity vectors, and builds the index if it is asked for."""
+    tokenizer = Tokenizer.from_pretrained(folder)
+    fingerprint = _encoder_fingerprint(model, matrix, catalogue, tokenizer)
+    with progress("embeddings", len(catalogue), "entities") as advance:
+        embeddings = convert_embeddings(
+            matrix,
+            folder / layout.EMBEDDINGS,
+            catalogue,
+            conversion.storage_dtype,
+            fingerprint,
+            advance,
+        )
+    if conversion.index:
+        from elq_jax.retrieval.scann import ScannIndex, ScannSettings
+
+        settings = ScannSettings(reorder_dtype=conversion.storage_dtype)
+        ScannIndex.build(embeddings, settings).save(folder / layout.INDEX)
 
 
 def _say(message: str) -> None:
     print(message, file=sys.stderr)
 
 
-def _existing(path: str | os.PathLike[str]) -> pathlib.Path:
-    if not pathlib.Path(path).is_file():
+def _existing(path: pathlib.Path) -> pathlib.Path:
+    if not path.is_file():
         raise ElqError(f"{path}: no such file")
-    return pathlib.Path(path)
+    return path
 
 
 def open_matrix(path: str | os.PathLike[str], kind: str, width: int | None = None) -> StoredTensor:
@@ -202,15 +211,6 @@ def open_matrix(path: str | os.PathLike[str], kind: str, width: int | None = Non
             f"vectors of width {matrix.shape[1]}; the model's entity vectors have {width}", path
         )
     return matrix
-
-
-def _check_rows(matrix: StoredTensor, catalogue: Catalogue, source: str | os.PathLike[str]) -> None:
-    if matrix.shape[0] != len(catalogue):
-        raise DataError(
-            f"{matrix.shape[0]:,} rows, and {source} has {len(catalogue):,} entities; they must "
-            "be of the same catalogue",
-            matrix.path,
-        )
 
 
 def check_token_ids(
@@ -288,11 +288,11 @@ def convert_embeddings(
     matrix: StoredTensor,
     folder: str | os.PathLike[str],
     catalogue: Catalogue,
-    dtype: str = "float32",
+    storage_dtype: str = "float32",
     encoder_fingerprint: str = "",
     progress: Callable[[int], None] | None = None,
 ) -> Embeddings:
-    """Copies a matrix of entity vectors into shards; goes on with those that are missing.
+    """Copies a matrix of entity vectors into shards, of which those that are there stay.
 
     Less than 1 GiB of memory is used, whatever the size of the matrix.
 
@@ -300,7 +300,7 @@ def convert_embeddings(
       matrix: [E, D] floats.
       folder: where the shards go.
       catalogue: its E entities.
-      dtype: on disk, "float32", "bfloat16" or "int8" (with a scale per row).
+      storage_dtype: type on disk, "float32", "bfloat16" or "int8" (with a scale per row).
       encoder_fingerprint: of the encoder that made the matrix; "" where that is not known.
       progress: called with the number of entities done, first with those found on disk.
 
@@ -312,7 +312,7 @@ def convert_embeddings(
         folder,
         rows,
         width,
-        dtype,
+        storage_dtype,
         max(1, _SHARD_BYTES // (4 * width)),
         catalogue.fingerprint,
         encoder_fingerprint,

@@ -159,7 +159,8 @@ def resumable_folder(
       records: names of files in it that only resuming needs; they are not part of the result.
 
     Raises:
-      ElqError: the folder exists, or another process is writing it.
+      ElqError: the folder exists, another process is writing it, or what is in `folder.partial`
+        was not left by such a run.
     """
     final = pathlib.Path(os.path.realpath(folder))
     if os.path.lexists(final) and not is_empty_folder(final):
@@ -172,6 +173,9 @@ def resumable_folder(
             print(f"{partial}: resuming with what is there", file=sys.stderr)
             _empty(partial, "**/.*")
         elif not is_empty_folder(partial, ".lock"):
+            names = [path.name for path in partial.iterdir()]
+            if record.path.name not in names and not all(name.startswith(".") for name in names):
+                raise ElqError(f"{partial}: was not left by an interrupted run; move it elsewhere")
             print(f"{partial}: of other inputs, so begun again", file=sys.stderr)
             _empty(partial, "*")
         record.write()

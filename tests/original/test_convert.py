@@ -28,6 +28,7 @@ from elq_jax.model.bundle import Model, initial_params
 from elq_jax.original import checkpoint as original
 from elq_jax.original import convert as conversion
 from elq_jax.original import torch_files
+from elq_jax.original.conversion import Conversion
 from elq_jax.original.names import params_from_state_dict
 from elq_jax.original.presets import PRESETS, get_preset, with_preset
 from elq_jax.original.torch_files import open_torch_file, write_torch_file
@@ -90,14 +91,14 @@ class Release:
         self.tensors = dict(arrays("state_dict"))
         self.files = {
             "checkpoint": folder / "elq.bin",
-            "parameter_file": folder / "params.txt",
+            "params": folder / "params.txt",
             "tokenizer": "minilm",
             "bert_config": folder / "bert.json",
         }
 
     def write(self, save=write_torch_file):
         save(self.files["checkpoint"], self.tensors)
-        self.files["parameter_file"].write_text(str(self.parameters))
+        self.files["params"].write_text(str(self.parameters))
         (self.folder / "bert.json").write_text(json.dumps(FIXTURE["config"]))
         return self
 
@@ -116,13 +117,13 @@ class Release:
         return self
 
     def convert(self, **options):
-        conversion.convert(self.output, **self.files | options)
-        return self.output
+        given = self.files | {"preset": "interactive", "output": self.output} | options
+        return conversion.convert(Conversion(**given))
 
     def load(self):
         return original.load_model(
             self.files["checkpoint"],
-            self.files["parameter_file"],
+            self.files["params"],
             self.files.get("entity_checkpoint"),
             self.files.get("bert_config"),
             self.files.get("entity_bert_config"),
@@ -184,10 +185,10 @@ def test_program_round_trip(release):
     """
     release.parameters |= {"max_context_length": 128, "max_mention_length": None}
     release.write().write_entities()
-    release.files["parameter_file"].write_text(json.dumps(release.parameters))
-    names = {"parameter_file": "params"}
+    release.files["params"].write_text(json.dumps(release.parameters))
+    names = {"params": "params"}
     command = [f"--{names.get(name, name)}={path}" for name, path in release.files.items()]
-    run_program(*command, f"--output={release.output}", "--preset=webqsp", "--dtype=int8")
+    run_program(*command, f"--output={release.output}", "--preset=webqsp", "--storage_dtype=int8")
     settings = json.loads((release.output / "config.json").read_text())
     assert settings["linking"]["threshold"] == -2.9
     device = jax.devices()[:1]
@@ -232,7 +233,7 @@ def test_program_errors(release):
 def test_to_torch_takes_nothing_else():
     """Not a flag of the other direction is silently ignored, though it has a default."""
     given = ("entity_checkpoint=x", "tokenizer=x", "token_ids=x", "index", "noindex", "output=x")
-    given += ("preset=webqsp", "max_question_tokens=32", "wikidata_ids=x", "dtype=int8")
+    given += ("preset=webqsp", "max_question_tokens=32", "wikidata_ids=x", "storage_dtype=int8")
     program = """
 import sys
 from absl import flags
@@ -311,7 +312,7 @@ def test_blink_alone(release, minilm, capsys):
 
 def test_neither_model(release):
     release.write()
-    with pytest.raises(ElqError, match="checkpoint, entity_checkpoint: give one of them"):
+    with pytest.raises(ElqError, match="--checkpoint: missing; needed are --checkpoint, --params"):
         release.convert(checkpoint=None)
 
 
@@ -529,16 +530,16 @@ FILE_ERRORS = {
         lambda r: write_torch_file(r.files["checkpoint"], {3: np.zeros(2, np.float32)}),
         r"elq\.bin: holds a key 3; expected names",
     ),
-    "no parameters": (overwrite("parameter_file", b"hello ="), r"params\.txt: found 'hello ='"),
-    "binary parameters": (overwrite("parameter_file", b"\x80\x02"), r"params\.txt: found '.*'"),
-    "list as key": (overwrite("parameter_file", b"{[1]: 2}"), r"params\.txt: found '\{\[1\]: 2\}'"),
-    "set as value": (overwrite("parameter_file", b"{'a': {1}}"), r"params\.txt: found "),
+    "no parameters": (overwrite("params", b"hello ="), r"params\.txt: found 'hello ='"),
+    "binary parameters": (overwrite("params", b"\x80\x02"), r"params\.txt: found '.*'"),
+    "list as key": (overwrite("params", b"{[1]: 2}"), r"params\.txt: found '\{\[1\]: 2\}'"),
+    "set as value": (overwrite("params", b"{'a': {1}}"), r"params\.txt: found "),
     "no heads": (bert_config(num_attention_heads=0), r"num_attention_heads: 0; expected an int"),
     "heads": (bert_config(num_attention_heads=5), r"num_attention_heads: 5; expected a divisor"),
     "text as heads": (bert_config(num_attention_heads="4"), r"num_attention_heads: '4'; expected"),
     "null as heads": (bert_config(num_attention_heads=None), r"bert\.json: .*_heads: None; exp"),
     "text as epsilon": (bert_config(layer_norm_eps="1e-12"), r"bert\.json: .*layer_norm_eps: '1e"),
-    "no dictionary": (overwrite("parameter_file", b"[1]"), r"params\.txt: found a list"),
+    "no dictionary": (overwrite("params", b"[1]"), r"params\.txt: found a list"),
     "embeddings cut": (cut("embeddings", -1), r"all\.t7: not a whole file"),
     "fewer embeddings": (
         matrix("embeddings", lambda x: x[:499]),
@@ -595,7 +596,7 @@ def test_only_some_files(release):
 
 def test_index(release):
     release.write().write_entities()
-    folder = release.convert(index=True, dtype="int8")
+    folder = release.convert(index=True, storage_dtype="int8")
     embeddings = Embeddings.open(folder / "embeddings")
     index = open_index(folder / "index", embeddings)
     assert index.name == "scann"
@@ -635,6 +636,15 @@ def test_interrupted(release, monkeypatch, capsys):
     assert not list(release.folder.glob("*.partial"))
     np.testing.assert_array_equal(again[:], whole[:])
     assert "resuming with what is there" in capsys.readouterr().err
+
+
+def test_to_torch_writes_files_only(release, tmp_path):
+    Model(tiny_config(), tiny_params(), Tokenizer.from_pretrained("minilm")).save(
+        tmp_path / "model"
+    )
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ElqError, match="pipe: two files are written, and this is none"):
+        original.write_original(tmp_path / "model", tmp_path / "pipe")
 
 
 def test_what_a_killed_run_leaves(release, monkeypatch):
@@ -678,7 +688,7 @@ def test_full_disk(release, monkeypatch, capsys):
 @pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 2**-8), ("int8", 1 / 254)])
 def test_smaller_types(dtype, error, release):
     release.write().write_entities()
-    found = Embeddings.open(release.convert(dtype=dtype) / "embeddings")
+    found = Embeddings.open(release.convert(storage_dtype=dtype) / "embeddings")
     assert found.dtype == dtype
     expected = arrays("kb")["entity_encodings"]
     largest = np.abs(expected).max(axis=1, keepdims=True)

@@ -21,6 +21,7 @@ from elq_jax.core.errors import ElqError
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.original import decoding
 from elq_jax.original import evaluation as original
+from elq_jax.original.conversion import Conversion
 from elq_jax.original.convert import convert
 from elq_jax.original.torch_files import write_torch_file
 from elq_jax.questions.read import read_questions
@@ -47,18 +48,19 @@ def release(tmp_path_factory):
     ids = arrays("kb")["entity_token_ids"]
     write_torch_file(folder / "ids.t7", np.pad(ids, [(0, 0), (0, 128 - ids.shape[1])]))
 
-    convert(
-        folder / "linker",
-        folder / "elq.bin",
-        folder / "params.txt",
-        "minilm",
-        bert_config=folder / "bert.json",
-        catalogue=FIXTURES / "entity.jsonl",
-        embeddings=folder / "all.t7",
-        token_ids=folder / "ids.t7",
-        preset="library",
+    return convert(
+        Conversion(
+            checkpoint=folder / "elq.bin",
+            params=folder / "params.txt",
+            tokenizer="minilm",
+            bert_config=folder / "bert.json",
+            catalogue=FIXTURES / "entity.jsonl",
+            embeddings=folder / "all.t7",
+            token_ids=folder / "ids.t7",
+            preset="library",
+            output=folder / "linker",
+        )
     )
-    return folder / "linker"
 
 
 @pytest.fixture(scope="module")

@@ -111,6 +111,23 @@ def test_a_folder_is_resumed_or_begun_again(tmp_path, capsys):
         pass
 
 
+def test_a_folder_of_somebody_else_is_in_the_way(tmp_path):
+    """It is neither mixed with the result nor removed; what a run began before its record is."""
+    partial = tmp_path / "output.partial"
+    partial.mkdir()
+    (partial / "thesis.tex").touch()
+    with (
+        pytest.raises(ElqError, match=r"output\.partial: was not left by an interrupted run"),
+        resume.resumable_folder(tmp_path / "output", {}),
+    ):
+        pass
+    assert [path.name for path in partial.iterdir()] == ["thesis.tex"]
+    (partial / "thesis.tex").rename(partial / ".inputs.json.abcd")
+    with resume.resumable_folder(tmp_path / "output", {}):
+        pass
+    assert not list((tmp_path / "output").iterdir())
+
+
 @pytest.mark.parametrize("error", [ElqError, DiskFullError])
 def test_what_an_error_leaves_of_a_folder(tmp_path, error):
     with pytest.raises(error), resume.resumable_folder(tmp_path / "output", {}):
