@@ -20,9 +20,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from elq_jax.core.errors import ElqError
 from elq_jax.entities.catalogue import Catalogue
-from elq_jax.entities.embeddings import Embeddings
+from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter
 from elq_jax.model import bundle
 from elq_jax.model.bundle import Model
 from elq_jax.storage import layout
@@ -34,7 +36,7 @@ def write_linker(
     model: Model,
     linking: Mapping[str, Any],
     catalogue: str | os.PathLike[str],
-    embeddings: str | os.PathLike[str],
+    embeddings: str | os.PathLike[str] | Embeddings | np.ndarray,
 ) -> None:
     """Writes a whole linker directory; it appears under its name when it is complete.
 
@@ -43,12 +45,31 @@ def write_linker(
       model: both encoders; without the entity encoder's parameters, its fingerprint is kept.
       linking: defaults of `EntityLinker` (threshold and so on).
       catalogue: a catalogue.arrow.
-      embeddings: the folder of its entity vectors. Both are hard-linked where the file system can.
+      embeddings: the folder of its entity vectors, or the vectors themselves [E, D]. Files are
+        hard-linked where the file system can.
     """
+    if isinstance(embeddings, Embeddings):
+        embeddings = embeddings.folder
     with _replacing(folder) as temporary:
         model.save(temporary, linking)
         _link_or_copy(pathlib.Path(catalogue), temporary / layout.CATALOGUE)
-        _link_or_copy_tree(pathlib.Path(embeddings), temporary / layout.EMBEDDINGS)
+        if isinstance(embeddings, np.ndarray):
+            _write_embeddings(temporary, model, embeddings)
+        else:
+            _link_or_copy_tree(pathlib.Path(embeddings), temporary / layout.EMBEDDINGS)
+
+
+def _write_embeddings(folder: pathlib.Path, model: Model, vectors: np.ndarray) -> None:
+    """Writes entity vectors [E, D] of the catalogue in `folder` there."""
+    fingerprint = Catalogue.open(folder / layout.CATALOGUE).fingerprint
+    writer = EmbeddingsWriter(
+        folder / layout.EMBEDDINGS,
+        *vectors.shape,
+        catalogue_fingerprint=fingerprint,
+        encoder_fingerprint=model.entity_fingerprint,
+    )
+    for shard in range(writer.num_shards):
+        writer.write_shard(shard, vectors[slice(*writer.shard_range(shard))])
 
 
 def copy_linker(

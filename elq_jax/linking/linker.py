@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-import pathlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from elq_jax.core import devices as devices_lib
 from elq_jax.core.devices import COMPUTE_DTYPES
 from elq_jax.core.errors import DataError, ElqError
 from elq_jax.entities.catalogue import Catalogue
+from elq_jax.entities.embeddings import Embeddings
 from elq_jax.linking import arguments, directory
 from elq_jax.linking.decoding import Decoded, joint_scores, take
 from elq_jax.linking.links import Candidate, Link, ScoredSpans
@@ -25,6 +25,7 @@ from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model.bundle import Model, read_description
 from elq_jax.retrieval import Index, open_index
 from elq_jax.storage import layout
+from elq_jax.storage.files import user_path
 from elq_jax.storage.hub import resolve_linker
 from elq_jax.text.tokenization import EncodedQuestion
 
@@ -61,6 +62,7 @@ class EntityLinker:
         index: Index,
         settings: LinkingSettings | None = None,
         *,
+        embeddings: Embeddings | np.ndarray | None = None,
         dtype: str = "float32",
         devices: str | Sequence[jax.Device] | None = None,
     ):
@@ -72,6 +74,7 @@ class EntityLinker:
           catalogue: E entities.
           index: index over their E embeddings.
           settings: defaults of linking.
+          embeddings: [E, D], those that the index was built over; `save_pretrained` writes them.
           dtype: dtype of the matrix products, "float32" or "bfloat16".
           devices: devices, or the name of a platform such as "cpu"; all local ones by default.
 
@@ -88,8 +91,10 @@ class EntityLinker:
         _ = self.max_question_tokens  # for its check
         self._devices = devices_lib.choose(devices)
         self._scorer = Scorer(model, dtype, self._devices)
+        self._embeddings = embeddings
         self._lock = threading.RLock()
         self._source: dict[str, Any] | None = None  # arguments of `from_pretrained`
+        self._is_changed = False  # since it was opened, but for settings
 
     @classmethod
     def from_pretrained(
@@ -134,6 +139,7 @@ class EntityLinker:
             catalogue,
             open_index(path / layout.INDEX, embeddings, index, devices),
             saved.replace(**settings),
+            embeddings=embeddings,
             dtype=dtype,
             devices=devices,
         )
@@ -144,19 +150,33 @@ class EntityLinker:
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Writes a linker directory with these settings; big files are linked where possible.
 
+        Args:
+          path: folder to write, which appears under its name when it is whole. A linker directory
+            that is there is replaced.
+
         Raises:
-          ElqError: this linker was not opened from a directory, or `path` holds something else.
+          ElqError: `path` holds something else, or this linker was put together without
+            `embeddings`.
         """
-        if self._source is None:
+        path, linking = user_path(path), self.settings.to_dict()
+        if self._source is not None and not self._is_changed:
+            directory.copy_linker(self._source["path"], path, linking)
+            return
+        if self._embeddings is None:
             raise ElqError(
-                "this linker was put together in memory; write its parts with "
-                "elq_jax.linking.directory.write_linker"
+                "embeddings: this linker was put together without them; give EntityLinker those "
+                "that its index was built over"
             )
-        path = pathlib.Path(path).expanduser()
-        directory.copy_linker(self._source["path"], path, self.settings.to_dict())
+        params = {**self.model.params, "question": self._scorer.params}
+        if "entity" not in params and self._source is not None:
+            params |= Model.open(self._source["path"], ("entity",)).params
+        model = self.model.replace(params=params)
+        directory.write_linker(path, model, linking, self.catalogue.path, self._embeddings)
+        if self.index.has_files:
+            self.index.save(path / layout.INDEX)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._source is None:
+        if self._source is None or self._is_changed:
             raise ElqError(
                 "this linker was put together in memory and cannot be pickled or copied; save it "
                 "with save_pretrained and open it from there"
@@ -170,9 +190,9 @@ class EntityLinker:
         Nothing is compiled again, and what the devices hold already is not moved.
         """
         other = copy.copy(self)
-        other.model = self.model.replace(params={"question": params})
+        other.model = self.model.replace(params={**self.model.params, "question": params})
         other._scorer = self._scorer.with_params(params)
-        other._source = None
+        other._is_changed = True
         return other
 
     def with_settings(self, **changes: Any) -> EntityLinker:
@@ -236,7 +256,11 @@ class EntityLinker:
         Yields:
           the links of each question, in their order.
         """
-        texts = iter(arguments.stream_of(texts))
+        return self._pipe(iter(arguments.stream_of(texts)), threshold, batch_size)
+
+    def _pipe(
+        self, texts: Iterator[str], threshold: float | None, batch_size: int
+    ) -> Iterator[list[Link]]:
         size = 1 if batch_size == 1 else BATCHES_IN_FLIGHT * batch_size
         warned = False
         while chunk := list(itertools.islice(texts, size)):
@@ -380,7 +404,8 @@ class EntityLinker:
         """Query vectors of given spans: for each question [M, D] float32; see `candidates_at`."""
         encoded = self.encode(texts)
         bounds = arguments.check_bounds(encoded, bounds)
-        parts = [given for _, given in self._run(encoded, batch_size, None, bounds)]
+        with self._lock:
+            parts = [given for _, given in self._run(encoded, batch_size, None, bounds)]
         nothing = np.zeros((0, self.config.vector_width), np.float32)
         order = np.argsort(np.concatenate([[], *(p.question for p in parts)]), kind="stable")
         return _split(np.concatenate([nothing, *(p.vectors for p in parts)])[order], bounds)

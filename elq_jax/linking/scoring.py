@@ -108,6 +108,11 @@ class Scorer:
         other._placed = _are_placed(params, devices_lib.local(self._devices))
         return other
 
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """One copy of the parameters: the question encoder's tree of arrays [...]."""
+        return devices_lib.unreplicate(self._params) if self._placed else self._params
+
     def place(self) -> None:
         """Copies the parameters to the devices, if they are not there yet."""
         if not self._placed:

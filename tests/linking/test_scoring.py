@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import tiny_config, tiny_linker_directory, tiny_params
 from scipy.special import log_expit
+from tiny import tiny_config, tiny_linker_directory, tiny_params
 
 from elq_jax import EntityLinker
 from elq_jax.core import devices as devices_lib
