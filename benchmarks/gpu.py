@@ -15,7 +15,7 @@ others alone. Programs are compiled before anything is timed. Calls are then que
 for each other, as a training loop does; only `link` and `encode ... from text` wait for results, as
 their users do.
 
-ms: of a step or batch. TFLOP/s: the model's (elq_jax/training/flops.py); MFU: these, of the peak of
+ms: of a step or batch. TFLOP/s: the model's (elq_jax/model/flops.py); MFU: these, of the peak of
 the devices in bfloat16. GB/s: bytes of the catalogue, which a search reads once, per second. Peak
 GiB: of the fullest device's memory; without an accelerator, of the process's.
 """
@@ -50,14 +50,16 @@ from elq_jax.entities.encode import CatalogueEncoder
 from elq_jax.evaluation.speed import measure_speed
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.settings import LinkingSettings
+from elq_jax.losses import create_linking_loss
 from elq_jax.model import flops
 from elq_jax.model.bert import BertConfig
 from elq_jax.model.bundle import Model, initial_params
 from elq_jax.model.elq import ElqConfig, EntityEncoder
-from elq_jax.retrieval import exact, exact_index
+from elq_jax.retrieval import exact_index
+from elq_jax.retrieval.table import Table
 from elq_jax.text.tokenization import Tokenizer
 from elq_jax.training.optimizer import create_optimizer, create_train_state
-from elq_jax.training.step import LossConfig, Table, joint_train_step
+from elq_jax.training.step import Objective, parallel_train_step, train_step_flops
 
 _SMALL = flags.DEFINE_bool("small", False, "Sizes for a CPU: to see that everything works.")
 _ONLY = flags.DEFINE_string("only", "", "Measure the rows whose name has this regular expression.")
@@ -160,9 +162,9 @@ def train(sizes: Sizes, bert: BertConfig, linking_loss: str) -> Measured:
     """The joint training step, state donated, dropout on, batches already on the devices."""
     devices = jax.local_devices()
     config = ElqConfig(bert, bert)
-    loss = LossConfig(linking_loss, num_negatives=NEGATIVES)
-    body = joint_train_step(config, loss, DTYPE)
-    step = devices_lib.parallel(body, devices, donate=0, static=(4, 5))
+    loss = create_linking_loss({"linking_loss": linking_loss, "num_negatives": NEGATIVES})
+    objective = Objective(config, loss, dtype=DTYPE)
+    step = parallel_train_step(objective, devices)
     tx = create_optimizer(1e-5)
     state = _on_devices(lambda: create_train_state(initial_params(config)["question"], tx), devices)
     table = random_table(sizes.entities, bert.hidden_size, devices)
@@ -189,11 +191,7 @@ def train(sizes: Sizes, bert: BertConfig, linking_loss: str) -> Measured:
 
     seconds = _timed(call, sizes.seconds)
     examples = len(devices) * size
-    work = flops.train_step_flops(
-        *(config, examples, sizes.tokens, examples * MENTIONS, sizes.entities),
-        linking_loss=linking_loss,
-        num_negatives=NEGATIVES,
-    )
+    work = train_step_flops(objective, examples, sizes.tokens, examples * MENTIONS, sizes.entities)
     return Measured(
         seconds, examples / seconds, "examples", examples * sizes.tokens / seconds, work / seconds
     )
@@ -274,7 +272,7 @@ def searcher(entities: int, devices: Sequence[jax.Device]) -> Callable[..., Any]
     """Compiled function: queries [P, Q, D], table [P, E_local, D] -> scores, rows [P, Q, K]."""
 
     def find(queries: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return exact.sharded_top_k(queries, values, K, entities, devices_lib.AXIS)
+        return Table(values, None, entities).nearest(queries, K)
 
     return devices_lib.parallel(find, devices)
 

@@ -28,19 +28,19 @@ def main(arguments: list[str]) -> None:
     del arguments
     cli.start_jax()
     from elq_jax.core.machine import describe_machine
+    from elq_jax.losses import LINKING_LOSSES
     from elq_jax.storage.lines import read_jsonl
     from elq_jax.training.loop import train_and_evaluate
-    from elq_jax.training.step import LINKING_LOSSES
 
     table = Table("linking loss", "weak F1", "strong F1", "threshold", "s/step", "examples/s")
-    for name in LINKING_LOSSES:
+    for name in (*LINKING_LOSSES.names, "elq_jax.original.loss:hard_negatives_bce"):
         config = copy.deepcopy(_CONFIG.value)
         config.joint.linking_loss = name
         config.joint.num_steps = config.joint.eval_every = config.joint.checkpoint_every = (
             _STEPS.value
         )
         config.joint.log_every = 10
-        workdir = pathlib.Path(_WORKDIR.value) / name
+        workdir = pathlib.Path(_WORKDIR.value) / name.rpartition(":")[2]
         train_and_evaluate(config, workdir)
         rows = [row for _, row in read_jsonl(workdir / "joint" / "metrics.jsonl")]
         score = next(row for row in reversed(rows) if "dev_weak_f1" in row)

@@ -37,6 +37,7 @@ from absl import flags
 from benchmarks.sizes import BERTS
 from elq_jax import cli
 from elq_jax.core.machine import peak_flops
+from elq_jax.losses import FullCatalogue
 from elq_jax.model import flops
 from elq_jax.model.bert import BertConfig
 from elq_jax.model.elq import ElqConfig
@@ -55,7 +56,7 @@ _CHUNK_SIZE = flags.DEFINE_integer(
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Matrix products.")
 _TABLE_DTYPE = flags.DEFINE_enum("table_dtype", "float32", ("float32", "bfloat16"), "Entities.")
 _REMAT = flags.DEFINE_bool("remat", False, "Recompute activations in the backward pass.")
-_LOSS = flags.DEFINE_string("linking_loss", "full_catalogue", "See elq_jax/training/step.py.")
+_LOSS = flags.DEFINE_string("linking_loss", "full_catalogue", "See elq_jax/losses.")
 
 _SIZES = {"float32": 4, "bfloat16": 2, "int8": 1, "s32": 4, "u32": 4, "f32": 4, "bf16": 2}
 _SIZES |= {"pred": 1, "s8": 1, "u8": 1, "s64": 8, "f16": 2, "u16": 2, "s16": 2}
@@ -136,7 +137,7 @@ class Work:
         """All queries against a device's rows: logits, logits again, expected entity vectors."""
         rows = math.ceil(self.entities / devices)
         queries, width = devices * self.queries, self.bert.hidden_size
-        return flops.linking_flops("full_catalogue", queries, rows, width, recomputed=True)
+        return 1.5 * FullCatalogue().flops(queries, width, rows)
 
     def state_bytes(self) -> float:
         """Parameters and both moments of Adam, float32, the same on every device."""
@@ -273,10 +274,11 @@ def _compile(work: Work, devices: Sequence[Any], chunk_size: int) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from elq_jax.core import devices as devices_lib
+    from elq_jax.losses import create_linking_loss
     from elq_jax.model.elq import QuestionEncoder
+    from elq_jax.retrieval.table import Table
     from elq_jax.training.optimizer import create_optimizer, create_train_state
-    from elq_jax.training.step import LossConfig, Table, joint_train_step
+    from elq_jax.training.step import Objective, parallel_train_step
 
     config = ElqConfig(work.bert, work.bert)
     tx = create_optimizer(1e-5)
@@ -305,11 +307,11 @@ def _compile(work: Work, devices: Sequence[Any], chunk_size: int) -> Any:
     }
     rows = math.ceil(work.entities / count)
     values = each((rows, work.bert.hidden_size), jnp.dtype(work.table_dtype))
-    loss = LossConfig(_LOSS.value, chunk_size=chunk_size)
-    step = joint_train_step(config, loss, work.dtype, work.remat)
-    parallel = devices_lib.parallel(step, devices, donate=0, static=4)
+    loss = create_linking_loss({"linking_loss": _LOSS.value, "chunk_size": chunk_size})
+    objective = Objective(config, loss, dtype=work.dtype, remat=work.remat)
+    step = parallel_train_step(objective, devices)
     table = Table(values, None, work.entities)
-    lowered = parallel.lower(state, batch, table, each((2,), jnp.uint32), work.queries)
+    lowered = step.lower(state, batch, table, each((), jnp.int32), work.queries, False)
     return lowered.compile()
 
 

@@ -43,11 +43,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.recipe = "standard"  # Or package.module:name of another; see training/optimizer.py.
 
     config.bi_encoder = _stage()
+    config.bi_encoder.linking_loss = "hard_negatives"  # Of those mined; or in_batch.
     config.bi_encoder.num_negatives = 5  # Mined per mention.
     config.bi_encoder.mine_every = 0  # Steps; 0: in-batch negatives only.
 
     config.joint = _stage()
-    config.joint.linking_loss = "full_catalogue"  # in_batch, hard_negatives(_bce), full_catalogue.
+    config.joint.linking_loss = "full_catalogue"  # in_batch, hard_negatives, "my_module:my_loss".
     config.joint.num_negatives = 10  # Mined per mention and step (hard_negatives losses).
     config.joint.chunk_size = 16384  # Rows of the catalogue scored at a time.
     config.joint.table_dtype = "float32"  # Of the entity vectors on the device; or bfloat16.
@@ -66,7 +67,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.eval.metric = "weak"  # F1 that chooses the threshold and the best step; or strong.
     config.eval.threshold_floor = -8.0  # Thresholds are looked for from here up.
     config.eval.max_questions = config_dict.placeholder(int)  # Of the dev file; all.
-    # `original` and its stages' `mask_duplicates` are in configs/original_recipe.py only.
+    # `original` and `bi_encoder.mask_duplicates` are in configs/original_recipe.py only.
     return select(config, variant)
 
 

@@ -48,7 +48,8 @@ def get_config() -> ml_collections.ConfigDict:
         stage.num_epochs = 5.0
         stage.learning_rate = 1e-5
         stage.span_loss_weight = 1.0
-        stage.mask_duplicates = False  # Gold twice in a batch: its own negative.
-    config.joint.linking_loss = "hard_negatives_bce"
+    config.bi_encoder.linking_loss = "in_batch"
+    config.bi_encoder.mask_duplicates = False  # Gold twice in a batch: its own negative.
+    config.joint.linking_loss = "elq_jax.original.loss:hard_negatives_bce"
     config.joint.num_negatives = 10
     return config

@@ -4,7 +4,7 @@ Purpose: the original's fine-tuning with the likelihood it approximates. Encoder
 and hyper-parameters are the published ones (learning rate 1e-5 with 10% warm-up and linear decay,
 batches of 128, 100 epochs, weight decay 0.01, gradients clipped to 1, mentions of up to 11 tokens,
 both losses with weight 1); the linking loss is the exact softmax over the catalogue, where the
-original takes ten mined negatives (joint.linking_loss = "hard_negatives_bce").
+original takes ten mined negatives (see configs/original_recipe.py).
 Hardware: one TPU v3-8 (4 chips, 8 cores of 16 GiB, one host).
 Memory of a core, 16 questions of up to 32 tokens in a step (docs/scaling.md):
     334.1M parameters and two moments of Adam, float32     4.01 GB

@@ -18,7 +18,7 @@ from elq_jax.training import loop
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "__init__.py")
-OF_THE_ORIGINAL_RECIPE = ("original.", "bi_encoder.mask_duplicates", "joint.mask_duplicates")
+OF_THE_ORIGINAL_RECIPE = ("original.", "bi_encoder.mask_duplicates")
 
 
 def load(path, variant=""):

@@ -36,7 +36,7 @@ _STORED_AS = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
 
 
 class Shard(NamedTuple):
-    """Consecutive rows of the table as they are stored.
+    """Consecutive rows of a table as they are stored, in the host's memory or a device's.
 
     Attributes:
       start: the row in the whole table of this shard's first row.
@@ -46,7 +46,25 @@ class Shard(NamedTuple):
 
     start: int
     values: np.ndarray
-    scale: np.ndarray | None
+    scale: np.ndarray | None = None
+
+    @property
+    def dtype(self) -> str:
+        """How the rows are stored, one of `DTYPES`."""
+        return "int8" if self.scale is not None else self.values.dtype.name
+
+    def part(self, start: int, stop: int) -> Shard:
+        """Returns rows `start` to `stop` of the whole table, all of them in this shard (views)."""
+        cut = slice(start - self.start, stop - self.start)
+        return Shard(start, self.values[cut], None if self.scale is None else self.scale[cut])
+
+    def astype(self, dtype: str | None) -> Shard:
+        """Returns the rows stored as one of `DTYPES`; None keeps what they are."""
+        if dtype in (None, self.dtype):
+            return self
+        if dtype == "int8":
+            return Shard(self.start, *quantize(self.float32()))
+        return Shard(self.start, self.float32().astype(np.dtype(dtype)))
 
     def float32(self, rows: Any = slice(None)) -> np.ndarray:
         """Returns the given rows of the shard as float32 [n, D] (a view where nothing changes)."""
@@ -387,7 +405,7 @@ def checked_shards(table: Embeddings | np.ndarray) -> list[Shard]:
             )
         if values.dtype != ml_dtypes.bfloat16:
             values = np.asarray(values, np.float32)
-        shards = [Shard(0, values, None)]
+        shards = [Shard(0, values)]
     return [checked(shard) for shard in shards]
 
 

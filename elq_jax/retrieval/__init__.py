@@ -12,9 +12,10 @@ import numpy as np
 from elq_jax.core import devices as devices_lib
 from elq_jax.entities.embeddings import Embeddings
 from elq_jax.retrieval.base import INDEXES, Index, UnavailableError, is_saved, read_description
-from elq_jax.retrieval.exact import ExactIndex, Table
+from elq_jax.retrieval.exact import ExactIndex
 from elq_jax.retrieval.scann import ScannIndex
-from elq_jax.retrieval.sharded import ShardedIndex, place_table
+from elq_jax.retrieval.sharded import ShardedIndex
+from elq_jax.retrieval.table import Table
 
 __all__ = ["INDEXES", "Index", "ScannIndex", "exact_index", "open_index"]
 
@@ -39,10 +40,10 @@ def exact_index(
     Args:
       embeddings: [E, D].
       devices: those that search.
-      table: of `place_table`, if the devices hold the embeddings already.
+      table: of `Table.place`, if the devices hold the embeddings already.
     """
     if _is_shared(devices):
-        return ShardedIndex(table or place_table(embeddings, devices), devices)
+        return ShardedIndex(table or Table.place(embeddings, devices), devices)
     return ExactIndex(embeddings)
 
 

@@ -10,41 +10,18 @@ import numpy as np
 from elq_jax.core import devices as devices_lib
 from elq_jax.entities.embeddings import Embeddings
 from elq_jax.retrieval.base import INDEXES, Index, NoSettings
-from elq_jax.retrieval.exact import Table, query_batches, shard_table, sharded_top_k
-
-
-def place_table(
-    embeddings: Embeddings | np.ndarray, devices: Sequence[jax.Device], dtype: str | None = None
-) -> Table:
-    """Spreads embeddings over devices; a process reads the rows of its own devices only.
-
-    Args:
-      embeddings: [E, D].
-      devices: P of this process and perhaps others.
-      dtype: "float32", "bfloat16" or "int8" on the devices; None: as stored.
-
-    Returns:
-      a table whose arrays have a leading axis of this process's devices, for a function made by
-      `devices.parallel`.
-
-    Raises:
-      ElqError: not a table, or a row with NaN or infinity.
-    """
-    own = devices_lib.local(devices)
-    wanted = [i for i, device in enumerate(devices) if device in own]
-    values, scale = shard_table(embeddings, len(devices), dtype, wanted)
-    scale = None if scale is None else devices_lib.place(scale, own)
-    return Table(devices_lib.place(values, own), scale, len(embeddings))
+from elq_jax.retrieval.exact import query_batches
+from elq_jax.retrieval.table import Table
 
 
 @INDEXES.register("sharded")
 class ShardedIndex(Index):
-    """Exact search by all devices together; approximate in each of them on TPU (`sharded_top_k`).
+    """Exact search by all devices together; approximate in each of them on TPU (`Table.nearest`).
 
     With devices of several processes, every process has to search for the same queries.
 
     Args:
-      table: of `place_table`.
+      table: of `Table.place`.
       devices: the same.
     """
 
@@ -54,16 +31,8 @@ class ShardedIndex(Index):
         super().__init__(table)
         self._table, self._devices = table, list(devices)
 
-        def search(queries, table, k):
-            return sharded_top_k(
-                queries,
-                table.values,
-                k,
-                table.num_rows,
-                devices_lib.AXIS,
-                table.scale,
-                recall_target=0.99,
-            )
+        def search(queries: jax.Array, table: Table, k: int) -> tuple[jax.Array, jax.Array]:
+            return table.nearest(queries, k, recall_target=0.99)
 
         self._search = devices_lib.parallel(search, self._devices, static=2)
 
@@ -78,7 +47,7 @@ class ShardedIndex(Index):
         """Spreads the embeddings over the devices, by default all of every process."""
         del settings
         devices = devices or devices_lib.all_devices()
-        return cls(place_table(embeddings, devices), devices)
+        return cls(Table.place(embeddings, devices), devices)
 
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As `ExactIndex.nearest`."""

@@ -14,12 +14,12 @@ from elq_jax.core.devices import COMPUTE_DTYPES
 from elq_jax.core.errors import ElqError, check_count
 from elq_jax.entities import embeddings
 from elq_jax.linking.settings import LinkingSettings
+from elq_jax.losses import LINKING_LOSSES, create_linking_loss
 from elq_jax.model.elq import ElqConfig
 from elq_jax.storage.files import user_path
 from elq_jax.storage.hub import encoder_files
 from elq_jax.storage.resume import ResumeRecord
 from elq_jax.training.optimizer import RECIPES, Recipe, create_learning_rate_schedule
-from elq_jax.training.step import LossConfig, loss_config
 
 STAGES = ("bi_encoder", "joint")
 _AT_LEAST_ONE = (
@@ -40,23 +40,19 @@ _OUTERMOST = (
 _STAGE = (
     *("batch_size", "num_epochs", "num_steps", "accumulate_steps", "learning_rate"),
     *("new_module_factor", "schedule", "warmup_fraction", "weight_decay", "max_grad_norm"),
-    *("span_loss_weight", "dtype", "remat", "log_every", "checkpoint_every", "num_negatives"),
+    *("linking_loss", "span_loss_weight", "num_negatives"),
+    *("dtype", "remat", "log_every", "checkpoint_every"),
 )
 _SECTIONS = {
     "model": (),
     "bi_encoder": (*_STAGE, "mine_every"),
-    "joint": (*_STAGE, "linking_loss", "chunk_size", "table_dtype", "eval_every"),
+    "joint": (*_STAGE, "chunk_size", "table_dtype", "eval_every"),
     "encode": ("batch_size", "dtype", "storage_dtype"),
     "linking": (),
     "eval": ("metric", "threshold_floor", "max_questions"),
 }
 # Sections that may also hold fields of a dataclass.
-_FIELDS = {
-    "model": ElqConfig,
-    "linking": LinkingSettings,
-    "bi_encoder": LossConfig,
-    "joint": LossConfig,
-}
+_FIELDS = {"model": ElqConfig, "linking": LinkingSettings}
 _RENAMED = {"encode.table_dtype": "encode.storage_dtype"}
 
 
@@ -107,7 +103,7 @@ def recipe_of(config: ml_collections.ConfigDict) -> tuple[type[Recipe], Mapping[
 def _check_names(config: ml_collections.ConfigDict) -> None:
     """Raises an ElqError that lists the settings that do not exist, and those that are missing."""
     required = {f"{section}.{name}" for section in _SECTIONS for name in _SECTIONS[section]}
-    fields = _FIELDS | _recipe_fields(config)
+    fields = _FIELDS | _loss_fields(config) | _recipe_fields(config)
     known = required | {
         f"{section}.{field.name}"
         for section, settings in fields.items()
@@ -129,6 +125,15 @@ def _check_names(config: ml_collections.ConfigDict) -> None:
     ]
     if problems:
         raise ElqError("--config: " + " ".join(sorted(problems)))
+
+
+def _loss_fields(config: ml_collections.ConfigDict) -> dict[str, type]:
+    """The section of each stage and the linking loss whose settings it may hold."""
+    return {
+        name: LINKING_LOSSES.get(config[name].linking_loss)
+        for name in STAGES
+        if "linking_loss" in config.get(name, {})
+    }
 
 
 def _recipe_fields(config: ml_collections.ConfigDict) -> dict[str, type]:
@@ -159,7 +164,12 @@ def _check_stage(name: str, stage: ml_collections.ConfigDict) -> None:
     if "mine_every" in stage:
         check_count(f"{name}.mine_every", stage.mine_every, least=0)
     _one_of(f"{name}.dtype", stage.dtype, COMPUTE_DTYPES)
-    loss_config(stage)
+    loss = create_linking_loss(stage)
+    if stage.get("mine_every") and not hasattr(loss, "num_negatives"):
+        raise ElqError(
+            f"{name}.mine_every: {stage.mine_every}, but the linking loss {stage.linking_loss} "
+            f"uses no negatives; give --config.{name}.linking_loss=hard_negatives, or mine_every=0"
+        )
     create_learning_rate_schedule(stage.schedule, stage.learning_rate, 1, stage.warmup_fraction)
 
 

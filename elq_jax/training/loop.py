@@ -33,8 +33,7 @@ from elq_jax.evaluation.evaluate import Evaluation, predict
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.retrieval import exact_index
-from elq_jax.retrieval.exact import Table
-from elq_jax.retrieval.sharded import place_table
+from elq_jax.retrieval.table import Table
 from elq_jax.storage.remote import Workdir
 from elq_jax.training import configuration, hooks
 from elq_jax.training.checkpoints import Checkpoints
@@ -47,7 +46,7 @@ from elq_jax.training.optimizer import (
 from elq_jax.training.preemption import Preemption
 from elq_jax.training.run import Run
 from elq_jax.training.stages import STAGES, Stage, StageBatches, count_queries, step_flops
-from elq_jax.training.step import loss_config
+from elq_jax.training.step import Objective, parallel_train_step
 
 
 def train_and_evaluate(
@@ -146,11 +145,9 @@ def train_stage(run: Run, stage: Stage, profile_steps: int = 0) -> TrainState:
     first_step, num_steps = int(start.state.step), start.batches.num_steps
     table = None
     if stage.has_table:
-        table = place_table(run.embeddings(), devices, settings.table_dtype)
-    body = stage.create_step(
-        run.model.config, loss_config(settings), settings.dtype, settings.remat
-    )
-    take_step = devices_lib.parallel(body, devices, donate=0, static=(4, 5))
+        table = Table.place(run.embeddings(), devices, settings.table_dtype)
+    objective = Objective.of_stage(run.model.config, settings)
+    take_step = parallel_train_step(objective, devices)
     state = devices_lib.replicate(start.state, devices)
     start.state = None  # Only the devices hold it from here on.
     seed = devices_lib.replicate(np.int32(run.config.seed), devices)
@@ -170,7 +167,7 @@ def train_stage(run: Run, stage: Stage, profile_steps: int = 0) -> TrainState:
                 state, parts, table, seed, num_queries, not start.recipe.has_dropout(step - 1)
             )
             stopping = preemption.requested(step)
-            flops = step_flops(run, stage, batch, num_queries)
+            flops = step_flops(run, stage, objective, batch, num_queries)
             due = hooks.Due.after(step, num_steps, settings, stage.keeps_best, stopping)
             for hook in after_step:
                 hook.after_step(hooks.Taken(step, state, metrics, batch, flops, due))

@@ -13,19 +13,16 @@ import jax
 import numpy as np
 
 from elq_jax.core import devices as devices_lib
-from elq_jax.model import flops
 from elq_jax.questions.batches import TrainingBatches
 from elq_jax.questions.examples import TrainingExample
 from elq_jax.text.padding import bucket
 from elq_jax.training import configuration, mining
-from elq_jax.training.optimizer import TrainState
-from elq_jax.training.step import bi_encoder_train_step, joint_train_step
+from elq_jax.training.step import Objective, train_step_flops
 
 if TYPE_CHECKING:
     from elq_jax.training.run import Run
 
 Batch = Mapping[str, np.ndarray]
-StepBody = Callable[..., tuple[TrainState, Mapping[str, jax.Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +31,6 @@ class Stage:
 
     Attributes:
       name: section of the configuration, and folder in the workdir.
-      create_step: function that makes the body of a training step from the model's configuration,
-        a loss, the type of matrix products, and whether activations are recomputed.
       part: encoder that learns, "question"; None: both of them.
       has_table: True: mentions are linked against the frozen vectors of all entities, spread over
         the devices. False: batches carry the tokens of their entities, which are encoded in the
@@ -44,7 +39,6 @@ class Stage:
     """
 
     name: str
-    create_step: Callable[..., StepBody]
     part: str | None
     has_table: bool
     keeps_best: bool
@@ -57,8 +51,8 @@ class Stage:
 
 # In the order in which they run.
 STAGES = (
-    Stage("bi_encoder", bi_encoder_train_step, part=None, has_table=False, keeps_best=False),
-    Stage("joint", joint_train_step, part="question", has_table=True, keeps_best=True),
+    Stage("bi_encoder", part=None, has_table=False, keeps_best=False),
+    Stage("joint", part="question", has_table=True, keeps_best=True),
 )
 
 
@@ -150,21 +144,21 @@ def count_queries(batch: Batch, num_devices: int) -> int:
     return bucket(most, [*sizes, room])
 
 
-def step_flops(run: Run, stage: Stage, batch: Batch, num_queries: int) -> float:
+def step_flops(
+    run: Run, stage: Stage, objective: Objective, batch: Batch, num_queries: int
+) -> float:
     """Floating-point operations of the model in one step, over all devices.
 
     Args:
-      run: says which model, catalogue and devices.
+      run: says which catalogue and devices.
       stage: what the step does.
+      objective: what it minimises.
       batch: of this process.
       num_queries: mentions of each device that are linked, padding included.
     """
-    settings = run.config[stage.name]
     rows, tokens = batch["input_ids"].shape
     shape = rows * jax.process_count(), tokens, num_queries * len(run.devices)
-    if not stage.has_table:
-        *_, entities, entity_tokens = batch["entity_ids"].shape
-        return flops.bi_encoder_step_flops(run.model.config, *shape, entity_tokens, entities - 1)
-    return flops.train_step_flops(
-        run.model.config, *shape, len(run.catalogue), settings.linking_loss, settings.num_negatives
-    )
+    if stage.has_table:
+        return train_step_flops(objective, *shape, len(run.catalogue))
+    *_, entities, entity_tokens = batch["entity_ids"].shape
+    return train_step_flops(objective, *shape, None, entity_tokens, entities - 1)

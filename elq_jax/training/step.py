@@ -1,4 +1,4 @@
-"""One training step of each stage: loss, gradient, update. Bodies for `devices.parallel`.
+"""One training step: forward, loss, gradient, update. The body of `devices.parallel`.
 
 Sums and counts are added over devices before anything is divided, so that any number of devices
 takes the same step.
@@ -7,250 +7,255 @@ takes the same step.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from elq_jax.core import devices as devices_lib
 from elq_jax.core.devices import AXIS
 from elq_jax.core.errors import ElqError
-from elq_jax.model import losses
+from elq_jax.losses import Entities, LinkingLoss, Mentions, create_linking_loss, span_loss
+from elq_jax.model import flops
 from elq_jax.model.elq import ElqConfig, EntityEncoder, QuestionEncoder
-from elq_jax.retrieval import exact
-from elq_jax.retrieval.exact import Table
+from elq_jax.retrieval.table import Table
 from elq_jax.training.optimizer import TrainState
 
-LINKING_LOSSES = ("in_batch", "hard_negatives_bce", "hard_negatives", "full_catalogue")
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class LossConfig:
-    """What is minimised.
+class Objective:
+    """What a training step minimises, and how it computes that.
 
     Attributes:
-      linking_loss: one of `LINKING_LOSSES`.
+      model: configuration of the encoders.
+      linking_loss: loss of linking gold mentions, see `elq_jax.losses`.
       span_loss_weight: factor of the mention-detection loss.
-      num_negatives: N, mined per mention by the hard-negative losses.
-      chunk_size: rows of the table scored at a time.
-      mask_duplicates: in_batch leaves out other copies of a mention's own gold entity.
+      dtype: of the matrix products, "float32" or "bfloat16".
+      remat: whether activations are recomputed in the backward pass.
     """
 
-    linking_loss: str = "full_catalogue"
+    model: ElqConfig
+    linking_loss: LinkingLoss
     span_loss_weight: float = 1.0
-    num_negatives: int = 10
-    chunk_size: int = 16384
-    mask_duplicates: bool = True
+    dtype: str = "float32"
+    remat: bool = False
 
-    def __post_init__(self):
-        if self.linking_loss not in LINKING_LOSSES:
-            raise ValueError(
-                f"linking_loss: {self.linking_loss!r}; expected one of {', '.join(LINKING_LOSSES)}"
-            )
+    @classmethod
+    def of_stage(cls, model: ElqConfig, stage: Mapping[str, Any]) -> Objective:
+        """Makes the objective that a stage of a configuration asks for.
 
-
-def loss_config(stage: Mapping[str, Any]) -> LossConfig:
-    """What a stage of a configuration minimises.
-
-    Raises:
-      ElqError: the name of the linking loss is none.
-    """
-    names = [field.name for field in dataclasses.fields(LossConfig)]
-    try:
-        return LossConfig(**{name: stage[name] for name in names if name in stage})
-    except ValueError as error:
-        raise ElqError(str(error)) from error
+        Raises:
+          ElqError: there is no such linking loss, or a setting of it cannot be used.
+        """
+        loss = create_linking_loss(stage)
+        return cls(model, loss, stage["span_loss_weight"], stage["dtype"], stage["remat"])
 
 
-def joint_train_step(
-    config: ElqConfig, loss: LossConfig, dtype: str = "float32", remat: bool = False
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """The step of the joint stage: the question encoder learns against frozen entity vectors.
+def train_step(
+    objective: Objective,
+    state: TrainState,
+    batch: Batch,
+    table: Table | None,
+    seed: jax.Array,
+    num_queries: int,
+    deterministic: bool = False,
+) -> tuple[TrainState, Metrics]:
+    """Takes one step on this device's part of a batch, together with all other devices.
+
+    Args:
+      objective: what is minimised.
+      state: with a table, `state.params` is the tree of the question encoder, which alone learns;
+        without, {"question": tree, "entity": tree}.
+      batch: see `TrainingBatches`. Without a table it also has `entity_ids` and `entity_mask`
+        [B, M, 1 + N, T_e], the gold entity of each mention and N mined ones, and, for N > 0,
+        `negative_rows` [B, M, N].
+      table: frozen vectors of all entities, spread over the devices; None: the entities of the
+        batch are encoded in the step.
+      seed: int32 scalar of the run.
+      num_queries: Q, upper bound of the gold mentions of a device's part, static; it keeps padding
+        out of the search.
+      deterministic: whether the step is without dropout, static.
 
     Returns:
-      step(state, batch, table, seed, num_queries, deterministic=False) -> (state, metrics):
-      `state.params` is the tree of the question encoder; `batch` is this device's part of a batch
-      of `data.batches`; `table` its part of the embeddings; `seed` (int32) the run's;
-      `num_queries` (static) an upper bound of the gold mentions of a device's part, which keeps
-      padding out of the search; `deterministic` (static) is without dropout.
+      the state after the step, and loss, span_loss, linking_loss (means over all devices) and the
+      gradient's norm.
     """
-    encoder = QuestionEncoder(config, jnp.dtype(dtype), remat)
+    # Every device draws its own dropout, every step another.
+    # "rbg" compiles and runs several times faster than the default where dropout is drawn.
+    key = jax.random.key(seed, impl="rbg")
+    key = jax.random.fold_in(jax.random.fold_in(key, state.step), jax.lax.axis_index(AXIS))
+    dtype, remat = jnp.dtype(objective.dtype), objective.remat
 
-    def losses_of(params, batch, table, key, num_queries, deterministic):
-        span_logits, vectors = encoder.apply(
-            {"params": params},
-            batch["input_ids"],
-            batch["mask"],
-            batch["gold_bounds"],
+    def loss_part(params: Any) -> tuple[jax.Array, Metrics]:
+        """This device's part of the mean over all devices."""
+        span_logits, vectors = QuestionEncoder(objective.model, dtype, remat).apply(
+            {"params": params["question"] if table is None else params},
+            *(batch["input_ids"], batch["mask"], batch["gold_bounds"]),
             deterministic=deterministic,
             method="encode_mentions",
             rngs={"dropout": key},
         )
-        span = losses.span_loss(span_logits, batch["gold_bounds"], batch["gold_mask"])
-        return span, _linking_loss(loss, vectors, batch, table, num_queries)
+        mentions, select = gold_mentions(vectors, batch, num_queries)
+        if table is None:
+            tokens = select(batch["entity_ids"]), select(batch["entity_mask"])
+            vectors = EntityEncoder(objective.model, dtype, remat).apply(
+                {"params": params["entity"]},
+                *(array.reshape(-1, array.shape[-1]) for array in tokens),
+                deterministic=deterministic,
+                rngs={"dropout": jax.random.fold_in(key, 1)},
+            )
+            rows = select(batch["negative_rows"]) if "negative_rows" in batch else None
+            entities = EncodedEntities(vectors.reshape(*tokens[0].shape[:2], -1), rows)
+        else:
+            entities = FrozenEntities(table)
+        span = _mean(span_loss(span_logits, batch["gold_bounds"], batch["gold_mask"]))
+        linking = _mean(objective.linking_loss(mentions, entities))
+        total = objective.span_loss_weight * span + linking
+        return total, {"loss": total, "span_loss": span, "linking_loss": linking}
 
-    return _train_step(losses_of, loss.span_loss_weight)
+    grads, metrics = jax.grad(loss_part, has_aux=True)(state.params)
+    grads, metrics = jax.lax.psum((grads, metrics), AXIS)
+    state = state.apply_gradients(grads)
+    # An optimiser that clips something else than these gradients says what.
+    metrics["grad_norm"] = optax.tree.get(state.opt_state, "grad_norm", optax.tree.norm(grads))
+    return state, metrics
 
 
-def bi_encoder_train_step(
-    config: ElqConfig, loss: LossConfig, dtype: str = "float32", remat: bool = False
+def parallel_train_step(
+    objective: Objective, devices: Sequence[jax.Device]
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """The step of the bi-encoder stage: both encoders learn, entities are encoded in the step.
+    """Compiles `train_step` for devices: a function of its arguments after the first.
+
+    The memory of the state that it is given is used again for the one that it returns.
+    """
+    step = functools.partial(train_step, objective)
+    return devices_lib.parallel(step, devices, donate=0, static=(4, 5))
+
+
+def gold_mentions(
+    vectors: jax.Array, batch: Batch, num_queries: int
+) -> tuple[Mentions, Callable[[jax.Array], jax.Array]]:
+    """Brings the mentions of a device's batch that have an entity to the front, cut to [Q].
+
+    Args:
+      vectors: [B, M, D] mention vectors.
+      batch: of the device.
+      num_queries: Q.
 
     Returns:
-      as `joint_train_step`, with `state.params` {"question": ..., "entity": ...}. Besides the
-      questions the batch has `entity_ids` and `entity_mask` [B, M, 1 + N, T_e], the gold entity of
-      each mention and N mined ones, and `negative_rows` [B, M, N]. `table` is None.
+      the mentions, and a function that does the same to any array: [B, M, ...] -> [Q, ...].
     """
-    question = QuestionEncoder(config, jnp.dtype(dtype), remat)
-    entity = EntityEncoder(config, jnp.dtype(dtype), remat)
+    linkable_mask = batch["gold_mask"] & (batch["gold_rows"] >= 0)
+    order = jnp.argsort(~linkable_mask.reshape(-1), stable=True)[:num_queries]
 
-    def losses_of(params, batch, table, key, num_queries, deterministic):
-        del table
-        keys = jax.random.split(key)
-        span_logits, vectors = question.apply(
-            {"params": params["question"]},
-            batch["input_ids"],
-            batch["mask"],
-            batch["gold_bounds"],
-            deterministic=deterministic,
-            method="encode_mentions",
-            rngs={"dropout": keys[0]},
-        )
-        span = losses.span_loss(span_logits, batch["gold_bounds"], batch["gold_mask"])
-        chosen = _Mentions(batch, num_queries)
-        tokens = [chosen.of(batch[name]) for name in ("entity_ids", "entity_mask")]
-        width = tokens[0].shape[1]
-        encoded = entity.apply(
-            {"params": params["entity"]},
-            *(x.reshape(-1, x.shape[-1]) for x in tokens),
-            deterministic=deterministic,
-            rngs={"dropout": keys[1]},
-        ).reshape(num_queries, width, -1)
-        queries, rows, mask = chosen.of(vectors), chosen.rows, chosen.mask
-        if width == 1:
-            return span, losses.in_batch_loss(
-                queries, encoded[:, 0], rows, mask, AXIS, loss.mask_duplicates
-            )
-        linking = losses.hard_negatives_loss(
-            queries,
-            encoded[:, 0],
-            rows,
-            mask,
-            encoded[:, 1:],
-            chosen.of(batch["negative_rows"]),
-            AXIS,
-        )
-        return span, linking
+    def select(array: jax.Array) -> jax.Array:
+        return array.reshape(-1, *array.shape[2:])[order]
 
-    return _train_step(losses_of, loss.span_loss_weight)
-
-
-def _train_step(losses_of: Callable[..., Any], span_loss_weight: float) -> Callable[..., Any]:
-    def train_step(state, batch, table, seed, num_queries, deterministic=False):
-        # Every device draws its own dropout, every step another.
-        # "rbg" compiles and runs several times faster than the default where dropout is drawn.
-        key = jax.random.key(seed, impl="rbg")
-        key = jax.random.fold_in(jax.random.fold_in(key, state.step), jax.lax.axis_index(AXIS))
-
-        def loss_part(params):
-            """This device's part of the mean over all devices, and the metrics' sums."""
-            span, linking = losses_of(params, batch, table, key, num_queries, deterministic)
-            span_count, linking_count = jax.lax.psum((span[1], linking[1]), AXIS)
-            span_part = span[0] / jnp.maximum(span_count, 1)
-            linking_part = linking[0] / jnp.maximum(linking_count, 1)
-            return span_loss_weight * span_part + linking_part, (span_part, linking_part)
-
-        (total, parts), grads = jax.value_and_grad(loss_part, has_aux=True)(state.params)
-        grads, total, parts = jax.lax.psum((grads, total, parts), AXIS)
-        state = state.apply_gradients(grads)
-        # An optimiser that clips something else than these gradients says what.
-        norm = optax.tree.get(state.opt_state, "grad_norm", _global_norm(grads))
-        metrics = {
-            "loss": total,
-            "span_loss": parts[0],
-            "linking_loss": parts[1],
-            "grad_norm": norm,
-        }
-        return state, metrics
-
-    return train_step
-
-
-class _Mentions:
-    """The real mentions of a device's batch [b, M] brought to the front and cut to [Q]."""
-
-    def __init__(self, batch: Batch, num_queries: int):
-        rows = batch["gold_rows"].reshape(-1)
-        linkable = batch["gold_mask"].reshape(-1) & (rows >= 0)
-        self._order = jnp.argsort(~linkable, stable=True)[:num_queries]
-        self.mask = linkable[self._order]
-        self.rows = jnp.where(self.mask, rows[self._order], 0)
-
-    def of(self, array: jax.Array) -> jax.Array:
-        """[b, M, ...] -> [Q, ...]."""
-        return array.reshape(-1, *array.shape[2:])[self._order]
-
-
-def _linking_loss(
-    loss: LossConfig, vectors: jax.Array, batch: Batch, table: Table, num_queries: int
-) -> losses.Sums:
-    if loss.linking_loss == "hard_negatives_bce":
-        return _original_hard_negatives(loss, vectors, batch, table)
-    chosen = _Mentions(batch, num_queries)
-    queries, rows, mask = chosen.of(vectors), chosen.rows, chosen.mask
-    entities = exact.gather_rows(table.values, rows, AXIS, scale=table.scale)
-    if loss.linking_loss == "in_batch":
-        return losses.in_batch_loss(queries, entities, rows, mask, AXIS, loss.mask_duplicates)
-    if loss.linking_loss == "hard_negatives":
-        negatives, negative_rows = _mine(loss, queries, table)
-        return losses.hard_negatives_loss(
-            queries, entities, rows, mask, negatives, negative_rows, AXIS
-        )
-    return losses.full_catalogue_loss(
-        queries,
-        entities,
+    mask = select(linkable_mask)
+    num_questions, most = linkable_mask.shape
+    return Mentions(
+        select(vectors),
+        jnp.where(mask, select(batch["gold_rows"]), 0),
         mask,
-        table.values,
-        table.num_rows,
-        scale=table.scale,
-        chunk_size=loss.chunk_size,
-        axis_name=AXIS,
-    )
-
-
-def _original_hard_negatives(loss, vectors, batch, table) -> losses.Sums:
-    shape = batch["gold_rows"].shape
-    mask = batch["gold_mask"] & (batch["gold_rows"] >= 0)
-    rows = jnp.where(mask, batch["gold_rows"], 0).reshape(-1)
-    queries = vectors.reshape(-1, vectors.shape[-1])
-    entities = exact.gather_rows(table.values, rows, AXIS, scale=table.scale)
-    negatives, negative_rows = _mine(loss, queries, table)
-    return losses.hard_negatives_bce_loss(
-        vectors,
-        entities.reshape(vectors.shape),
-        mask,
-        negatives.reshape(*shape, *negatives.shape[1:]),
-        (negative_rows != rows[:, None]).reshape(*shape, -1),
-    )
-
-
-def _mine(loss, queries, table) -> tuple[jax.Array, jax.Array]:
-    """The N entities nearest to each query [Q, D]: their vectors [Q, N, D] and rows [Q, N]."""
-    _, found = exact.sharded_top_k(
-        jax.lax.stop_gradient(queries),
-        table.values,
-        loss.num_negatives,
-        table.num_rows,
+        order // most,
+        num_questions,
         AXIS,
-        scale=table.scale,
-    )
-    negatives = exact.gather_rows(table.values, found.reshape(-1), AXIS, scale=table.scale)
-    return negatives.reshape(*found.shape, -1), found
+    ), select
 
 
-def _global_norm(tree: Any) -> jax.Array:
-    return jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(tree)))
+class FrozenEntities(Entities):
+    """All entities of the catalogue, by vectors that do not learn.
+
+    Args:
+      table: the vectors.
+    """
+
+    def __init__(self, table: Table):
+        self._table = table
+
+    def gold(self, mentions: Mentions) -> jax.Array:
+        """As `Entities.gold`."""
+        return self._table.gather(mentions.rows)
+
+    def negatives(self, mentions: Mentions, count: int) -> tuple[jax.Array, jax.Array]:
+        """As `Entities.negatives`: the nearest entities as the encoder is now."""
+        queries = jax.lax.stop_gradient(mentions.vectors)
+        _, rows = self._table.nearest(queries, min(count, self._table.num_rows))
+        return self._table.gather(rows), rows
+
+    def log_normalizer(self, mentions: Mentions, chunk_size: int) -> jax.Array:
+        """As `Entities.log_normalizer`."""
+        return self._table.log_normalizer(mentions.vectors, chunk_size)
+
+
+class EncodedEntities(Entities):
+    """The entities of a batch, encoded in the step: vectors through which gradients flow.
+
+    Args:
+      vectors: [Q, 1 + N, D] of each mention's gold entity and N mined ones.
+      negative_rows: [Q, N] int32 rows of the mined ones, -1 where there is none; None for N = 0.
+    """
+
+    def __init__(self, vectors: jax.Array, negative_rows: jax.Array | None):
+        self._vectors, self._negative_rows = vectors, negative_rows
+
+    def gold(self, mentions: Mentions) -> jax.Array:
+        """As `Entities.gold`."""
+        del mentions
+        return self._vectors[:, 0]
+
+    def negatives(self, mentions: Mentions, count: int) -> tuple[jax.Array, jax.Array]:
+        """As `Entities.negatives`: those that the batch brings, however many."""
+        del mentions, count
+        rows = self._negative_rows
+        if rows is None:
+            rows = jnp.zeros((len(self._vectors), 0), jnp.int32)
+        return self._vectors[:, 1:], rows
+
+    def log_normalizer(self, mentions: Mentions, chunk_size: int) -> jax.Array:
+        """Raises an ElqError."""
+        raise ElqError(
+            "linking_loss: this one needs the vectors of all entities, which a stage that trains "
+            "the entity encoder does not have; use hard_negatives or in_batch in bi_encoder"
+        )
+
+
+def train_step_flops(
+    objective: Objective,
+    batch_size: int,
+    tokens: int,
+    mentions: int,
+    num_entities: int | None,
+    entity_tokens: int = 0,
+    num_negatives: int = 0,
+) -> float:
+    """Counts the floating-point operations of `train_step`, forward and backward, of all devices.
+
+    Args:
+      objective: what is computed.
+      batch_size: B.
+      tokens: T of the questions.
+      mentions: Q, gold mentions (with their padding) of the batch.
+      num_entities: E, of frozen vectors; None where entities are encoded in the step.
+      entity_tokens: T of the entities that are encoded in the step.
+      num_negatives: N, entities that are encoded for each mention besides its gold one.
+    """
+    encoders = flops.question_flops(objective.model, batch_size, tokens, mentions)
+    if num_entities is None:
+        encoded = mentions * (1 + num_negatives)
+        encoders += flops.entity_flops(objective.model, encoded, entity_tokens)
+    width = objective.model.vector_width
+    linking = objective.linking_loss.flops(mentions, width, num_entities, num_negatives)
+    return 3 * encoders + linking
+
+
+def _mean(sums: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """This device's part of the mean over all devices, given its sum and count."""
+    total, count = sums
+    return total / jnp.maximum(jax.lax.psum(count, AXIS), 1)

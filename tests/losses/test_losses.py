@@ -1,4 +1,6 @@
-"""Losses against plain formulas, on one device and on several."""
+"""Losses against plain formulas and slow loops, on one device and on several."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,19 @@ import numpy as np
 import optax
 import pytest
 
-from elq_jax.model import losses
+from elq_jax.core.devices import AXIS
+from elq_jax.core.errors import ElqError
+from elq_jax.losses import (
+    FullCatalogue,
+    HardNegatives,
+    InBatch,
+    Mentions,
+    create_linking_loss,
+    span_loss,
+)
+from elq_jax.original.loss import HardNegativesBce
+from elq_jax.retrieval.table import Table
+from elq_jax.training.step import EncodedEntities, FrozenEntities
 
 RNG = np.random.default_rng(7)
 E, Q, D = 53, 6, 8
@@ -16,74 +30,29 @@ ROWS = RNG.integers(0, E, Q).astype(np.int32)
 MASK = np.array([1, 1, 0, 1, 1, 1], bool)
 
 
-def plain_catalogue_loss(queries, table=TABLE):
-    logits = queries @ table.T
-    losses_ = optax.softmax_cross_entropy_with_integer_labels(logits, ROWS)
-    return jnp.sum(jnp.where(MASK, losses_, 0.0))
+def mentions_of(vectors, rows=ROWS, mask=MASK, questions=None, axis_name=None):
+    questions = jnp.arange(len(rows)) if questions is None else questions
+    return Mentions(vectors, rows, mask, questions, len(rows), axis_name)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 7, 16, 53, 1000])
-def test_full_catalogue_loss_is_a_softmax_over_all_entities(chunk_size):
-    def loss(queries):
-        total, count = losses.full_catalogue_loss(
-            queries, TABLE[ROWS], MASK, jnp.asarray(TABLE), E, chunk_size=chunk_size
-        )
-        return total, count
+def frozen(vectors):
+    return FrozenEntities(Table(vectors, None, len(vectors), axis_name=None))
+
+
+def test_full_catalogue_is_a_softmax_over_all_entities():
+    def loss(vectors):
+        return FullCatalogue(chunk_size=7)(mentions_of(vectors), frozen(jnp.asarray(TABLE)))
+
+    def plain(vectors):
+        logits = vectors @ TABLE.T
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, ROWS)
+        return jnp.sum(jnp.where(MASK, losses, 0.0))
 
     (total, count), gradient = jax.value_and_grad(loss, has_aux=True)(QUERIES)
-    expected, expected_gradient = jax.value_and_grad(plain_catalogue_loss)(QUERIES)
+    expected, expected_gradient = jax.value_and_grad(plain)(QUERIES)
     assert count == MASK.sum()
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5)
-
-
-@pytest.mark.parametrize("num_devices", [1, 2, 8])
-def test_full_catalogue_loss_on_a_sharded_table(num_devices):
-    """E = 53 divides by no number of devices; queries differ between devices."""
-    local = -(-E // num_devices)
-    shards = np.zeros((num_devices * local, D), np.float32)
-    shards[:E] = TABLE
-    queries = RNG.normal(size=(num_devices, Q, D)).astype(np.float32)
-
-    def loss(queries, shard):
-        return losses.full_catalogue_loss(
-            queries, TABLE[ROWS], MASK, shard, E, chunk_size=5, axis_name="devices"
-        )[0]
-
-    step = jax.pmap(jax.value_and_grad(loss), axis_name="devices")
-    totals, gradients = step(queries, shards.reshape(num_devices, local, D))
-    for one, total, gradient in zip(queries, totals, gradients, strict=True):
-        expected, expected_gradient = jax.value_and_grad(plain_catalogue_loss)(one)
-        np.testing.assert_allclose(total, expected, rtol=1e-5)
-        np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5)
-
-
-def test_full_catalogue_loss_with_a_row_scale():
-    values = RNG.integers(-127, 128, (E, D)).astype(np.int8)
-    scale = RNG.uniform(0.01, 0.02, E).astype(np.float32)
-    table = values * scale[:, None]
-
-    def loss(queries):
-        return losses.full_catalogue_loss(
-            queries, table[ROWS], MASK, jnp.asarray(values), E, scale=scale, chunk_size=10
-        )[0]
-
-    total, gradient = jax.value_and_grad(loss)(QUERIES)
-    expected, expected_gradient = jax.value_and_grad(plain_catalogue_loss)(QUERIES, table)
-    np.testing.assert_allclose(total, expected, rtol=1e-5)
-    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5)
-
-
-def test_full_catalogue_loss_holds_no_matrix_of_all_entities():
-    """The largest temporary of the compiled gradient is bounded by the chunk, not by E."""
-    rows = 200_000
-    table = jax.ShapeDtypeStruct((rows, D), jnp.float32)
-
-    def loss(queries, table):
-        return losses.full_catalogue_loss(queries, queries, MASK, table, rows, chunk_size=1000)[0]
-
-    compiled = jax.jit(jax.grad(loss)).lower(QUERIES, table).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < Q * rows * 4 / 4
 
 
 def slow_in_batch(queries, entities, rows, mask, negatives=None, negative_rows=None):
@@ -109,22 +78,64 @@ def test_in_batch_and_hard_negatives_against_a_slow_loop(num_devices):
     queries = RNG.normal(size=(total, D)).astype(np.float32)
     rows = np.array([3, 4, 3, 9, 1, 4, 0, 7], np.int32)
     mask = np.array([1, 1, 1, 0, 1, 1, 1, 1], bool)
-    entities = TABLE[rows]
+    gold = TABLE[rows]
     # Its own gold entity, one of another mention, of padding (9), one in no batch, none.
     negative_rows = np.array([[3, 4, 9], [20, -1, 21], [0, 30, 3], [9, 3, 40]] * 2, np.int32)
     negatives = TABLE[negative_rows]
 
-    def split(x):
-        return x.reshape(num_devices, -1, *x.shape[1:])
+    def run(loss, *arrays):
+        def on_device(queries, rows, mask, vectors, negative_rows):
+            mentions = mentions_of(queries, rows, mask, axis_name=AXIS)
+            return loss(mentions, EncodedEntities(vectors, negative_rows))
 
-    in_batch = jax.pmap(lambda *a: losses.in_batch_loss(*a, "devices"), axis_name="devices")
-    sums, counts = in_batch(*map(split, (queries, entities, rows, mask)))
-    np.testing.assert_allclose(sums.sum(), slow_in_batch(queries, entities, rows, mask), rtol=1e-5)
+        parts = [np.stack(np.split(x, num_devices)) for x in (queries, rows, mask, *arrays)]
+        return jax.pmap(on_device, axis_name=AXIS)(*parts)
+
+    everything = np.concatenate([gold[:, None], negatives], axis=1)
+    sums, counts = run(InBatch(), everything, negative_rows)
+    np.testing.assert_allclose(sums.sum(), slow_in_batch(queries, gold, rows, mask), rtol=1e-5)
     assert counts.sum() == mask.sum()
-    hard = jax.pmap(lambda *a: losses.hard_negatives_loss(*a, "devices"), axis_name="devices")
-    arrays = (queries, entities, rows, mask, negatives, negative_rows)
-    sums, _ = hard(*map(split, arrays))
+    arrays = (queries, gold, rows, mask, negatives, negative_rows)
+    sums, _ = run(HardNegatives(), everything, negative_rows)
     np.testing.assert_allclose(sums.sum(), slow_in_batch(*arrays), rtol=1e-5)
+    # Without negatives it is the loss of the batch alone.
+    sums, _ = run(HardNegatives(), gold[:, None], negative_rows[:, :0])
+    np.testing.assert_allclose(sums.sum(), slow_in_batch(queries, gold, rows, mask), rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_negatives", [2, 5, 10])
+def test_hard_negatives_in_a_catalogue_that_may_be_smaller(num_negatives):
+    """Five entities: with N >= 5 every entity counts once, so the loss is that of all of them."""
+    table, rows = TABLE[:5], np.array([3, 1, 1, 4, 0, 2], np.int32)
+    mentions = mentions_of(QUERIES, rows)
+    total, count = HardNegatives(num_negatives)(mentions, frozen(table))
+    nearest = np.argsort(-QUERIES @ table.T, axis=1)[:, :num_negatives]
+    arrays = (QUERIES, table[rows], rows, MASK, table[nearest], nearest)
+    np.testing.assert_allclose(total, slow_in_batch(*arrays), rtol=1e-5)
+    assert count == MASK.sum()
+    if num_negatives >= 5:
+        expected, _ = FullCatalogue()(mentions, frozen(table))
+        np.testing.assert_allclose(total, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_negatives", [3, 10])
+def test_hard_negatives_bce_against_a_slow_loop(num_negatives):
+    """Of two mentions of a question; the mention that is no real one drops no rank."""
+    table, rows = TABLE[:7], np.array([3, 1, 4, 1, 0, 2], np.int32)
+    questions = np.array([0, 0, 1, 1, 2, 4], np.int32)
+    mentions = mentions_of(QUERIES, rows, questions=questions)
+    total, count = HardNegativesBce(num_negatives)(mentions, frozen(table))
+    nearest = np.argsort(-QUERIES @ table.T, axis=1)[:, :num_negatives]
+    pairs = []
+    for i in np.flatnonzero(MASK):
+        pairs.append((1, QUERIES[i] @ table[rows[i]]))
+        for rank, row in enumerate(nearest[i]):
+            same = [j for j in np.flatnonzero(MASK) if questions[j] == questions[i]]
+            if all(nearest[j][rank] != rows[j] for j in same):
+                pairs.append((0, QUERIES[i] @ table[row]))
+    expected = sum(np.log1p(np.exp(np.float64(-x if target else x))) for target, x in pairs)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    assert count == len(pairs)
 
 
 def test_span_loss_ignores_padding_examples():
@@ -133,7 +144,7 @@ def test_span_loss_ignores_padding_examples():
     logits[1] = -np.inf
     bounds = np.array([[[1, 2], [0, 1]], [[0, 1], [0, 1]]])
     mask = np.array([[True, False], [False, False]])
-    total, count = losses.span_loss(logits, bounds, mask)
+    total, count = span_loss(logits, bounds, mask)
     expected = 0.0
     for i in range(4):
         for j in range(i, 4):
@@ -141,3 +152,29 @@ def test_span_loss_ignores_padding_examples():
             expected -= np.log(p if (i, j) == (1, 2) else 1 - p)
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     assert count == 10
+
+
+def test_a_loss_has_the_settings_of_its_stage():
+    stage = {"linking_loss": "hard_negatives", "num_negatives": 3, "chunk_size": 7, "dtype": "int4"}
+    assert create_linking_loss(stage) == HardNegatives(num_negatives=3)
+    assert create_linking_loss({"linking_loss": "full_catalogue"}) == FullCatalogue()
+    original = {"linking_loss": "elq_jax.original.loss:hard_negatives_bce"}
+    assert create_linking_loss(original) == HardNegativesBce()
+    with pytest.raises(ElqError, match=r"linking_loss: .triplet.; expected one of .*full_cat"):
+        create_linking_loss({"linking_loss": "triplet"})
+    with pytest.raises(ElqError, match=r"linking_loss 'no\.such\.module:x': No module named"):
+        create_linking_loss({"linking_loss": "no.such.module:x"})
+
+
+def test_losses_are_hashable_and_cannot_be_changed():
+    """They are compiled in."""
+    for loss in (InBatch(), HardNegatives(), FullCatalogue(), HardNegativesBce()):
+        assert hash(loss) == hash(dataclasses.replace(loss))
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            loss.num_negatives = 3
+
+
+def test_a_softmax_over_the_catalogue_needs_the_catalogue():
+    entities = EncodedEntities(TABLE[ROWS][:, None], None)
+    with pytest.raises(ElqError, match="use hard_negatives or in_batch in bi_encoder"):
+        FullCatalogue()(mentions_of(QUERIES), entities)

@@ -11,7 +11,8 @@ import reference
 from flax import traverse_util
 from reference import arrays, enumerated
 
-from elq_jax.model import losses, spans
+from elq_jax.losses import InBatch, Mentions, span_loss
+from elq_jax.model import spans
 from elq_jax.model.bert import BertConfig, BertEncoder, params_from_huggingface
 from elq_jax.model.bundle import initial_params
 from elq_jax.model.elq import (
@@ -21,8 +22,10 @@ from elq_jax.model.elq import (
     parameter_shapes,
 )
 from elq_jax.model.huggingface import load_bert_checkpoint
+from elq_jax.original.loss import HardNegativesBce
 from elq_jax.original.names import params_from_state_dict, tensor_names
 from elq_jax.storage.hub import resolve_encoder
+from elq_jax.training.step import EncodedEntities
 
 # As the fixtures' README states them.
 HIDDEN = {"rtol": 0, "atol": 2e-5}
@@ -161,10 +164,11 @@ def test_joint_loss_and_every_gradient(fixtures):
         ids = core["cand_flat_ids"]
         entities = EntityEncoder(config).apply({"params": params["entity"]}, ids, ids != 0)
         queries = vectors.reshape(-1, vectors.shape[-1])[flat]
-        span = losses.span_loss(grid, core["gold_bounds"], core["gold_mask"])
+        span = span_loss(grid, core["gold_bounds"], core["gold_mask"])
         # The rows are not given: the original does not look at them.
         rows, mask = jnp.arange(len(flat)), jnp.ones(len(flat), bool)
-        linking = losses.in_batch_loss(queries, entities, rows, mask, mask_duplicates=False)
+        mentions = Mentions(queries, rows, mask, rows, len(flat), axis_name=None)
+        linking = InBatch(mask_duplicates=False)(mentions, EncodedEntities(entities[:, None], None))
         return span[0] / span[1] + linking[0] / linking[1], (span, linking, queries @ entities.T)
 
     (total, (span, linking, scores)), grads = jax.value_and_grad(joint_loss, has_aux=True)(
@@ -197,16 +201,25 @@ def test_hard_negatives_bce_against_the_original_step():
     queries = step["in_text_encs"][:batch]
     entities = step["in_cand_encs"][:batch]
     catalogue = arrays("kb")["entity_encodings"]
-    shape = batch, width, step["neg_ids"].shape[1]
-    negatives = np.zeros((*shape, queries.shape[-1]), np.float32)
-    allowed = np.ones(shape, bool)
-    negatives[mask] = catalogue[step["neg_ids"]]
-    gold_rows = [np.flatnonzero((catalogue == e).all(-1))[0] for e in entities[mask]]
-    allowed[mask] = step["neg_ids"] != np.array(gold_rows)[:, None]
-    total, count = losses.hard_negatives_bce_loss(queries, entities, mask, negatives, allowed)
+    count = step["neg_ids"].shape[1]
+    rows = np.zeros((batch, width), np.int32)
+    rows[mask] = [np.flatnonzero((catalogue == e).all(-1))[0] for e in entities[mask]]
+    negative_rows = np.full((batch, width, count), -1, np.int32)
+    negative_rows[mask] = step["neg_ids"]
+    vectors = np.concatenate([entities[:, :, None], catalogue[negative_rows]], axis=2)
+    mentions = Mentions(
+        *(x.reshape(-1, *x.shape[2:]) for x in (queries, rows, mask)),
+        np.repeat(np.arange(batch), width),
+        num_questions=batch,
+        axis_name=None,
+    )
+    negatives = EncodedEntities(
+        vectors.reshape(-1, *vectors.shape[2:]), negative_rows.reshape(-1, count)
+    )
+    total, count = HardNegativesBce(count)(mentions, negatives)
     assert count == len(step["scores"])
     bounds, mask = step["in_gold_mention_bounds"], step["in_gold_mention_bounds_mask"]
-    span = losses.span_loss(jnp.asarray(_grid(step)), bounds, mask)
+    span = span_loss(jnp.asarray(_grid(step)), bounds, mask)
     np.testing.assert_allclose(total / count + span[0] / span[1], step["loss"], **SCORE)
 
 

@@ -22,6 +22,7 @@ from elq_jax.entities.build import build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import EmbeddingsWriter
 from elq_jax.linking.linker import EntityLinker
+from elq_jax.losses import InBatch
 from elq_jax.model.bundle import initial_params
 from elq_jax.model.elq import EntityEncoder, QuestionEncoder
 from elq_jax.original import evaluation
@@ -30,7 +31,7 @@ from elq_jax.original.names import tensor_names
 from elq_jax.questions.batches import TrainingBatches
 from elq_jax.questions.examples import make_examples
 from elq_jax.questions.read import read_questions
-from elq_jax.retrieval.exact import chunked_top_k
+from elq_jax.retrieval.table import Table
 from elq_jax.storage import layout
 from elq_jax.text.padding import pad_tokens
 from elq_jax.text.tokenization import Tokenizer
@@ -38,7 +39,7 @@ from elq_jax.training import checkpoints, loop, stages
 from elq_jax.training import optimizer as state
 from elq_jax.training.configuration import check, recipe_of
 from elq_jax.training.metrics import MetricsWriter
-from elq_jax.training.step import LossConfig, Table, joint_train_step
+from elq_jax.training.step import Objective, parallel_train_step
 
 OPTIM = json.loads((FIXTURES / "optim.json").read_text())
 SETTINGS = json.loads((FIXTURES / "train_inbatch.json").read_text())["settings"]
@@ -288,8 +289,8 @@ def test_the_first_batch_and_its_negatives(name, start):
     mask = step["in_gold_mention_bounds_mask"]
     most = mask.shape[1]  # ours is a power of two, at least as large
     assert not batch["gold_mask"][:, most:].any()
-    for name in ("gold_mask", "gold_bounds", "gold_rows"):
-        batch[name] = batch[name][:, :most]
+    for field in ("gold_mask", "gold_bounds", "gold_rows"):
+        batch[field] = batch[field][:, :most]
     np.testing.assert_array_equal(batch["input_ids"], step["context_input"])
     np.testing.assert_array_equal(batch["gold_mask"], mask)
     np.testing.assert_array_equal(batch["gold_bounds"][mask], step["in_gold_mention_bounds"][mask])
@@ -303,9 +304,9 @@ def test_the_first_batch_and_its_negatives(name, start):
         np.testing.assert_allclose(vectors @ entities.T, step["scores"], rtol=0, atol=1e-4)
         return
     np.testing.assert_allclose(vectors, step["mention_queries"], rtol=0, atol=2e-5)
-    scores, rows = chunked_top_k(
-        vectors, arrays("kb")["entity_encodings"], step["neg_ids"].shape[1]
-    )
+    catalogue, count = arrays("kb")["entity_encodings"], step["neg_ids"].shape[1]
+    table = Table(catalogue, None, len(catalogue), axis_name=None)
+    scores, rows = table.nearest(vectors, count)
     np.testing.assert_array_equal(rows, step["neg_ids"])
     np.testing.assert_allclose(scores, step["neg_scores"], rtol=0, atol=1e-4)
 
@@ -377,9 +378,7 @@ def test_a_deterministic_step_draws_no_dropout():
     bert = dataclasses.replace(reference.config().question_bert, num_layers=1, dropout_rate=0.5)
     config = dataclasses.replace(reference.config(), question_bert=bert)
     [device] = jax.local_devices()[:1]
-    step = devices.parallel(
-        joint_train_step(config, LossConfig("in_batch")), [device], static=(4, 5)
-    )
+    step = parallel_train_step(Objective(config, InBatch()), [device])
     batch = {
         "input_ids": np.full((1, 2, 6), 2000, np.int32),
         "mask": np.ones((1, 2, 6), bool),
@@ -390,12 +389,13 @@ def test_a_deterministic_step_draws_no_dropout():
     vectors = arrays("kb")["entity_encodings"][:2]
     table = Table(devices.place(vectors[None], [device]), None, 2)
     start = state.create_train_state(initial_params(config)["question"], optax.sgd(0.1))
-    start = devices.replicate(start, [device])
     losses = {True: set(), False: set()}
     for deterministic, found in losses.items():
         for seed in range(2):
             number = devices.replicate(np.int32(seed), [device])
-            _, metrics = step(start, batch, table, number, 2, deterministic)
+            _, metrics = step(
+                devices.replicate(start, [device]), batch, table, number, 2, deterministic
+            )
             found.add(float(metrics["loss"][0]))
     assert (len(losses[True]), len(losses[False])) == (1, 2)
 

@@ -1,4 +1,4 @@
-"""Training steps on several devices, and whole runs: stopped, killed, gone on with, refused."""
+"""Whole runs: stopped, killed, gone on with, refused."""
 
 import copy
 import json
@@ -12,14 +12,12 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
-from tiny import arrays, tiny_config, tiny_params, write_tiny_bert
+from tiny import write_tiny_bert
 
 from configs import default
-from elq_jax.core import devices as devices_lib
 from elq_jax.core.errors import ElqError
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.model.bundle import Model, read_description
-from elq_jax.retrieval.sharded import place_table
 from elq_jax.storage.remote import Workdir
 from elq_jax.training import checkpoints, loop, preemption
 from elq_jax.training.metrics import MetricsWriter
@@ -28,107 +26,8 @@ from elq_jax.training.optimizer import (
     create_optimizer,
     create_train_state,
 )
-from elq_jax.training.step import (
-    LINKING_LOSSES,
-    LossConfig,
-    bi_encoder_train_step,
-    joint_train_step,
-)
 
 DEMO = pathlib.Path(__file__).parent.parent.parent / "demo"
-
-
-def random_batch(size=12, length=16, mentions=2, entities=500):
-    rng = np.random.default_rng(3)
-    starts = rng.integers(1, length - 4, (size, mentions))
-    bounds = np.stack([starts, starts + rng.integers(0, 3, starts.shape)], axis=-1)
-    batch = {
-        "input_ids": rng.integers(1000, 20000, (size, length)).astype(np.int32),
-        "mask": np.ones((size, length), bool),
-        "gold_bounds": bounds.astype(np.int32),
-        "gold_rows": rng.integers(-1, entities, (size, mentions)).astype(np.int32),
-        "gold_mask": rng.random((size, mentions)) < 0.7,
-        "example_mask": np.ones(size, bool),
-    }
-    batch["mask"][::3, 12:] = False
-    batch["mask"][-1] = batch["gold_mask"][-1] = batch["example_mask"][-1] = False
-    return batch
-
-
-def run_steps(step, params, batch, shards, num_devices, num_steps):
-    devices = jax.local_devices()[:num_devices]
-    state = devices_lib.replicate(create_train_state(params, create_optimizer(1e-3)), devices)
-    seed = devices_lib.replicate(np.int32(0), devices)
-    parts = devices_lib.split(batch, devices)
-    table = None if shards is None else place_table(shards, devices)
-    take_step = devices_lib.parallel(step, devices, donate=0, static=4)
-    losses = []
-    for _ in range(num_steps):
-        state, metrics = take_step(state, parts, table, seed, parts["gold_mask"][0].size)
-        losses.append({k: float(v) for k, v in devices_lib.unreplicate(metrics).items()})
-    return losses, devices_lib.unreplicate(state.params)
-
-
-@pytest.mark.parametrize(
-    ("linking_loss", "num_devices"),
-    [(name, (1, 8)) for name in LINKING_LOSSES] + [("full_catalogue", (1, 3))],
-)
-def test_any_number_of_devices_takes_the_same_joint_steps(linking_loss, num_devices):
-    """500 entities divide by neither 3 nor 8 devices; the fixtures' model has no dropout."""
-    step = joint_train_step(tiny_config(), LossConfig(linking_loss, chunk_size=100))
-    catalogue = arrays("kb")["entity_encodings"]
-    params = tiny_params()["question"]
-    runs = [run_steps(step, params, random_batch(), catalogue, n, num_steps=2) for n in num_devices]
-    for losses, params in runs[1:]:
-        for one, expected in zip(losses, runs[0][0], strict=True):
-            for name, value in one.items():
-                np.testing.assert_allclose(value, expected[name], rtol=2e-4, err_msg=name)
-        difference = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, runs[0][1])
-        # Adam divides by the gradient's size: rounding of a zero gradient moves by a step at most.
-        assert np.mean(jax.tree.leaves(difference)) < 1e-4
-
-
-@pytest.mark.parametrize("num_negatives", [0, 2])
-def test_any_number_of_devices_takes_the_same_bi_encoder_steps(num_negatives):
-    rng = np.random.default_rng(5)
-    batch = random_batch()
-    shape = (*batch["gold_rows"].shape, 1 + num_negatives, 8)
-    # The tokens of an entity are a function of its row, as in real data.
-    first = batch["gold_rows"][..., None, None] * 7 + 1000
-    batch["entity_ids"] = (np.abs(first) + np.arange(8) + np.zeros(shape, int)).astype(np.int32)
-    mined = batch["entity_ids"][..., 1:, :]
-    mined[:] = rng.integers(1000, 20000, mined.shape)
-    batch["entity_mask"] = np.ones(shape, bool)
-    if num_negatives:
-        batch["negative_rows"] = rng.integers(-1, 9, (*shape[:-2], num_negatives), np.int32)
-    step = bi_encoder_train_step(tiny_config(), LossConfig())
-    runs = [run_steps(step, tiny_params(), batch, None, n, num_steps=2) for n in (1, 8)]
-    for one, expected in zip(runs[1][0], runs[0][0], strict=True):
-        for name, value in one.items():
-            np.testing.assert_allclose(value, expected[name], rtol=2e-4, err_msg=name)
-
-
-def test_accumulated_steps_equal_one_large_batch():
-    step = joint_train_step(tiny_config(), LossConfig("full_catalogue"))
-    catalogue = arrays("kb")["entity_encodings"]
-    batch = random_batch(size=4)
-    batch["gold_mask"][:] = batch["mask"][:] = True
-    batch["gold_rows"] = np.abs(batch["gold_rows"])
-    halves = [{k: v[i : i + 2] for k, v in batch.items()} for i in (0, 2)]
-    results = []
-    for parts, accumulate in (([batch], 1), (halves, 2)):
-        tx = create_optimizer(1e-3, accumulate_steps=accumulate)
-        devices = jax.local_devices()[:1]
-        state = devices_lib.replicate(create_train_state(tiny_params()["question"], tx), devices)
-        take_step = devices_lib.parallel(step, devices, static=4)
-        table = place_table(catalogue, devices)
-        seed = devices_lib.replicate(np.int32(0), devices)
-        for part in parts:
-            part = devices_lib.split(part, devices)
-            state, _ = take_step(state, part, table, seed, part["gold_mask"].size)
-        results.append(devices_lib.unreplicate(state.params))
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), results[0], results[1])
-    assert np.mean(jax.tree.leaves(moved)) < 2e-5  # A step moves a parameter by 1e-3.
 
 
 def test_decay_and_learning_rate_by_parameter():

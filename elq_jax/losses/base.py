@@ -1,0 +1,130 @@
+"""What a linking loss is given and what it returns.
+
+Every loss returns a sum and a count, so that a mean over devices is `psum(sum) / psum(count)`.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+
+from elq_jax.core.errors import ElqError
+from elq_jax.core.registry import Registry
+
+Sums = tuple[jax.Array, jax.Array]
+
+
+class Mentions(flax.struct.PyTreeNode):
+    """Gold mentions of the questions on one device, Q places with the real mentions in front.
+
+    Attributes:
+      vectors: [Q, D] float32 mention vectors.
+      rows: [Q] int32 rows of their gold entities; 0 at padding.
+      mask: [Q] bool, True = a mention that is linked to an entity.
+      questions: [Q] int32 number of each mention's question, 0 <= number < num_questions.
+      num_questions: B of the device.
+      axis_name: name of the mapped axis of the devices that share the batch; None: there is one.
+    """
+
+    vectors: jax.Array
+    rows: jax.Array
+    mask: jax.Array
+    questions: jax.Array
+    num_questions: int = flax.struct.field(pytree_node=False)
+    axis_name: str | None = flax.struct.field(pytree_node=False)
+
+
+class Entities(abc.ABC):
+    """What mentions are compared with: frozen vectors of the catalogue, or entities encoded now."""
+
+    @abc.abstractmethod
+    def gold(self, mentions: Mentions) -> jax.Array:
+        """Returns the vectors of the gold entities, [Q, D] float32."""
+
+    @abc.abstractmethod
+    def negatives(self, mentions: Mentions, count: int) -> tuple[jax.Array, jax.Array]:
+        """Returns entities that the model takes for the gold ones of each mention, best first.
+
+        The gold entity may be among them.
+
+        Args:
+          mentions: Q of them.
+          count: number of entities per mention that are wanted. N, the number returned, is smaller
+            in a catalogue with fewer entities, and is that of the batch where it brings its own.
+
+        Returns:
+          vectors [Q, N, D] float32, and rows [Q, N] int32, of a mention no row twice; -1 where
+          there is none.
+        """
+
+    @abc.abstractmethod
+    def log_normalizer(self, mentions: Mentions, chunk_size: int) -> jax.Array:
+        """Returns log sum_e exp(q . e) over the whole catalogue, [Q] float32.
+
+        Args:
+          mentions: Q of them.
+          chunk_size: number of entities scored at a time.
+
+        Raises:
+          ElqError: there are no vectors of the whole catalogue.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class LinkingLoss(abc.ABC):
+    """A loss of linking gold mentions to their entities.
+
+    The fields of a subclass are its settings; a stage of a configuration sets them by name.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, mentions: Mentions, entities: Entities) -> Sums:
+        """Computes the loss of this device's mentions.
+
+        Returns:
+          sum over what the loss is a mean of (mentions, pairs), and its number, float32 scalars.
+        """
+
+    def flops(
+        self, mentions: int, width: int, num_entities: int | None, num_negatives: int = 0
+    ) -> float:
+        """Counts the floating-point operations of the loss and its gradient, over all devices.
+
+        A product of [n, d] and [d, m] counts 2 n d m, what is computed twice counts once, and the
+        products of mentions with their gold entities are too few to be counted. 0 here, for losses
+        that do not know: the rate and the MFU of a run are then those of the encoders.
+
+        Args:
+          mentions: Q.
+          width: D.
+          num_entities: E, of frozen vectors; None where the entities are encoded in the step, so
+            that there is a gradient for them too.
+          num_negatives: N, entities that the batch brings for each mention besides the gold one.
+        """
+        del mentions, width, num_entities, num_negatives
+        return 0.0
+
+
+LINKING_LOSSES: Registry[type[LinkingLoss]] = Registry("linking_loss", "elq_jax.losses")
+
+
+def create_linking_loss(stage: Mapping[str, Any]) -> LinkingLoss:
+    """Makes the linking loss of a stage of a configuration.
+
+    Args:
+      stage: `linking_loss` is its name; the settings that the loss has are taken from here too.
+
+    Raises:
+      ElqError: there is no such loss, or a setting cannot be used.
+    """
+    loss = LINKING_LOSSES.get(stage["linking_loss"])
+    names = [field.name for field in dataclasses.fields(loss) if field.init]
+    try:
+        return loss(**{name: stage[name] for name in names if name in stage})
+    except (TypeError, ValueError) as error:
+        raise ElqError(f"linking_loss {stage['linking_loss']!r}: {error}") from error
