@@ -243,9 +243,9 @@ def test_program_lists_gold_that_cannot_be_found(folder, tmp_path):
     done = run(*flags, "--on-error=skip")
     assert done.returncode == 0, done.stderr
     for line in (
-        f"{path}: 4 questions, 4 mentions (label_id 2, label_id_refused 1, unresolved 2)",
-        "line 1, question 1, mention 'ohio': entity 'No Such Title'",
-        "line 2, question 2, mention 'ohio': entity None, wikidata_id None, label_id 500",
+        f"{path}: 4 questions, 4 mentions (row 2, row_refused 1, unresolved 2)",
+        "line 1, question 1, mention 'ohio': title 'No Such Title'",
+        "line 2, question 2, mention 'ohio': title None, wikidata_id None, row 500",
         f"{path}:5: mentions[0] = [7, 4) is reversed",
         "question 3, mention 0 [8, 10) 'ba': it begins or ends inside of a token",
         "question 4, mention 0 [163, 168) 'obama': the question is cut at character 120",

@@ -303,6 +303,6 @@ def _read(
     if options.tune:
         raise ElqError("--tune, --original: cannot be combined; give --threshold")
     questions, files = read_files(
-        linker, paths, options.on_error, trust_label_ids=True, allow_overlaps=True
+        linker, paths, options.on_error, trust_rows=True, allow_overlaps=True
     )
     return questions, {"questions": files}

@@ -32,13 +32,13 @@ class LabelledQuestionsConfig(tfds.core.BuilderConfig):
       splits: split name -> source file.
       catalogue: where gold is looked up.
       on_error: "stop" or "skip".
-      trust_label_ids: see `iter_questions`.
+      trust_rows: see `iter_questions`.
     """
 
     splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
     catalogue: Catalogue | None = None
     on_error: Literal["stop", "skip"] = "stop"
-    trust_label_ids: bool = False
+    trust_rows: bool = False
 
 
 class LabelledQuestions(tfds.core.GeneratorBasedBuilder):
@@ -81,7 +81,7 @@ class LabelledQuestions(tfds.core.GeneratorBasedBuilder):
             config.splits[split],
             config.catalogue,
             config.on_error,
-            trust_label_ids=config.trust_label_ids,
+            trust_rows=config.trust_rows,
             report=report,
         )
         for number, question in enumerate(questions):
@@ -128,7 +128,7 @@ def prepare(
     data_dir: str | os.PathLike[str],
     catalogue: Catalogue | None = None,
     on_error: Literal["stop", "skip"] = "stop",
-    trust_label_ids: bool = False,
+    trust_rows: bool = False,
 ) -> LabelledQuestions:
     """Keeps labelled questions as a TFDS data set of array_record files; needs no TensorFlow.
 
@@ -141,7 +141,7 @@ def prepare(
       data_dir: folder that holds prepared data sets.
       catalogue: where gold is looked up.
       on_error: "stop" at a row that cannot be used, or "skip" it.
-      trust_label_ids: see `iter_questions`.
+      trust_rows: see `iter_questions`.
 
     Returns:
       A TFDS builder: `builder.open_split("train")` is a random access source of `Question`s,
@@ -155,7 +155,7 @@ def prepare(
         "splits": {split: _file_digest(path) for split, path in sorted(sources.items())},
         "catalogue": catalogue.fingerprint if catalogue is not None else None,
         "on_error": on_error,
-        "trust_label_ids": trust_label_ids,
+        "trust_rows": trust_rows,
     }
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
@@ -166,7 +166,7 @@ def prepare(
             splits=sources,
             catalogue=catalogue,
             on_error=on_error,
-            trust_label_ids=trust_label_ids,
+            trust_rows=trust_rows,
         )
         folder = os.fspath(data_dir)
         return LabelledQuestions(data_dir=folder, config=config, file_format="array_record")

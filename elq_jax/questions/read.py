@@ -1,26 +1,35 @@
 """Labelled questions: files that people write -> `Question`s whose gold is rows of the catalogue.
 
-A line of a .jsonl (or .jsonl.gz) file has `text`, `mentions` ([[start, end)] in characters), and
-for each mention any of `entity` (title), `wikidata_id`, `label_id` (row of the catalogue; -1 says
-that it is not in there). Lines of another form are told by a field of theirs, see `OTHER_FORMS`.
+The form of a line is described in `elq_jax.questions.records`. Lines of another form are told by a
+field of theirs, see `OTHER_FORMS`.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
 from elq_jax.core.errors import DataError, ElqError
 from elq_jax.core.registry import Registry
+from elq_jax.core.strings import check_whole
+from elq_jax.core.typed import convert
 from elq_jax.storage.lines import open_lines, parse_object
 
 if TYPE_CHECKING:
     from elq_jax.entities.catalogue import Catalogue
-from elq_jax.questions.records import OUT_OF_CATALOGUE, Mention, Question
+from elq_jax.questions.records import (
+    GoldLists,
+    LinksRow,
+    Mention,
+    Question,
+    Span,
+    TextRow,
+    check_spans,
+)
 from elq_jax.questions.resolve import ResolutionReport, _Parsed, _resolve
 
 _QUESTIONS_PER_LOOKUP = 65536  # one pass over the catalogue's titles for so many questions
@@ -32,8 +41,6 @@ RECORD_FORMS: Registry[RecordForm] = Registry("record form", "elq_jax.questions.
 # Field that tells a form from the plain one, and the name under which that form is registered.
 OTHER_FORMS = {"tokenized_text_ids": "elq_jax.original.el4qa:el4qa"}
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
 
 def read_questions(
     path: str | os.PathLike[str],
@@ -41,7 +48,7 @@ def read_questions(
     on_error: Literal["stop", "skip"] = "stop",
     *,
     require_mentions: bool = True,
-    trust_label_ids: bool = False,
+    trust_rows: bool = False,
     allow_overlaps: bool = False,
 ) -> tuple[list[Question], ResolutionReport]:
     """Reads a whole file of questions; see `iter_questions`.
@@ -57,7 +64,7 @@ def read_questions(
             catalogue,
             on_error,
             require_mentions=require_mentions,
-            trust_label_ids=trust_label_ids,
+            trust_rows=trust_rows,
             allow_overlaps=allow_overlaps,
             report=report,
         )
@@ -71,23 +78,23 @@ def iter_questions(
     on_error: Literal["stop", "skip"] = "stop",
     *,
     require_mentions: bool = True,
-    trust_label_ids: bool = False,
+    trust_rows: bool = False,
     allow_overlaps: bool = False,
     report: ResolutionReport | None = None,
 ) -> Iterator[Question]:
     """Yields the questions of a file in its order, in bounded memory.
 
-    The entity of a mention is found by its label_id if the catalogue has the given title (if one
-    is given) at that row, else by its Wikidata id, else by its title. A label_id of -1 is taken at
-    its word: a title equal to the one of another entity proves nothing.
+    The entity of a mention is found by its row if the catalogue has the given title (if one is
+    given) there, else by its Wikidata id, else by its title. A row of -1 is taken at its word: a
+    title equal to the one of another entity proves nothing.
 
     Args:
-      path: .jsonl or .jsonl.gz.
-      catalogue: where gold is looked up. None: label_id is taken as it is.
+      path: file of JSON lines, gzip or not, or a pipe.
+      catalogue: entities among which gold is looked up; None: rows are taken as they are.
       on_error: what to do with a row that cannot be used: "stop", or "skip" and report it.
       require_mentions: False: rows without `mentions` are questions without gold.
-      trust_label_ids: take every label_id that is a row of the catalogue, whatever the title there
-        (as the original does).
+      trust_rows: take every row that the catalogue has, whatever the title there (as the original
+        does).
       allow_overlaps: take mentions of a question that overlap (as the original does).
       report: filled as the questions come.
 
@@ -109,9 +116,9 @@ def iter_questions(
                     raise
                 report.skipped.append(str(error))
             if len(parsed) == _QUESTIONS_PER_LOOKUP:
-                yield from _resolve(parsed, catalogue, trust_label_ids, report)
+                yield from _resolve(parsed, catalogue, trust_rows, report)
                 parsed = []
-    yield from _resolve(parsed, catalogue, trust_label_ids, report)
+    yield from _resolve(parsed, catalogue, trust_rows, report)
     if require_mentions and not report.questions:
         found = f"{len(report.skipped)} rows that cannot be used" if report.skipped else "no rows"
         shown = "".join(f"\n  {line}" for line in report.skipped[:3])
@@ -126,101 +133,116 @@ def _parse(
     allow_overlaps: bool,
 ) -> _Parsed:
     try:
-        text = row.get("text")
-        if not isinstance(text, str):
-            raise unexpected(row, "text", "a string")
-        if _SURROGATE.search(text):
-            raise ElqError("half of a surrogate pair (\\ud800 to \\udfff) in 'text'; remove it")
-        question = Question(_question_id(row, line_number), text)
+        header = convert(row, TextRow)
+        check_whole("field 'text'", header.text)
+        question = Question(str(line_number if header.id is None else header.id), header.text)
         form = next((name for field, name in OTHER_FORMS.items() if field in row), "plain")
         parse = RECORD_FORMS.get(form)
         return _Parsed(*parse(row, question, require_mentions, allow_overlaps), line_number)
     except DataError:
         raise
     except ElqError as error:
-        raise DataError(str(error), path, line_number) from None
+        message = str(error)
+        if "text" not in row and isinstance(row.get("error"), str):
+            message += f" (the line says: {row['error']})"
+        raise DataError(message, path, line_number) from None
 
 
 @RECORD_FORMS.register("plain")
 def _parse_plain(
     row: dict[str, Any], question: Question, require_mentions: bool, allow_overlaps: bool
 ) -> tuple[Question, list[int | None]]:
-    if row.get("mentions") is None and not require_mentions:
+    has_mentions, has_links = (row.get(name) is not None for name in ("mentions", "links"))
+    if has_mentions and has_links:
+        raise ElqError("found both 'mentions' and 'links'; give the gold as one of them")
+    if has_links:
+        return _parse_links(row, question, allow_overlaps)
+    if not has_mentions and not require_mentions:
         return question, []
     spans = parse_spans(row, "mentions", len(question.text), "characters", allow_overlaps)
-    mentions, label_ids = parse_gold(row, spans, "mentions")
-    return replace(question, mentions=mentions), label_ids
+    mentions, gold_rows = parse_gold(row, spans, "mentions")
+    return replace(question, mentions=mentions), gold_rows
+
+
+def _parse_links(
+    row: dict[str, Any], question: Question, allow_overlaps: bool
+) -> tuple[Question, list[int | None]]:
+    """Reads gold as `elq_jax.link` writes it: an object for each mention."""
+    links = convert(row, LinksRow).links
+    spans = [(link.start, link.end) for link in links]
+    check_spans(spans, "links", len(question.text), "characters", allow_overlaps)
+    mentions = []
+    for number, link in enumerate(links):
+        place, quoted = f"links[{number}]", question.text[link.start : link.end]
+        if link.mention is not None and link.mention != quoted:
+            raise ElqError(
+                f"{place}: 'mention' is {link.mention!r}, but the text has {quoted!r} at "
+                f"[{link.start}, {link.end}); offsets count characters from 0, not bytes"
+            )
+        if link.title is None and link.wikidata_id is None and link.row is None:
+            raise ElqError(f"{place}: {_NO_GOLD}")
+        mentions.append(_mention((link.start, link.end), link.title, link.wikidata_id))
+    return replace(question, mentions=tuple(mentions)), [link.row for link in links]
+
+
+_NEW = ("title", "row")  # the names that are not the former ones
+_NO_GOLD = "missing the gold entities: give 'title', 'wikidata_id' or 'row'"
 
 
 def parse_gold(
-    row: dict[str, Any], spans: list[tuple[int, int]], parallel_to: str
+    row: dict[str, Any], spans: list[Span], parallel_to: str
 ) -> tuple[tuple[Mention, ...], list[int | None]]:
-    """Reads the gold entities of spans: mentions without rows, and the label ids."""
-    fields = ("label_id", "wikidata_id", "entity")
-    given = [name for name in fields if row.get(name) is not None]
-    for name in given:
+    """Reads the gold entities of spans from parallel lists: mentions, and their rows if given."""
+    names = [_former_or_new(row, "row", "label_id"), "wikidata_id"]
+    names.append(_former_or_new(row, "title", "entity"))
+    present = {name: row[name] for name in names if row.get(name) is not None}
+    if "label_id" in row or "entity" in row:
+        # Files of that time may have a title or a row of their own, which is not for mentions.
+        present = {k: v for k, v in present.items() if k not in _NEW or isinstance(v, list)}
+    for name in present:
         check_length(row, name, len(spans), parallel_to)
-    if spans and not given:
-        raise ElqError("missing the gold entities: give 'entity', 'wikidata_id' or 'label_id'")
-    label_ids, wikidata_ids, titles = (row.get(name) or [None] * len(spans) for name in fields)
-    for number, label_id in enumerate(label_ids):
-        if label_id is not None and label_id != OUT_OF_CATALOGUE and not is_natural(label_id):
-            expected = "a row of the catalogue, -1 (not in the catalogue) or null"
-            raise ElqError(f"label_id[{number}]: found {label_id!r}, expected {expected}")
-    for name, values in (("wikidata_id", wikidata_ids), ("entity", titles)):
-        for number, value in enumerate(values):
-            if value is not None and not isinstance(value, str):
-                raise ElqError(f"{name}[{number}]: found {value!r}, expected a string or null")
-            if value and _SURROGATE.search(value):
-                raise ElqError(f"half of a surrogate pair (\\ud800 to \\udfff) in {name!r}")
-    mentions = tuple(
-        Mention(start, end, title=title or None, wikidata_id=wikidata_id or None)
-        for (start, end), title, wikidata_id in zip(spans, titles, wikidata_ids, strict=True)
-    )
-    return mentions, list(label_ids)
+    if spans and not present:
+        raise ElqError(_NO_GOLD)
+    lists = convert(present, GoldLists)
+    rows, ids, titles = (getattr(lists, name) or [None] * len(spans) for name in names)
+    mentions = tuple(map(_mention, spans, titles, ids))
+    return mentions, list(rows)
 
 
-def _question_id(row: dict[str, Any], line_number: int) -> str:
-    found = row.get("id")
-    if found is None:
-        return str(line_number)
-    if isinstance(found, bool) or not isinstance(found, str | int):
-        raise unexpected(row, "id", "a string or a number")
-    return str(found)
+def _former_or_new(row: dict[str, Any], name: str, former: str) -> str:
+    """The name under which a row has a list; the former one where it has that."""
+    lists = [row[key] for key in (name, former) if isinstance(row.get(key), list)]
+    if len(lists) == 2 and lists[0] != lists[1]:
+        raise ElqError(f"found both {name!r} and {former!r}, its former name; give {name!r} only")
+    return name if row.get(former) is None else former
+
+
+def _mention(span: Span, title: str | None, wikidata_id: str | None) -> Mention:
+    """A gold mention without its row; an empty string says no more than none."""
+    for name, value in (("title", title), ("wikidata_id", wikidata_id)):
+        check_whole(f"field {name!r}", value or "")
+    return Mention(*span, title=title or None, wikidata_id=wikidata_id or None)
+
+
+class _Spans(msgspec.Struct, frozen=True):
+    spans: list[Span]
 
 
 def parse_spans(
     row: dict[str, Any], name: str, size: int, unit: str, allow_overlaps: bool
-) -> list[tuple[int, int]]:
-    """Reads spans: half-open, not empty, inside [0, size), in the order given.
+) -> list[Span]:
+    """Reads a field of [start, end) pairs, in the order given; see `check_spans`.
 
     Raises:
-      ElqError: they are not, or two overlap without `allow_overlaps`.
+      ElqError: there is no such field, or it is not a list of such pairs.
     """
-    value = row.get(name)
-    if not isinstance(value, list):
-        raise unexpected(row, name, "a list of [start, end) pairs")
-    spans = []
-    for number, span in enumerate(value):
-        if not isinstance(span, list) or len(span) != 2 or not all(map(_is_integer, span)):
-            raise ElqError(f"{name}[{number}]: found {span!r}, expected [start, end) integers")
-        start, end = span
-        if start > end:
-            raise ElqError(f"{name}[{number}] = [{start}, {end}) is reversed: start is after end")
-        if start < 0 or end > size:
-            raise ElqError(
-                f"{name}[{number}] = [{start}, {end}) is out of range: the text has {size} {unit}"
-            )
-        if start == end:
-            raise ElqError(f"{name}[{number}] = [{start}, {end}) is empty: end is exclusive")
-        spans.append((start, end))
-    ordered = sorted(spans)
-    for (first, first_end), (second, second_end) in itertools.pairwise(ordered):
-        if second < first_end and not allow_overlaps:
-            raise ElqError(
-                f"{name}: [{first}, {first_end}) and [{second}, {second_end}) overlap; "
-                "mentions of a question must be apart"
-            )
+    if row.get(name) is None:
+        raise ElqError(f"field {name!r}: missing, expected a list of [start, end) pairs")
+    try:
+        spans = convert({"spans": row[name]}, _Spans).spans
+    except ElqError as error:
+        raise ElqError(str(error).replace("'spans", f"'{name}", 1)) from None
+    check_spans(spans, name, size, unit, allow_overlaps)
     return spans
 
 

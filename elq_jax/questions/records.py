@@ -74,11 +74,16 @@ Span = tuple[int, int]
 _Row = Annotated[int, msgspec.Meta(ge=OUT_OF_CATALOGUE, lt=2**31)]
 
 
-class QuestionRow(msgspec.Struct, frozen=True):
-    """A JSON line with a question, as far as it is read to be linked."""
+class TextRow(msgspec.Struct, frozen=True):
+    """A JSON line with a question, whatever else is in it."""
 
     text: str
     id: str | int | float | None = None
+
+
+class QuestionRow(TextRow, frozen=True):
+    """A JSON line with a question, as far as it is read to be linked."""
+
     mentions: list[Span] | None = None
 
 
@@ -93,13 +98,20 @@ class LinkRow(msgspec.Struct, frozen=True):
     row: _Row | None = None
 
 
-class LabelledRow(QuestionRow, frozen=True):
-    """A JSON line with a question and its gold, as an object a mention or as parallel lists."""
+class LinksRow(msgspec.Struct, frozen=True):
+    """A JSON line with an object for each mention."""
 
-    links: list[LinkRow] | None = None
+    links: list[LinkRow]
+
+
+class GoldLists(msgspec.Struct, frozen=True):
+    """A JSON line with parallel lists of what is said of its mentions."""
+
     title: list[str | None] | None = None
     wikidata_id: list[str | None] | None = None
     row: list[_Row | None] | None = None
+    entity: list[str | None] | None = None  # former name of title
+    label_id: list[_Row | None] | None = None  # former name of row
 
 
 def check_spans(

@@ -23,10 +23,10 @@ class ResolutionReport:
     Attributes:
       path: the file.
       questions: number of questions read.
-      counts: number of mentions by the way their entity was decided: "label_id", "wikidata_id",
-        "title"; "out_of_catalogue" (label_id is -1), "unresolved" (nothing given is in the
-        catalogue), "unchecked" (neither label_id nor a catalogue was given). Two more are counted
-        beside these: "label_id_refused" (not a row, or its title is another one: the other fields
+      counts: number of mentions by the way their entity was decided: "row", "wikidata_id",
+        "title"; "out_of_catalogue" (the row is -1), "unresolved" (nothing given is in the
+        catalogue), "unchecked" (neither a row nor a catalogue was given). Two more are counted
+        beside these: "row_refused" (not a row, or its title is another one: the other fields
         decided) and "no_offsets" (EL4QA mentions whose character offsets cannot be used).
       unresolved: one line for each unresolved mention.
       skipped: one line for each row left out (`on_error="skip"`).
@@ -41,7 +41,7 @@ class ResolutionReport:
     @property
     def mentions(self) -> int:
         """Number of gold mentions read."""
-        return self.counts.total() - self.counts["label_id_refused"] - self.counts["no_offsets"]
+        return self.counts.total() - self.counts["row_refused"] - self.counts["no_offsets"]
 
     def summary(self) -> str:
         """A few lines for a person to read."""
@@ -63,21 +63,21 @@ class _Parsed:
     """A question whose mentions have no rows yet, and what the file says of the rows."""
 
     question: Question
-    label_ids: list[int | None]
+    rows: list[int | None]
     line_number: int
 
 
 def _resolve(
     parsed: Iterable[_Parsed],
     catalogue: Catalogue | None,
-    trust_label_ids: bool,
+    trust_rows: bool,
     report: ResolutionReport,
 ) -> Iterator[Question]:
     """Fills in the rows of many questions at once."""
     given = [
-        (item, mention, -2 if label_id is None else label_id)
+        (item, mention, -2 if row is None else row)
         for item in parsed
-        for mention, label_id in zip(item.question.mentions, item.label_ids, strict=True)
+        for mention, row in zip(item.question.mentions, item.rows, strict=True)
     ]
     labels = np.array([label for _, _, label in given], np.int64)
     titles = np.array([mention.title for _, mention, _ in given], object)
@@ -94,10 +94,10 @@ def _resolve(
     trusted = labels >= 0
     if catalogue is not None:
         trusted &= labels < len(catalogue)
-        if not trust_label_ids:
+        if not trust_rows:
             places = np.flatnonzero(trusted & (titles != None))  # noqa: E711 (elementwise)
             trusted[places] = np.array(catalogue.titles(labels[places]), object) == titles[places]
-    decide(trusted, labels[trusted], "label_id")
+    decide(trusted, labels[trusted], "row")
     if catalogue is not None:
         for name, values, find in (
             ("wikidata_id", wikidata_ids, catalogue.rows_of_wikidata_ids),
@@ -109,15 +109,15 @@ def _resolve(
                 decide(places[found >= 0], found[found >= 0], name)
 
     report.counts.update(how.tolist())
-    report.counts["label_id_refused"] += int(((labels >= 0) & ~trusted).sum())
+    report.counts["row_refused"] += int(((labels >= 0) & ~trusted).sum())
     report.counts["no_offsets"] += sum(m.start == UNKNOWN_OFFSET for _, m, _ in given)
     report.counts = +report.counts  # drops zeros
     for place in np.flatnonzero(how == "unresolved"):
         item, mention, label = given[place]
         text = item.question.text[mention.start : mention.end] if mention.start >= 0 else "?"
         report.unresolved.append(
-            f"line {item.line_number}, question {item.question.id}, mention {text!r}: entity "
-            f"{mention.title!r}, wikidata_id {mention.wikidata_id!r}, label_id "
+            f"line {item.line_number}, question {item.question.id}, mention {text!r}: title "
+            f"{mention.title!r}, wikidata_id {mention.wikidata_id!r}, row "
             f"{label if label >= 0 else None}: none is in the catalogue"
         )
 

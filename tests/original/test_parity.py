@@ -171,7 +171,7 @@ def test_labelled_evaluation(run, make_linker):
     settings, batch_size = settings_of(run)
     linker = make_linker(**settings)
     questions, _ = read_questions(
-        FIXTURES / "labelled.jsonl", linker.catalogue, trust_label_ids=True, allow_overlaps=True
+        FIXTURES / "labelled.jsonl", linker.catalogue, trust_rows=True, allow_overlaps=True
     )
     linked = original.link_windows(linker, questions, batch_size=batch_size)
     size = linker.max_question_tokens

@@ -77,7 +77,7 @@ def test_both_forms(write):
         ),
     ]
     assert report.questions == report.mentions == 2
-    assert report.counts == {"label_id": 2}
+    assert report.counts == {"row": 2}
 
 
 def test_published_form_of_the_original(fixtures):
@@ -121,21 +121,21 @@ def test_label_ids_are_checked_by_title_or_trusted(fixtures, tmp_path):
         for label, title in zip(row["label_id"], row["entity"], strict=True)
     )
     checked = read_questions(path, catalogue, allow_overlaps=True)[1]
-    assert checked.counts["label_id_refused"] == wrong
-    questions, trusted = read_questions(path, catalogue, trust_label_ids=True, allow_overlaps=True)
+    assert checked.counts["row_refused"] == wrong
+    questions, trusted = read_questions(path, catalogue, trust_rows=True, allow_overlaps=True)
     assert [m.row for q in questions for m in q.mentions] == [
         i for r in rows for i in r["label_id"]
     ]
     out = trusted.counts["out_of_catalogue"]
-    assert trusted.counts["label_id"] + out == trusted.mentions
+    assert trusted.counts["row"] + out == trusted.mentions
 
 
 @pytest.mark.parametrize(
     ("gold", "row", "how"),
     [
-        ({"label_id": [1], "entity": ["Paris"]}, 1, "label_id"),
-        ({"label_id": [4], "entity": ["Paris"]}, 4, "label_id"),
-        ({"label_id": [2]}, 2, "label_id"),
+        ({"label_id": [1], "entity": ["Paris"]}, 1, "row"),
+        ({"label_id": [4], "entity": ["Paris"]}, 4, "row"),
+        ({"label_id": [2]}, 2, "row"),
         ({"label_id": [2], "entity": ["Dune (novel)"]}, 0, "title"),
         ({"label_id": [2], "entity": ["Dune"], "wikidata_id": ["Q90"]}, 1, "wikidata_id"),
         ({"label_id": [99], "entity": ["Amazon"]}, 3, "title"),
@@ -146,6 +146,10 @@ def test_label_ids_are_checked_by_title_or_trusted(fixtures, tmp_path):
         ({"wikidata_id": ["Q1"], "entity": ["Amazon"]}, 3, "title"),
         ({"wikidata_id": [None], "entity": ["amazon"]}, -1, "unresolved"),
         ({"wikidata_id": [""], "entity": [None]}, -1, "unresolved"),
+        ({"row": [1], "title": ["Paris"]}, 1, "row"),
+        ({"row": [2], "title": ["Dune (novel)"]}, 0, "title"),
+        ({"row": [None], "title": [""], "wikidata_id": ["Q90"]}, 1, "wikidata_id"),
+        ({"label_id": [2], "title": "a field of somebody's own"}, 2, "row"),
     ],
 )
 def test_gold_is_found_in_the_catalogue(write, catalogue, gold, row, how):
@@ -153,14 +157,36 @@ def test_gold_is_found_in_the_catalogue(write, catalogue, gold, row, how):
     [question], report = read_questions(path, catalogue)
     assert question.mentions[0].row == row
     assert report.counts[how] == report.mentions == 1
-    refused = how not in ("label_id", "out_of_catalogue") and any(
-        label is not None for label in gold.get("label_id", [])
+    refused = how not in ("row", "out_of_catalogue") and any(
+        row is not None for name in ("row", "label_id") for row in gold.get(name, [])
     )
-    assert report.counts["label_id_refused"] == refused
+    assert report.counts["row_refused"] == refused
     assert len(report.unresolved) == (how == "unresolved")
     if report.unresolved:
         assert "line 1, question a, mention 'dune'" in report.unresolved[0]
         assert report.unresolved[0] in report.summary()
+
+
+def linked(**changes):
+    """A line as the link program writes it."""
+    link = {"start": 10, "end": 14, "mention": "dune", "title": "Dune (novel)", "row": 0}
+    link |= {"wikidata_id": "Q190192", "score": -0.5, "mention_score": -0.1, "candidates": []}
+    row = {"id": 1.5, "text": "who wrote dune?", "links": [link | changes]}
+    return row
+
+
+def test_links_are_gold(write, catalogue):
+    """What is linked is read as labelled; rows of another catalogue are found by id or title."""
+    nothing = linked() | {"links": []}
+    rows = [linked(), linked(row=1), linked(row=1, wikidata_id=""), linked(row=-1), nothing]
+    questions, report = read_questions(write(*rows), catalogue)
+    assert [q.id for q in questions] == ["1.5"] * 5
+    assert [[m.row for m in q.mentions] for q in questions] == [[0], [0], [0], [-1], []]
+    assert questions[0].mentions == (Mention(10, 14, 0, "Dune (novel)", "Q190192"),)
+    assert report.counts == {
+        "row": 1, "wikidata_id": 1, "title": 1, "out_of_catalogue": 1, "row_refused": 2
+    }  # fmt: skip
+    assert read_questions(write(linked(title=None, wikidata_id=None)))[0][0].mentions[0].row == 0
 
 
 def test_rows_go_to_their_own_mentions(write, catalogue):
@@ -179,26 +205,33 @@ BAD_ROWS = [
     ('{"text": "x"', "invalid JSON"),
     ("[1]", "expected a JSON object"),
     (dune(text=...), "field 'text': missing"),
-    (dune(text=5), "field 'text': found '5', expected a string"),
+    ({"id": 3, "error": "f.txt:3: not UTF-8"}, "'text': missing .the line says: f.txt:3: not UTF"),
+    (dune(text=5), "field 'text': found 5, expected a string"),
     (dune(text="\ud83d who wrote dune"), "surrogate"),
-    (dune(id=[1]), "field 'id'"),
+    (dune(id=[1]), "field 'id': found .1., expected an integer or a number or a string or null"),
     (dune(mentions=...), "field 'mentions': missing"),
-    (dune(mentions="10-14"), "field 'mentions': found '10-14'"),
-    (dune(mentions=[[10]]), r"mentions\[0\]: found \[10\]"),
-    (dune(mentions=[[10.0, 14]]), r"mentions\[0\]: found \[10.0, 14\]"),
+    (dune(mentions="10-14"), "field 'mentions': found \"10-14\", expected a list"),
+    (dune(mentions=[[10]]), r"'mentions\[0\]': found \[10\], expected a list of length 2"),
+    (dune(mentions=[[10.0, 14]]), r"'mentions\[0\]\[0\]': found 10.0, expected an integer"),
     (dune(mentions=[[14, 10]]), r"\[14, 10\) is reversed"),
     (dune(mentions=[[10, 16]]), r"\[10, 16\) is out of range: the text has 15 characters"),
     (dune(mentions=[[-1, 3]]), r"\[-1, 3\) is out of range"),
     (dune(mentions=[[3, 3]]), r"\[3, 3\) is empty"),
     (dune(mentions=[[10, 14], [4, 11]], label_id=[0, 0]), r"\[4, 11\) and \[10, 14\) overlap"),
-    (dune(label_id=...), "missing the gold entities"),
+    (dune(label_id=...), "missing the gold entities: give 'title', 'wikidata_id' or 'row'"),
     (dune(label_id=[0, 1]), "'label_id': found 2, expected a list of 1"),
     (dune(label_id=0), "'label_id': found int, expected a list of 1"),
     (dune(entity=[]), "'entity': found 0, expected a list of 1"),
-    (dune(label_id=["0"]), r"label_id\[0\]: found '0'"),
-    (dune(label_id=[-2]), r"label_id\[0\]: found -2"),
-    (dune(label_id=[True]), r"label_id\[0\]: found True"),
-    (dune(entity=[7]), r"entity\[0\]: found 7"),
+    (dune(label_id=["0"]), r"'label_id\[0\]': found \"0\", expected an integer or null"),
+    (dune(label_id=[-2]), r"'label_id\[0\]': found -2"),
+    (dune(label_id=[True]), r"'label_id\[0\]': found true"),
+    (dune(entity=[7]), r"'entity\[0\]': found 7, expected a string or null"),
+    (dune(row=[1]), "both 'row' and 'label_id', its former name"),
+    (linked(start="10"), r"'links\[0\].start': found \"10\", expected an integer"),
+    (linked(end=16), r"links\[0\] = \[10, 16\) is out of range"),
+    (linked(start=9), r"links\[0\]: 'mention' is 'dune', but the text has ' dune' at \[9, 14\)"),
+    (linked(row=None, title=None, wikidata_id=None), r"links\[0\]: missing the gold"),
+    (linked() | {"mentions": []}, "found both 'mentions' and 'links'"),
     (el4qa(tokenized_text_ids=[]), "field 'tokenized_text_ids'"),
     (el4qa(tokenized_text_ids=["who"]), "field 'tokenized_text_ids'"),
     (el4qa(tokenized_mention_idxs=...), "field 'tokenized_mention_idxs': missing"),
