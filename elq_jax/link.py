@@ -17,13 +17,14 @@ start and end are characters of the text (end is one past the last), row is a ro
 catalogue, scores are log-probabilities. "truncated_at" is there if the question was longer than the
 model reads. On a terminal the links are shown as coloured text instead.
 
-A run with --output that is stopped at any moment goes on when the same command is given again. With
---batch_size=1 each question is answered as soon as it is read.
+A run with --output that is stopped at any moment is resumed when the same command is given again.
+With --batch_size=1 each question is answered as soon as it is read.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 import sys
@@ -33,11 +34,13 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from elq_jax import cli
 from elq_jax.cli.flags import LinkerFlags
+from elq_jax.cli.run import define_path, is_closed, run
 from elq_jax.core.errors import ElqError
 from elq_jax.core.machine import peak_memory
+from elq_jax.storage.files import output_file
 from elq_jax.storage.progress import progress
+from elq_jax.storage.resume import stamp
 
 if TYPE_CHECKING:
     from elq_jax.linking.linker import EntityLinker
@@ -45,14 +48,18 @@ if TYPE_CHECKING:
     from elq_jax.questions.rows import Row
 
 _FLAGS = LinkerFlags.define()
-_INPUT = flags.DEFINE_string("input", None, "Questions: .txt, .jsonl or .jsonl.gz.")
+_INPUT = define_path("input", "Questions: .txt, .jsonl or .jsonl.gz.")
 _INPUT_FORMAT = flags.DEFINE_enum(
     "input_format",
     "auto",
     ("auto", "txt", "jsonl"),
     "How the input is read; auto: by its name, stdin as txt.",
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Write lines of JSON here instead of to stdout.")
+_OUTPUT = define_path(
+    "output",
+    "Write lines of JSON here instead of to stdout; .gz means gzip.",
+    parse=functools.partial(output_file, may_be_gzip=True),
+)
 _ON_ERROR = flags.DEFINE_enum(
     "on_error",
     "stop",
@@ -67,7 +74,7 @@ _FORMAT = flags.DEFINE_enum(
     "How links are shown on stdout; auto: text on a terminal, else lines of JSON.",
 )
 _RESTART = flags.DEFINE_bool(
-    "restart", False, "Start over instead of going on with what an interrupted run left."
+    "restart", False, "Start over instead of resuming what an interrupted run left."
 )
 
 _SHOWN = 20  # messages of one kind
@@ -87,6 +94,8 @@ def main(arguments: list[str]) -> None:
     from_stdin = not typed and _INPUT.value is None
     if from_stdin and sys.stdin is None:
         raise ElqError("stdin is closed; give questions on the command line, or with --input")
+    if _OUTPUT.value is None and is_closed(sys.stdout):
+        raise ElqError("stdout is closed; give a file with --output")
     interactive = from_stdin and sys.stdin.isatty()
     if interactive and not as_text:
         raise ElqError("no questions; give some on the command line, with --input, or on stdin")
@@ -101,7 +110,7 @@ def main(arguments: list[str]) -> None:
 @contextlib.contextmanager
 def _open_rows(typed: Sequence[str]) -> Iterator[tuple[Iterable[Row], int | None]]:
     """The rows of the input, and how many they are if that is known."""
-    from elq_jax.linking import rows as batch
+    from elq_jax.linking import output
     from elq_jax.questions import rows as inputs
 
     is_guess = _INPUT_FORMAT.value == "auto"
@@ -109,15 +118,15 @@ def _open_rows(typed: Sequence[str]) -> Iterator[tuple[Iterable[Row], int | None
         yield inputs.rows_of_arguments(typed), len(typed)
     elif _INPUT.value is None:
         form = "txt" if is_guess else _INPUT_FORMAT.value
-        batch.check_output(_OUTPUT.value, sys.stdin.fileno())
+        output.check_output(_OUTPUT.value, sys.stdin.fileno())
         read = inputs.read_rows(sys.stdin.buffer, "stdin", form, _ON_ERROR.value, is_guess=is_guess)
         yield read, None
     else:
-        path = pathlib.Path(_INPUT.value)
+        path = _INPUT.value
         form = inputs.form_of(path) if is_guess else _INPUT_FORMAT.value
         if not path.exists() or path.is_dir():
             raise ElqError(f"{path}: no such file; expected questions")
-        batch.check_output(_OUTPUT.value, path)
+        output.check_output(_OUTPUT.value, path)
         # A pipe can be read only once.
         total = inputs.count_rows(path, form) if path.is_file() else None
         if total == 0:
@@ -187,14 +196,14 @@ def _text(linker: EntityLinker, linked: Iterable[Linked]) -> Iterator[bytes]:
 
 
 def _everything_that_matters(linker: EntityLinker) -> dict[str, Any]:
-    """What the output depends on besides the input, to be compared when a run goes on."""
+    """What the output depends on besides the input, to be compared when a run is resumed."""
     folder = pathlib.Path(_FLAGS.linker.value)
-    files = {f"linker/{path.relative_to(folder)}": path.stat() for path in folder.rglob("*")}
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {
         **linker.settings.to_dict(),
         "index": linker.index.name,
         "dtype": _FLAGS.dtype.value,
-        **{name: [found.st_size, found.st_mtime_ns] for name, found in files.items()},
+        "linker": {path.relative_to(folder).as_posix(): stamp(path) for path in files},
     }
 
 
@@ -243,4 +252,4 @@ class _Tally:
 
 
 if __name__ == "__main__":
-    cli.run(main, takes_arguments=True, is_resumable=lambda: _OUTPUT.value is not None)
+    run(main, takes_arguments=True, is_resumable=lambda: _OUTPUT.value is not None)

@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -21,6 +22,7 @@ from tiny import tiny_linker_directory
 from elq_jax import EntityLinker
 from elq_jax.cli.flags import LinkerFlags
 from elq_jax.core.errors import ElqError
+from elq_jax.linking import output as output_lib
 from elq_jax.linking import rows as batch
 from elq_jax.linking import terminal
 from elq_jax.questions import rows as inputs
@@ -244,7 +246,7 @@ def test_cut_anywhere_it_goes_on_to_the_same_bytes(linker, unbroken, tmp_path, w
     rows, whole = unbroken
     cut = int(where * len(whole)) if isinstance(where, float) else where
     output = tmp_path / "out.jsonl"
-    with batch.PartFile(output, {"batch_size": 2}):
+    with output_lib.PartFile(output, {"batch_size": 2}):
         pass
     (tmp_path / "out.jsonl.part").write_bytes(whole[:cut])
     done = []
@@ -279,7 +281,7 @@ def test_other_settings_and_other_rows_are_refused(linker, unbroken, tmp_path):
     rows, whole = unbroken
     output, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
     settings = {"threshold": -4.5}
-    with batch.PartFile(output, settings | {"batch_size": 2}):
+    with output_lib.PartFile(output, settings | {"batch_size": 2}):
         pass
     part.write_bytes(whole)
 
@@ -289,14 +291,14 @@ def test_other_settings_and_other_rows_are_refused(linker, unbroken, tmp_path):
         assert part.read_bytes() == whole
         assert not output.exists()
 
-    refused(r"threshold: found -4\.5, now -2\.0", settings={"threshold": -2.0})
-    refused("index: found None, now exact", settings=settings | {"index": "exact"})
-    refused("batch_size: found 2, now 4", batch_size=4)
+    refused(r"threshold \(found -4\.5, now -2\.0\)", settings={"threshold": -2.0})
+    refused(r"index \(found None, now 'exact'\)", settings=settings | {"index": "exact"})
+    refused(r"batch_size \(found 2, now 4\)", batch_size=4)
     refused("it has id 'q0' where the input has 'q1'", rows[1:])
     refused("it has id 'q3' where", [*rows[:3], inputs.Row("q3", "another"), *rows[4:]])
     refused("more lines than the input has rows", rows[:32])
     with (
-        batch.PartFile(output, settings | {"batch_size": 2}),
+        output_lib.PartFile(output, settings | {"batch_size": 2}),
         pytest.raises(ElqError, match="another process is writing it"),
     ):
         batch.link_file(linker, rows, output, settings, batch_size=2)
@@ -324,9 +326,14 @@ def test_full_disk(linker, unbroken, tmp_path, monkeypatch, room):
     output = tmp_path / "out.jsonl"
     monkeypatch.setattr(SmallDisk, "room", room)
     monkeypatch.setattr(
-        batch, "open", lambda path, mode: io.BufferedRandom(SmallDisk(path, "a+")), raising=False
+        output_lib,
+        "open",
+        lambda path, mode: io.BufferedRandom(SmallDisk(path, "a+")),
+        raising=False,
     )
-    with pytest.raises(ElqError, match=r"part: the disk is full; .*same command again"):
+    with pytest.raises(
+        ElqError, match=r"part: not written, the disk is full; .*same command again"
+    ):
         batch.link_file(linker, rows, output, {}, batch_size=2)
     assert not output.exists()
     assert len((tmp_path / "out.jsonl.part").read_bytes()) == room
@@ -515,7 +522,7 @@ def test_program_spares_its_input(folder, tmp_path, write, name):
     (tmp_path / "hard").hardlink_to(path)
     there = sorted(tmp_path.iterdir())
     with pytest.raises(ElqError, match=r"writing it would overwrite the input, which is .*; give"):
-        batch.check_output(tmp_path / name, path)
+        output_lib.check_output(tmp_path / name, path)
     assert sorted(tmp_path.iterdir()) == there
     if name == "link":  # The program, reading the file, and reading it as stdin.
         flags = ("--linker", folder, "--output", tmp_path / name)
@@ -526,9 +533,9 @@ def test_program_spares_its_input(folder, tmp_path, write, name):
         assert path.read_bytes() == content
     part = write(content, "out.jsonl.part")
     with pytest.raises(ElqError, match=r"out\.jsonl: writing it would .* which is .*\.part; give"):
-        batch.check_output(tmp_path / "out.jsonl", part)
-    batch.check_output(tmp_path / "other.jsonl", path)
-    batch.check_output(None, path)
+        output_lib.check_output(tmp_path / "out.jsonl", part)
+    output_lib.check_output(tmp_path / "other.jsonl", path)
+    output_lib.check_output(None, path)
 
 
 def test_program_reads_a_pipe(folder, tmp_path):
@@ -577,3 +584,73 @@ def test_help_shows_the_flags_of_a_linker(program):
     shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     for name in LinkerFlags.__annotations__:
         assert f"\n  --{name}: " in shown
+
+
+def test_a_pipe_gets_the_lines_and_a_link_stays(linker, unbroken, tmp_path):
+    rows, whole = unbroken
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    batch.link_file(linker, rows, pipe, {}, batch_size=2)
+    reader.join(60)
+    assert read == [whole]
+    assert pipe.is_fifo()
+
+    (tmp_path / "real.jsonl").write_text("old\n")
+    link = tmp_path / "link.jsonl"
+    link.symlink_to("real.jsonl")
+    batch.link_file(linker, rows, link, {}, batch_size=2)
+    assert link.is_symlink()
+    assert (tmp_path / "real.jsonl").read_bytes() == whole
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_name_that_ends_in_gz(linker, unbroken, tmp_path):
+    """Interrupted, it is resumed; two runs give the same file."""
+    rows, whole = unbroken
+    files = []
+    for name in ("a", "b"):
+        output = tmp_path / f"{name}.jsonl.gz"
+        with output_lib.PartFile(output, {"batch_size": 2}):
+            pass
+        (tmp_path / f"{name}.jsonl.gz.part").write_bytes(whole[: len(whole) // 2])
+        batch.link_file(linker, rows, output, {}, batch_size=2)
+        assert gzip.decompress(output.read_bytes()) == whole
+        files.append(output.read_bytes())
+    assert files[0] == files[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl.gz", "b.jsonl.gz"]
+
+
+def test_program_without_stdout(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "HOME", str(tmp_path))
+    process = start("--linker", folder, "--output=~/out.jsonl", "dune", closed=">&-")
+    errors = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 0, errors
+    assert json.loads((tmp_path / "out.jsonl").read_bytes())["text"] == "dune"
+    process = start("--linker", folder, "dune", closed=">&-")
+    assert process.communicate(timeout=120)[1].startswith(b"error: stdout is closed; give a file")
+    assert process.returncode == 2
+
+
+def test_program_without_stderr(folder, tmp_path):
+    """What would be told there is not told elsewhere."""
+    process = start("--linker", folder, "dune", closed="2>&-")
+    [line] = process.communicate(timeout=120)[0].splitlines()
+    assert json.loads(line)["text"] == "dune"
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("-", "leave the argument out to get stdout"),
+        ("new/", "ends in /; expected the name of a file"),
+        (".", "is a folder; give the name of a file"),
+    ],
+)
+def test_outputs_that_are_no_file(folder, output, message):
+    status, _, errors = run("--linker", folder, f"--output={output}", "dune")
+    assert status == 2
+    assert errors.startswith(f"error: flag --output={output}: {output}: ")
+    assert message in errors

@@ -133,7 +133,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     encoding = None if "b" in mode else "utf-8"
     with full_disk(path):
         if is_stream(path):
-            with os.fdopen(_open_stream(path), mode, encoding=encoding) as file:
+            with os.fdopen(open_stream(path), mode, encoding=encoding) as file:
                 yield file
             return
         final = pathlib.Path(os.path.realpath(path))
@@ -152,8 +152,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
             raise
 
 
-def _open_stream(path: pathlib.Path) -> int:
-    """A descriptor that adds to what a stream was given before (`>> log` and /dev/stdout)."""
+def open_stream(path: pathlib.Path) -> int:
+    """Opens a stream so that it is added to: what /dev/stdout has (`>> log`) stays."""
     return os.open(path, os.O_WRONLY | os.O_APPEND)
 
 

@@ -1,0 +1,216 @@
+"""Where lines of results go: a file that appears when it is whole, or a stream."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, BinaryIO
+
+from elq_jax.core.errors import ElqError
+from elq_jax.questions.rows import Row
+from elq_jax.storage.files import (
+    atomic_write,
+    full_disk,
+    is_gzip_name,
+    is_stream,
+    lock_file,
+    open_stream,
+    output_file,
+)
+from elq_jax.storage.resume import ResumeRecord
+
+_FULL_DISK = "free some space and give the same command again, which resumes where it stopped"
+
+
+def check_output(
+    output: str | os.PathLike[str] | None, source: str | os.PathLike[str] | int
+) -> None:
+    """Sees to it that writing `output` does not overwrite what is read.
+
+    Args:
+      output: file to write, as for `open_output`; None where there is none.
+      source: path, or descriptor, of the input.
+
+    Raises:
+      ElqError: they are one file, by whatever name.
+    """
+    if output is None:
+        return
+    for path in (pathlib.Path(output), *_part_paths(output)):
+        if path.exists() and os.path.samefile(path, source):
+            raise ElqError(
+                f"{output}: writing it would overwrite the input, which is {path}; "
+                "give another output"
+            )
+
+
+def open_output(
+    output: str | os.PathLike[str], settings: Mapping[str, Any], restart: bool = False
+) -> PartFile | Stream:
+    """Opens what lines of results are written to.
+
+    Args:
+      output: file, which may be there and is replaced when the lines are all written; or a pipe, a
+        device or an open descriptor such as /dev/stdout, which gets the lines as they come.
+      settings: everything that the lines depend on besides the rows, as for a `ResumeRecord`.
+      restart: whether to remove lines that an interrupted run left.
+
+    Raises:
+      ElqError: no file can be written there; the lines that are there are of other settings, or are
+        being written.
+    """
+    path = output_file(output, may_be_gzip=True)
+    return Stream(path) if is_stream(path) else PartFile(path, settings, restart)
+
+
+class Stream:
+    """A pipe or a device that takes lines as they come; nothing can be resumed."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        self._file: BinaryIO = os.fdopen(open_stream(path), "wb")
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # What could not be written fails again on closing.
+            self._file.close()
+
+    def has(self, chunk: Sequence[Row]) -> bool:
+        """Returns False: what was written cannot be read."""
+        return False
+
+    def write(self, lines: Iterable[bytes]) -> None:
+        """Writes lines; they are with the reader when this returns."""
+        with full_disk(self._path):
+            self._file.writelines(lines)
+            self._file.flush()
+
+    def finish(self) -> None:
+        """Does nothing: all lines are written."""
+
+
+def _part_paths(output: str | os.PathLike[str]) -> tuple[pathlib.Path, pathlib.Path]:
+    """Where the lines of `output` are until it is whole, and their settings."""
+    final = os.path.realpath(output)
+    return pathlib.Path(f"{final}.part"), pathlib.Path(f"{final}.part.json")
+
+
+class PartFile:
+    """A file of result lines in the making: `output`.part, and beside it the settings.
+
+    Attributes:
+      path: of the lines.
+    """
+
+    def __init__(
+        self, output: str | os.PathLike[str], settings: Mapping[str, Any], restart: bool = False
+    ):
+        """Opens or makes `output`.part; the arguments are those of `open_output`."""
+        self._output = pathlib.Path(os.path.realpath(output))
+        self.path, record = _part_paths(self._output)
+        self._record = ResumeRecord(record, settings)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: io.BufferedRandom = open(self.path, "a+b")  # noqa: SIM115 (closed in __exit__)
+        self._appending = False
+        try:
+            lock_file(self._file, f"{self.path}: another process is writing it")
+            if restart:
+                self._file.truncate(0)
+            self._file.seek(0)
+            self._check()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> PartFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # What could not be written for want of space fails a second time on closing.
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _check(self) -> None:
+        """Compares the settings of the lines that are there; keeps the settings of new ones."""
+        if os.fstat(self._file.fileno()).st_size == 0:
+            self._record.write()
+            return
+        recorded = None
+        with contextlib.suppress(ElqError):
+            recorded = self._record.read()
+        if recorded is None:
+            raise self._other(f"its settings in {self._record.path} cannot be read")
+        if changes := self._record.changes(recorded):
+            raise self._other(changes)
+
+    def _other(self, reason: str) -> ElqError:
+        return ElqError(
+            f"{self.path}: the interrupted run that left it is not this one ({reason}); repeat its "
+            "command to resume it, or start over with --restart"
+        )
+
+    def has(self, chunk: Sequence[Row]) -> bool:
+        """Whether the next lines are there already; if not all are, the rest is cut off.
+
+        Raises:
+          ElqError: the lines are those of other rows.
+        """
+        if self._appending:
+            return False
+        start = self._file.tell()
+        for row in chunk:
+            line = self._file.readline()
+            if not line.endswith(b"\n"):
+                self._file.truncate(start)
+                self._file.seek(0, os.SEEK_END)
+                self._appending = True
+                return False
+            try:
+                found = json.loads(line)
+                key = found["id"], found.get("text", ""), found.get("error")
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise self._other(f"it holds {line[:40]!r}") from error
+            if key != (row.id, row.text if row.error is None else "", row.error):
+                raise self._other(f"it has id {found['id']!r} where the input has {row.id!r}")
+        return True
+
+    def write(self, lines: Iterable[bytes]) -> None:
+        """Appends lines; they are with the operating system when this returns.
+
+        Raises:
+          DiskFullError: the disk is full. What is there stays, to be resumed from.
+        """
+        with full_disk(self.path, _FULL_DISK):
+            self._file.writelines(lines)
+            self._file.flush()
+
+    def finish(self) -> None:
+        """Gives the file its name, compressed if it is that of a gzip file.
+
+        Raises:
+          ElqError: it has more lines than there were rows.
+          DiskFullError: the disk is full.
+        """
+        if not self._appending and self._file.readline():
+            raise self._other("it has more lines than the input has rows")
+        with full_disk(self.path, _FULL_DISK):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        if is_gzip_name(self._output):
+            with full_disk(self._output, _FULL_DISK), atomic_write(self._output) as file:
+                self._file.seek(0)
+                # Without a name and a time, equal lines give equal files.
+                with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as compressed:
+                    shutil.copyfileobj(self._file, compressed, 1 << 20)
+            self.path.unlink()
+        else:
+            os.replace(self.path, self._output)
+        self._record.remove()
