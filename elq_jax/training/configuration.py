@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import numbers
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -30,6 +32,10 @@ _AT_LEAST_ONE = (
     "eval_every",
     "num_negatives",
     "chunk_size",
+)
+_AT_LEAST_ZERO = (
+    *("num_epochs", "learning_rate", "new_module_factor", "warmup_fraction", "weight_decay"),
+    *("max_grad_norm", "span_loss_weight"),
 )
 # Names of the settings; configs/default.py says what they mean.
 _OUTERMOST = (
@@ -68,6 +74,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name in ("catalogue", "dev_file", "train_files"):
         if not config[name]:
             raise ElqError(f"--config.{name} is not set; see configs/default.py")
+    _check_items("train_files", config.train_files, str, "paths of files")
+    _check_items("train_repeats", config.train_repeats, numbers.Real, "numbers")
+    _check_items("length_buckets", config.length_buckets, numbers.Integral, "numbers of tokens")
     if len(config.train_repeats) not in (0, len(config.train_files)):
         raise ElqError(
             f"train_repeats: {len(config.train_repeats)} numbers; expected none, or one for each "
@@ -159,6 +168,13 @@ def _check_stage(name: str, stage: ml_collections.ConfigDict) -> None:
         if field in stage:
             check_count(f"{name}.{field}", stage[field])
     check_count(f"{name}.num_steps", stage.num_steps, least=0)
+    for field in _AT_LEAST_ZERO:
+        value = stage[field]
+        if not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
+            raise ElqError(f"{name}.{field}: {value!r}; expected a number, at least 0")
+    if stage.warmup_fraction > 1:
+        found = stage.warmup_fraction
+        raise ElqError(f"{name}.warmup_fraction: {found!r}; expected a share, 0 to 1")
     if not stage.num_steps and not stage.num_epochs > 0:
         raise ElqError(f"{name}.num_steps, {name}.num_epochs: both are 0; give one of them")
     if "mine_every" in stage:
@@ -171,6 +187,15 @@ def _check_stage(name: str, stage: ml_collections.ConfigDict) -> None:
             f"uses no negatives; give --config.{name}.linking_loss=hard_negatives, or mine_every=0"
         )
     create_learning_rate_schedule(stage.schedule, stage.learning_rate, 1, stage.warmup_fraction)
+
+
+def _check_items(name: str, values: Any, kind: type, what: str) -> None:
+    """Raises an ElqError unless a setting is a list of what is expected."""
+    if not isinstance(values, list | tuple):
+        raise ElqError(f"{name}: {values!r}; expected a list of {what}")
+    for value in values:
+        if not isinstance(value, kind):
+            raise ElqError(f"{name}: {value!r}; expected {what}")
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[str]) -> None:

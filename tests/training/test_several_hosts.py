@@ -218,7 +218,7 @@ def test_evaluation(alone, folder):
         else:
             subprocess.run([sys.executable, "-m", *command], check=True, cwd=ROOT)
         reports.append(json.loads((folder / name / "report.json").read_text()))
-    varying = {"speed", "peak_memory_bytes", "machine", "curve"}
+    varying = {"speed", "peak_memory_bytes", "machine", "curve", "index"}
     assert reports[0].keys() == reports[1].keys()
     for name in reports[0].keys() - varying:
         assert reports[0][name] == reports[1][name], name

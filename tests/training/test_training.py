@@ -268,6 +268,11 @@ def test_a_workdir_of_other_inputs_is_refused(config, tmp_path):
         ({"encode.batch_size": 0}, "encode.batch_size: 0; expected an integer"),
         ({"eval.metric": "best"}, "eval.metric: 'best'; expected one of weak, strong"),
         ({"linking.max_mentions": 0}, "max_mentions: 0; expected an integer"),
+        ({"train_files": (2024,)}, "train_files: 2024; expected paths of files"),
+        ({"train_repeats": ("twice",)}, "train_repeats: 'twice'; expected numbers"),
+        ({"joint.learning_rate": -1e-4}, "joint.learning_rate: -0.0001; expected a number, at"),
+        ({"joint.max_grad_norm": math.nan}, "joint.max_grad_norm: nan; expected a number, at"),
+        ({"joint.warmup_fraction": 10.0}, "joint.warmup_fraction: 10.0; expected a share, 0 to 1"),
         ({"train_repeats": (1.0, 2.0)}, "train_repeats: 2 numbers; expected none, or one for each"),
     ],
 )
