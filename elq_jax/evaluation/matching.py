@@ -146,9 +146,7 @@ def count_by_question(
     return np.array(rows, np.int64).reshape(-1, 4)
 
 
-def count_matches(
-    gold: Sequence[Triple], predicted: Sequence[Triple], *, inclusive_ends: bool = False
-) -> tuple[int, int]:
+def count_matches(gold: Sequence[Triple], predicted: Sequence[Triple]) -> tuple[int, int]:
     """Weakly and strongly correct predictions of one question.
 
     Ids are compared as text, without case; None is the empty id. A pair matches weakly when the
@@ -159,27 +157,18 @@ def count_matches(
     where the spans of each list do not overlap one another, as ours do not, this cannot happen and
     the result is the largest matching in any order.
 
-    Two more conventions of the original: if a gold mention comes without span, `(id,)`, spans are
-    ignored throughout; an empty span (start == end) can match strongly but not weakly.
+    An empty span (start == end) can match strongly but not weakly.
 
     Args:
       gold: (id, start, end) with end exclusive.
       predicted: the same.
-      inclusive_ends: compare spans one position shorter, as the original's evaluation during
-        training does by passing inclusive token ends to this measure: a mention of one token can
-        then never be weakly correct. For token spans, to reproduce its numbers; off otherwise.
 
     Returns:
       (weak, strong).
 
     Source: `entity_linking_tp_with_overlap` of the original.
     """
-    if not gold or not predicted:
-        return 0, 0
-    if any(len(triple) != 3 for triple in gold):
-        gold = [(triple[0], 0, 1) for triple in gold]
-        predicted = [(triple[0], 0, 1) for triple in predicted]
-    gold, predicted = (_normalised(triples, inclusive_ends) for triples in (gold, predicted))
+    gold, predicted = _normalised(gold), _normalised(predicted)
     weak, strong = [0] * (len(predicted) + 1), [0] * (len(predicted) + 1)
     for gold_id, gold_start, gold_end in gold:
         # weak[j]: most matches of the gold mentions so far with the first j predictions. One more
@@ -199,7 +188,7 @@ def count_matches(
     return weak[-1], strong[-1]
 
 
-def _normalised(triples: Sequence[Triple], shorten: bool) -> list[tuple[str, int, int]]:
+def _normalised(triples: Sequence[Triple]) -> list[tuple[str, int, int]]:
     """Ids as lower-case text, sorted by end (stable)."""
-    named = [("" if id_ is None else str(id_).lower(), s, e - shorten) for id_, s, e in triples]
+    named = [("" if id_ is None else str(id_).lower(), s, e) for id_, s, e in triples]
     return sorted(named, key=lambda triple: triple[2])

@@ -123,8 +123,8 @@ def link_windows(
 def count_windows(linked: Sequence[LinkedWindow]) -> WindowCounts:
     """Counts as the original's evaluation of labelled questions does."""
     return WindowCounts(
-        sum((_counts(one.gold, one.predicted) for one in linked), Counts()),
-        sum((_counts(one.text_gold, one.text_predicted) for one in linked), Counts()),
+        sum((_counts(x.gold, x.predicted) for x in linked), Counts()),
+        sum((_counts(x.text_gold, x.text_predicted) for x in linked), Counts()),
     )
 
 
@@ -162,7 +162,7 @@ def count_as_in_training(
     linker = linker.with_settings(**IN_TRAINING)
     linker = linker.with_settings(decoder=DECODER, decoder_settings=settings)
     linked = _link(linker, questions, batch_size, progress, *thresholds)
-    counts = (_counts(one.gold, one.predicted, inclusive_ends=True) for one in linked)
+    counts = (_counts(shortened(x.gold), shortened(x.predicted)) for x in linked)
     return sum(counts, Counts())
 
 
@@ -228,9 +228,16 @@ def _score(linker, questions, windows, threshold, batch_size):
     return linker.score_encoded(texts, encoded, threshold, batch_size)[0]
 
 
-def _counts(gold: list[Triple], predicted: list[Triple], inclusive_ends: bool = False) -> Counts:
-    matches = count_matches(gold, predicted, inclusive_ends=inclusive_ends)
-    return Counts(*matches, len(predicted), len(gold))
+def _counts(gold: list[Triple], predicted: list[Triple]) -> Counts:
+    return Counts(*count_matches(gold, predicted), len(predicted), len(gold))
+
+
+def shortened(triples: Sequence[Triple]) -> list[Triple]:
+    """Makes spans end one position earlier, so that none of one token overlaps another.
+
+    The original's evaluation during training passes inclusive ends to a measure of exclusive ones.
+    """
+    return [(row, start, end - 1) for row, start, end in triples]
 
 
 class OriginalCounts(Outcome):
