@@ -55,6 +55,15 @@ def test_every_package_has_a_floor():
     assert packages == {package for floor in FLOORS for package in floor}
 
 
+def test_every_package_is_installed():
+    """setuptools takes a list, since configs/ is installed as elq_jax.configs."""
+    setup = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {path.parent.relative_to(ROOT.parent) for path in ROOT.rglob("__init__.py")}
+    names = {".".join(package.parts) for package in packages}
+    assert sorted(setup["packages"]) == sorted(names | {"elq_jax.configs"})
+    assert setup["package-dir"] == {"elq_jax.configs": "configs"}
+
+
 @pytest.mark.parametrize("package", [package for floor in FLOORS for package in floor])
 def test_imports_run_downwards(package):
     [height] = [i for i, floor in enumerate(FLOORS) if package in floor]
