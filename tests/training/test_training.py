@@ -180,6 +180,58 @@ def test_sigterm_saves_and_the_run_goes_on(config, tmp_path, monkeypatch):
     assert list((tmp_path / "unbroken" / "joint" / "profile").rglob("*.xplane.pb"))
 
 
+MARGIN_LOSS = '''
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from elq_jax.losses import LINKING_LOSSES, LinkingLoss
+
+
+@LINKING_LOSSES.register("margin")
+@dataclasses.dataclass(frozen=True)
+class Margin(LinkingLoss):
+    """The best wrong entity is to score less than the right one by a margin."""
+
+    margin: float = 0.2
+    num_negatives: int = 3
+
+    def __call__(self, mentions, entities):
+        gold = jnp.sum(mentions.vectors * entities.gold(mentions), axis=-1)
+        vectors, rows = entities.negatives(mentions, self.num_negatives)
+        scores = jnp.einsum("qd,qnd->qn", mentions.vectors, vectors)
+        wrong_mask = (rows >= 0) & (rows != mentions.rows[:, None])
+        worst = jnp.max(scores, axis=1, where=wrong_mask, initial=-1e9)
+        losses = jax.nn.relu(self.margin + worst - gold)
+        return jnp.sum(losses, where=mentions.mask), jnp.sum(mentions.mask).astype(jnp.float32)
+'''
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_linking_loss_is_one_file(config, tmp_path, monkeypatch):
+    """Named in the configuration, with a setting of its own; both stages train with it."""
+    (tmp_path / "margin_loss.py").write_text(MARGIN_LOSS)
+    monkeypatch.syspath_prepend(tmp_path)
+    config.stages = ("bi_encoder", "joint")
+    for stage in (config.bi_encoder, config.joint):
+        stage.linking_loss = "margin_loss:margin"
+        stage.learning_rate = 0.0
+        stage.margin = 1000.0  # Far above any score, so that the loss is about this.
+    linker = loop.train_and_evaluate(config, tmp_path / "run")
+    assert read_description(linker).linking["threshold"] < 0
+    for name in ("bi_encoder", "joint"):
+        rows = lines_of(tmp_path / "run" / name / "metrics.jsonl")
+        losses = {row["step"]: row["linking_loss"] for row in rows if "loss" in row}
+        if name == "bi_encoder":
+            assert losses.pop(2) == 0  # There are no negatives before the first are mined.
+            assert losses.pop(4) < 900  # In one of the two steps.
+        assert all(900 < loss < 1100 for loss in losses.values()), losses
+    config.joint.margn = 0.5
+    with pytest.raises(ElqError, match=r"joint\.margn: no such setting; did you mean margin\?"):
+        loop.train_and_evaluate(config, tmp_path / "misspelt")
+
+
 def test_training_learns_and_keeps_the_best(config, tmp_path):
     config.joint.num_steps = 60
     config.joint.learning_rate = 2e-3
