@@ -7,7 +7,7 @@ import difflib
 import math
 import numbers
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ml_collections
@@ -21,9 +21,9 @@ from elq_jax.model.elq import ElqConfig
 from elq_jax.storage.files import user_path
 from elq_jax.storage.hub import encoder_files
 from elq_jax.storage.resume import ResumeRecord
-from elq_jax.training.optimizer import RECIPES, Recipe, create_learning_rate_schedule
+from elq_jax.training.optimizer import create_learning_rate_schedule, recipe_of
+from elq_jax.training.stages import STAGES
 
-STAGES = ("bi_encoder", "joint")
 _AT_LEAST_ONE = (
     "batch_size",
     "accumulate_steps",
@@ -68,9 +68,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     What only the data or the encoders can tell (`config.model`, files) is found when they are read.
     """
     _check_names(config)
-    unknown = set(config.stages) - set(STAGES)
-    if unknown or not config.stages:
-        raise ElqError(f"stages: {tuple(config.stages)}; expected some of {STAGES}, in this order")
+    stages = tuple(stage.name for stage in STAGES)
+    if not config.stages or not set(config.stages) <= {*stages}:
+        raise ElqError(f"stages: {tuple(config.stages)}; expected some of {stages}, in this order")
     for name in ("catalogue", "dev_file", "train_files"):
         if not config[name]:
             raise ElqError(f"--config.{name} is not set; see configs/default.py")
@@ -91,22 +91,6 @@ def check(config: ml_collections.ConfigDict) -> None:
     _one_of("eval.metric", config.eval.metric, ("weak", "strong"))
     _one_of("on_error", config.on_error, ("stop", "skip"))
     LinkingSettings.from_dict(config.linking)
-
-
-def recipe_of(config: ml_collections.ConfigDict) -> tuple[type[Recipe], Mapping[str, Any]]:
-    """Finds the recipe that a configuration names, and its settings in the section of that name.
-
-    Raises:
-      ElqError: there is no such recipe, or there are settings of another one.
-    """
-    recipe = RECIPES.get(config.recipe)
-    name = config.recipe.rpartition(":")[2]
-    if "original" in config and name != "original":
-        raise ElqError(
-            f"original: settings of a recipe, but recipe is {config.recipe!r}; give "
-            "--config.recipe=elq_jax.original.recipe:original, or remove the section"
-        )
-    return recipe, config.get(name, {})
 
 
 def _check_names(config: ml_collections.ConfigDict) -> None:
@@ -139,9 +123,9 @@ def _check_names(config: ml_collections.ConfigDict) -> None:
 def _loss_fields(config: ml_collections.ConfigDict) -> dict[str, type]:
     """The section of each stage and the linking loss whose settings it may hold."""
     return {
-        name: LINKING_LOSSES.get(config[name].linking_loss)
-        for name in STAGES
-        if "linking_loss" in config.get(name, {})
+        stage.name: LINKING_LOSSES.get(config[stage.name].linking_loss)
+        for stage in STAGES
+        if "linking_loss" in config.get(stage.name, {})
     }
 
 
@@ -211,26 +195,12 @@ def check_recorded(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
     """
     record = ResumeRecord(workdir / "config.json", config.to_dict())
     recorded = record.read()
-    if recorded is not None:
-        _rename_old_settings(recorded)
-        recorded.setdefault(
-            "recipe", config.recipe
-        )  # Older ones tell it by the section `original`.
-        if changes := record.changes(recorded):
-            raise ElqError(
-                f"{workdir}: holds a run with another configuration: {changes}; use its "
-                "configuration to resume, or another workdir"
-            )
+    if recorded is not None and (changes := record.changes(recorded)):
+        raise ElqError(
+            f"{workdir}: holds a run with another configuration: {changes}; use its configuration "
+            "to resume, or another workdir"
+        )
     return record
-
-
-def _rename_old_settings(recorded: dict[str, Any]) -> None:
-    """Gives settings that were recorded under older names those of today."""
-    for old, new in _RENAMED.items():
-        section, name = old.split(".")
-        values = recorded.get(section)
-        if isinstance(values, dict) and name in values:
-            values[new.partition(".")[2]] = values.pop(name)
 
 
 def check_inputs(

@@ -42,6 +42,7 @@ from elq_jax.training.optimizer import (
     Recipe,
     TrainState,
     create_train_state,
+    recipe_of,
 )
 from elq_jax.training.preemption import Preemption
 from elq_jax.training.run import Run
@@ -240,7 +241,7 @@ def dev_evaluation(run: Run, table: Table) -> Callable[[Any], Evaluation]:
 
 
 def _create_recipe(run: Run, stage: Stage, batches: StageBatches) -> Recipe:
-    recipe, settings = configuration.recipe_of(run.config)
+    recipe, settings = recipe_of(run.config)
     section = run.config[stage.name]
     model, plan = run.model.config, batches.plan
     return recipe(settings, section, model, stage.part, plan, batches.num_steps)

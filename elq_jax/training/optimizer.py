@@ -98,6 +98,22 @@ class Recipe(abc.ABC):
 RECIPES: Registry[type[Recipe]] = Registry("recipe", "elq_jax.training.optimizer")
 
 
+def recipe_of(config: ml_collections.ConfigDict) -> tuple[type[Recipe], Mapping[str, Any]]:
+    """Finds the recipe that a configuration names, and its settings in the section of that name.
+
+    Raises:
+      ElqError: there is no such recipe, or there are settings of another one.
+    """
+    recipe = RECIPES.get(config.recipe)
+    name = config.recipe.rpartition(":")[2]
+    if "original" in config and name != "original":
+        raise ElqError(
+            f"original: settings of a recipe, but recipe is {config.recipe!r}; give "
+            "--config.recipe=elq_jax.original.recipe:original, or remove the section"
+        )
+    return recipe, config.get(name, {})
+
+
 def create_learning_rate_schedule(
     schedule: str, learning_rate: float, num_updates: int, warmup_fraction: float
 ) -> optax.Schedule:

@@ -16,7 +16,8 @@ from elq_jax.core import devices as devices_lib
 from elq_jax.questions.batches import TrainingBatches
 from elq_jax.questions.examples import TrainingExample
 from elq_jax.text.padding import bucket
-from elq_jax.training import configuration, mining
+from elq_jax.training import mining
+from elq_jax.training.optimizer import recipe_of
 from elq_jax.training.step import Objective, train_step_flops
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class StageBatches:
             examples,
             self._settings.batch_size,
             config.seed,
-            shuffle=configuration.recipe_of(config)[0].shuffle,
+            shuffle=recipe_of(config)[0].shuffle,
             repeats=config.train_repeats or [1.0] * len(examples),
             process_index=jax.process_index(),
             process_count=jax.process_count(),

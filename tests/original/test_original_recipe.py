@@ -37,7 +37,7 @@ from elq_jax.text.padding import pad_tokens
 from elq_jax.text.tokenization import Tokenizer
 from elq_jax.training import checkpoints, loop, stages
 from elq_jax.training import optimizer as state
-from elq_jax.training.configuration import check, recipe_of
+from elq_jax.training.configuration import check
 from elq_jax.training.metrics import MetricsWriter
 from elq_jax.training.step import Objective, parallel_train_step
 
@@ -419,7 +419,7 @@ def test_settings_of_a_recipe_that_is_not_asked_for():
     config = original_recipe.get_config()
     config.recipe = "standard"
     with pytest.raises(ElqError, match=r"original: .* give --config.recipe=elq_jax.original.recip"):
-        recipe_of(config)
+        state.recipe_of(config)
 
 
 def test_names_of_its_settings_are_checked():
