@@ -75,6 +75,16 @@ def test_imports_run_downwards(package):
         assert found <= allowed, f"{path.relative_to(ROOT)} imports {found - allowed}"
 
 
+def test_the_original_has_one_door():
+    """Others ask for what it registers by name: "elq_jax.original.recipe:original"."""
+    importing = {
+        path.relative_to(ROOT).as_posix()
+        for path in ROOT.rglob("*.py")
+        if path.parent.name != "original" and "original" in packages_of(path)
+    }
+    assert importing <= {"convert.py", "cli/flags.py"}  # the second for --preset
+
+
 def test_pmap_is_named_in_one_file():
     using = [path for path in ROOT.rglob("*.py") if "jax.pmap(" in path.read_text()]
     assert [path.relative_to(ROOT).as_posix() for path in using] == ["core/devices.py"]

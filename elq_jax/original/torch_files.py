@@ -296,6 +296,8 @@ class _TensorUnpickler(pickle.Unpickler):
         kind, dtype, key, _, size, *view = reference
         if kind != "storage" or not isinstance(dtype, _StorageType):
             raise _foreign(self._path, f"a reference to {kind!r}, {type(dtype).__name__}")
+        if not isinstance(key, str) or not _are_counts([size]):
+            raise _foreign(self._path, f"storage {key!r} of {size!r} elements")
         storage = self._storages.setdefault(key, _Storage(dtype.dtype, size))
         return storage, (view[0][1] if view and view[0] else 0)
 
@@ -308,11 +310,19 @@ class _TensorUnpickler(pickle.Unpickler):
         *_: Any,
     ) -> StoredTensor:
         storage, start = storage
+        if not _are_counts([start, first, *shape, *strides]):
+            message = f"a tensor of shape {shape}, strides {strides}, from element {first}"
+            raise _foreign(self._path, message)
         tensor = StoredTensor(self._path, storage, start + first, tuple(shape), tuple(strides))
         last = tensor.first + tensor.extent - 1
-        if min(tensor.first, *shape, *strides, 0) < 0 or last >= storage.size:
+        if last >= storage.size:
             raise _foreign(self._path, f"a tensor of shape {tensor.shape} outside its storage")
         return tensor
+
+
+def _are_counts(values: Sequence[Any]) -> bool:
+    """Whether all are integers from 0 up."""
+    return all(type(value) is int and value >= 0 for value in values)
 
 
 def _row_major(shape: Sequence[int]) -> tuple[int, ...]:

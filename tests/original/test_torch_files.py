@@ -192,6 +192,24 @@ def test_an_empty_tensor_written_by_hand(tmp_path):
     assert open_torch_file(tmp_path / "file").map().shape == (0,)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        (b"K\x00NtQ", b"J\xff\xff\xff\xffNtQ", "storage '0' of -1 elements"),
+        (b"K\x00NtQ", b"V0\nNtQ", "storage '0' of '0' elements"),
+        (b"V0\nVcpu", b"K\x00Vcpu", "storage 0 of 0 elements"),
+        (b"K\x00\x85", b"G" + struct.pack(">d", 2.0) + b"\x85", r"a tensor of shape \(2.0,\)"),
+        (b"K\x01\x85", b"J\xff\xff\xff\xff\x85", r"strides \(-1,\)"),
+        (b"K\x00\x85", b"K\x01\x85", r"a tensor of shape \(1,\) outside its storage"),
+    ],
+)
+def test_numbers_that_cannot_be(old, new, found, tmp_path):
+    assert old in TENSOR
+    write_legacy(tmp_path / "file", TENSOR.replace(old, new, 1))
+    with pytest.raises(ElqError, match=f"file: not a file of torch.save .*{found}"):
+        open_torch_file(tmp_path / "file")
+
+
 @pytest.mark.parametrize("held", HELD)
 def test_a_file_changes_nothing_that_outlasts_it(held, tmp_path):
     """The opcode BUILD ("b"), with which a pickle gives an object a state, is refused for all."""
