@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from elq_jax.core import machine
 from elq_jax.core.errors import ElqError
 from elq_jax.storage.files import user_path
 
@@ -128,8 +129,10 @@ def start_jax(*, several_processes: bool = False) -> None:
       several_processes: whether the program can be one of several that work together.
 
     Raises:
-      ElqError: there is no such device, or the other processes are not found.
+      ElqError: there is no such device, the other processes are not found, or there is too little
+        memory to load the libraries.
     """
+    machine.check_address_space()
     from elq_jax.core import devices
 
     devices.use_compilation_cache()

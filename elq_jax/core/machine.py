@@ -10,6 +10,8 @@ import re
 import sys
 from typing import Any
 
+from elq_jax.core.errors import ElqError
+
 # Device kind -> FLOP/s in bfloat16 and in what float32 products are computed in by default: TF32 on
 # NVIDIA, bfloat16 on TPUs. Dense, of one JAX device: a core of TPU v2 and v3, a chip of the others.
 # Sources: NVIDIA's data sheets; Google Cloud TPU documentation. First match wins.
@@ -27,6 +29,8 @@ _PEAKS = (
     (r"^TPU v5p?$", 459e12, 459e12),
     (r"^TPU v6( lite|e)$", 918e12, 918e12),
 )
+
+_LEAST_ADDRESS_SPACE = 1.75 * 2**30  # of the demo's `link` on two cores, a small linker
 
 
 def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
@@ -75,6 +79,24 @@ def peak_memory() -> int:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+
+def check_address_space() -> None:
+    """Raises an ElqError where a limit (`ulimit -v`) leaves too little to load the libraries.
+
+    Under such a limit some of them end the process or wait forever, instead of raising an error.
+    """
+    try:
+        import resource
+    except ImportError:  # not Unix
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < _LEAST_ADDRESS_SPACE:
+        raise ElqError(
+            f"out of memory: this process may use {limit / 2**30:.2f} GiB of address space, and "
+            f"JAX and the other libraries need {_LEAST_ADDRESS_SPACE / 2**30:g} GiB before any "
+            "work is done; raise the limit (ulimit -v)"
+        )
 
 
 def _cpu_model() -> str:

@@ -223,3 +223,13 @@ def test_an_accelerator_that_is_not_here(tmp_path, platform):
     assert status == 2
     assert "Traceback" not in errors
     assert f"JAX_PLATFORMS is '{platform}': set it to cpu" in errors.splitlines()[-1]
+
+
+def test_a_limit_on_memory_that_no_library_gets_along_with(tmp_path):
+    then = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9)); "
+        "from elq_jax.cli.run import start_jax; start_jax()"
+    )
+    status, _, errors, _ = show(tmp_path, then=then)
+    assert status == 2
+    assert errors.splitlines()[1].startswith("error: out of memory: this process may use 0.93 GiB")
