@@ -1,4 +1,4 @@
-"""Models of the original ELQ: checkpoint and parameter file to a linker's model, and back.
+"""Models of the original ELQ are read into a linker directory, and written back.
 
 The original is github.com/facebookresearch/BLINK, folder elq. A model of it is a checkpoint (a
 state dict saved by torch) and a parameter file (the training options as a dictionary).
@@ -54,13 +54,13 @@ UNNAMED_BERT = "folder-of-the-bert"  # bert_model where no published BERT has su
 
 @dataclasses.dataclass(frozen=True)
 class OriginalModel:
-    """A model of the original, its tensors still in the files.
+    """A model of the original is opened here, and its tensors are still in the files.
 
     Attributes:
-      config: what it computes.
-      tensors: its state dict.
-      parameters: its parameter file.
-      untrained: tensors of the mention head, at random, where the files are of a model without one.
+      config: description of what the model computes.
+      tensors: state dict of the model.
+      parameters: content of the parameter file.
+      untrained: random tensors of the mention head, where the files are of a model without one.
     """
 
     config: ElqConfig
@@ -70,13 +70,13 @@ class OriginalModel:
 
     @property
     def params(self) -> dict[str, Any]:
-        """{"question": tree, "entity": tree}, memory-mapped."""
+        """Parameters as {"question": tree, "entity": tree}, memory-mapped."""
         arrays = {name: tensor.map() for name, tensor in self.tensors.items()}
         return params_from_state_dict(arrays | self.untrained, self.config)
 
     @property
     def has_poolers(self) -> bool:
-        """Whether the files have all that the original loads and never computes with."""
+        """Whether the files hold the poolers, which the original loads and never computes with."""
         return self.tensors.keys() >= _unused_shapes(self.config).keys()
 
 
@@ -116,15 +116,16 @@ def load_model(
     """Opens a model of the original; only headers are read.
 
     Args:
-      checkpoint: a state dict, such as elq_wiki_large.bin. None: there is only BLINK's; its context
-        encoder encodes questions, and the mention head starts at random.
-      parameter_file: such as elq_large_params.txt, or BLINK's biencoder_wiki_large.json.
-      entity_checkpoint: take the entity encoder (`cand_encoder`) of this state dict instead, such
-        as BLINK's biencoder_wiki_large.bin.
-      bert_config: config.json of the BERT; not needed for bert-base, bert-large and the smaller
-        ones published with them, whose attention heads are 64 wide.
-      entity_bert_config: the same of the entity encoder; `bert_config` by default, unless it comes
-        from a file of its own.
+      checkpoint: path of a state dict, such as elq_wiki_large.bin. None: there is only BLINK's,
+        whose context encoder encodes questions; the mention head then starts at random.
+      parameter_file: path of elq_large_params.txt or the like, or BLINK's
+        biencoder_wiki_large.json.
+      entity_checkpoint: path of the state dict whose entity encoder (`cand_encoder`) is taken
+        instead, such as BLINK's biencoder_wiki_large.bin.
+      bert_config: path of config.json of the BERT; not needed for bert-base, bert-large and the
+        smaller ones published with them, whose attention heads are 64 wide.
+      entity_bert_config: path of the same for the entity encoder; `bert_config` by default, unless
+        the encoder comes from a file of its own.
 
     Raises:
       ElqError: a file is no such thing or not whole, a tensor is missing, unexpected or of another
@@ -245,7 +246,7 @@ def _bert_config(
     bert_model: str,
     parameter_file: str | os.PathLike[str],
 ) -> BertConfig:
-    """Sizes of a BERT from its tensors, and from its name or width the heads, which leave no trace.
+    """Finds the sizes of a BERT in its tensors, and the number of heads by its name or width.
 
     Raises:
       DataError: the sizes are not those of the name, or nothing tells the number of heads.
@@ -342,7 +343,7 @@ def _config(
 
 
 def original_shapes(config: ElqConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that a model of the original computes with."""
+    """Lists names and shapes of the tensors that a model of the original computes with."""
     shapes = parameter_shapes(config)
     return {
         name: shapes[path][::-1] if transposed else shapes[path]
@@ -351,7 +352,7 @@ def original_shapes(config: ElqConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _unused_shapes(config: ElqConfig) -> dict[str, tuple[int, ...]]:
-    """The same of the tensors that it also has, and never computes with."""
+    """Lists names and shapes of the tensors that it has besides and never computes with."""
     shapes = {}
 
     def dense(prefix: str, inputs: int, outputs: int) -> None:
@@ -446,14 +447,14 @@ def write_original(
 def state_dict(
     folder: str | os.PathLike[str],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """A linker's model as the original has it.
+    """Reads a linker's model as the original has it.
 
     Tensors that the original loads without computing with them (the question encoder's pooler, and
     the entity encoder's unless it is used) come from original.safetensors, which `save_model`
     wrote; a linker that was trained since has none, and they are zeros.
 
     Args:
-      folder: a linker directory.
+      folder: path of a linker directory.
 
     Returns:
       the state dict, which the original's strict loading accepts, and its parameter file.
@@ -521,12 +522,12 @@ def _read_unused(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, json.loads(file.metadata()["parameters"])
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        message = f"not what convert wrote ({error}); remove it to go on with zeros"
+        message = f"not what convert wrote ({error}); remove it to use zeros"
         raise DataError(message, path) from error
 
 
 def _parameters(config: ElqConfig, kept: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """The parameter file of a model, with every key that the original asks for."""
+    """Makes the parameter file of a model, with every key that the original asks for."""
     lowercase = _is_uncased(tokenizer)
     unlimited = config.max_mention_width >= config.question_bert.max_positions
     heads = {ours: theirs for theirs, ours in reversed(_MENTION_HEADS.items())}
@@ -555,7 +556,7 @@ def _parameters(config: ElqConfig, kept: Mapping[str, Any], tokenizer: Tokenizer
 
 
 def _bert_name(bert: BertConfig, lowercase: bool) -> str:
-    """The published BERT of these sizes; `UNNAMED_BERT` where there is none."""
+    """Names the published BERT of these sizes; `UNNAMED_BERT` where there is none."""
     layers, width = size = bert.num_layers, bert.hidden_size
     published = dataclasses.replace(
         bert,

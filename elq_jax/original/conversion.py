@@ -1,4 +1,4 @@
-"""What `convert` can be given; its flags come from here."""
+"""The settings of `convert`, from which its flags are made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from elq_jax.original.presets import PRESETS
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """Files of the original, and what is made of them.
+    """A conversion turns files of the original into a linker directory.
 
     Attributes:
       checkpoint: path of an ELQ model, a state dict saved by torch: elq_wiki_large.bin, ...

@@ -1,4 +1,4 @@
-"""Files of the original ELQ to a linker directory.
+"""Files of the original ELQ are turned into a linker directory.
 
 Files may be far larger than memory: the matrix of entity vectors is copied in parts, and tensors of
 a model are memory-mapped.
@@ -100,7 +100,7 @@ def convert(conversion: Conversion) -> pathlib.Path:
 
 
 def _linking_settings(conversion: Conversion, model: original.OriginalModel) -> LinkingSettings:
-    """The preset's settings; an ElqError where the encoder has not so many positions."""
+    """Returns the preset's settings; an ElqError if the encoder has too few positions for them."""
     given = {"max_question_tokens": conversion.max_question_tokens} | ORIGINAL_LINKING
     linking = LinkingSettings.from_dict(with_preset(conversion.preset, given))
     longest = model.config.question_bert.max_positions
@@ -191,9 +191,9 @@ def open_matrix(path: str | os.PathLike[str], kind: str, width: int | None = Non
     """Opens a matrix [E, ...] saved by torch.
 
     Args:
-      path: the file.
+      path: path of the file.
       kind: "f" (all_entities_large.t7) or "i" (entity_token_ids_128.t7).
-      width: columns to expect.
+      width: number of columns to expect; None: any.
 
     Raises:
       DataError: it holds something else.
@@ -246,7 +246,7 @@ def check_token_ids(
 def embedding_error(
     model: original.OriginalModel, matrix: StoredTensor, catalogue: Catalogue, tokenizer: Tokenizer
 ) -> float:
-    """How far a few rows of a matrix are from what the entity encoder gives for them.
+    """Measures how far a few rows of a matrix are from what the entity encoder gives for them.
 
     Returns:
       the median of |row - ours| / |ours| over four evenly spaced rows: about 1e-6 where this
@@ -269,7 +269,7 @@ def _encoder_fingerprint(
     catalogue: Catalogue,
     tokenizer: Tokenizer,
 ) -> str:
-    """Of the entity encoder, if it made the matrix; "" and a warning if not."""
+    """Returns the entity encoder's fingerprint if it made the matrix; "" and a warning if not."""
     error = embedding_error(model, matrix, catalogue, tokenizer)
     if error < 0.02:
         return Model(model.config, model.params, tokenizer).entity_fingerprint
@@ -298,11 +298,13 @@ def convert_embeddings(
 
     Args:
       matrix: [E, D] floats.
-      folder: where the shards go.
-      catalogue: its E entities.
+      folder: folder of the shards.
+      catalogue: E entities that the rows belong to.
       storage_dtype: type on disk, "float32", "bfloat16" or "int8" (with a scale per row).
-      encoder_fingerprint: of the encoder that made the matrix; "" where that is not known.
-      progress: called with the number of entities done, first with those found on disk.
+      encoder_fingerprint: fingerprint of the encoder that made the matrix; "" where that is not
+        known.
+      progress: function that is called with the number of entities done, first with those found on
+        disk.
 
     Raises:
       ElqError: a row holds NaN or infinity, or the folder holds other embeddings.

@@ -1,4 +1,4 @@
-"""The original's decoding: token positions, three kinds of thresholds, special tokens as any other.
+"""The original chooses mentions in token positions, by one of three kinds of thresholds.
 
 Registered as "elq_jax.original.decoding:original".
 """
@@ -42,7 +42,7 @@ class Original(Decoder):
     is dropped. Equal scores: the span that comes first wins. All comparisons are strict.
 
     Attributes:
-      threshold_type: what is compared with what.
+      threshold_type: choice of what is compared with what.
         "joint": joint score of the top candidate > threshold.
         "top_entity_by_mention": span logit (not its log sigmoid) > mention_threshold; the score is
           the inner product of the top candidate; overlapping mentions stay.
@@ -50,9 +50,10 @@ class Original(Decoder):
           logit > mention_threshold; the score is the inner product.
       mention_threshold: threshold of span logits; None: `threshold`, but "top_entity_by_mention"
         needs a number.
-      allow_special_tokens: mentions may contain [CLS] or [SEP].
-      special_tokens_in_text: a literal "[SEP]" in a question is read as that token.
-      allow_overlaps: overlapping mentions stay, as in the original's evaluation during training.
+      allow_special_tokens: whether mentions may contain [CLS] or [SEP].
+      special_tokens_in_text: whether a literal "[SEP]" in a question is read as that token.
+      allow_overlaps: whether overlapping mentions stay, as in the original's evaluation during
+        training.
     """
 
     threshold_type: ThresholdType = "joint"
@@ -75,11 +76,14 @@ class Original(Decoder):
 
     @property
     def keep_any(self) -> bool:
-        """With joint scores, spans kept for want of better ones would not pass later either."""
+        """Whether the best spans are searched for where none passes the threshold.
+
+        With joint scores these would not pass later either.
+        """
         return self.threshold_type != "joint"
 
     def prune_threshold(self, threshold: float) -> float:
-        """The original prunes with the number that it later compares span logits with."""
+        """Returns the number that span logits are compared with, with which the original prunes."""
         if self.threshold_type == "top_entity_by_mention":
             return self.mention_threshold
         return threshold
@@ -110,7 +114,7 @@ class Original(Decoder):
 
 
 def triples(decoded: Decoded, number: int) -> list[tuple[str, int, int]]:
-    """(entity row as text, start, end) as the original prints those of one question.
+    """Writes the links of one question as the original prints them: (row as text, start, end).
 
     Token positions without [CLS], end exclusive: a mention that contains [CLS] starts at -1.
     """

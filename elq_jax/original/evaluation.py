@@ -1,8 +1,9 @@
-"""The original's two ways of counting labelled questions of the EL4QA form, to compare numbers.
+"""The original counts correct links in two ways, both of which are here to compare numbers.
 
-Both use the token ids of the file and count in token positions. For anything else use
-`elq_jax.evaluation.evaluate`, which counts in characters of the question. The program `evaluate`
-finds them as "elq_jax.original.evaluation:labelled" and "...:training".
+Both take labelled questions of the EL4QA form, use the token ids of the file and count in token
+positions. For anything else use `elq_jax.evaluation.evaluate`, which counts in characters of the
+question. The program `evaluate` finds them as "elq_jax.original.evaluation:labelled" and
+"...:training".
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ Paths = Sequence[str | os.PathLike[str]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LinkedWindow:
-    """What was linked in the part of a question that the encoder saw.
+    """A linked window is the part of a question that the encoder saw, with its links.
 
     Attributes:
-      question: of the EL4QA form.
-      window: its tokens, and those gold mentions that are inside.
+      question: question of the EL4QA form.
+      window: tokens of that part, and those gold mentions that are inside.
       predicted: (row, start, end) of its links, best score first, half-open positions in the
         window ([CLS] is 0).
-      scores: their scores.
+      scores: scores of these links.
     """
 
     question: Question
@@ -49,12 +50,12 @@ class LinkedWindow:
 
     @property
     def gold(self) -> list[Triple]:
-        """(row, start, end) of the gold mentions in it, half-open positions in the window."""
+        """Gold mentions in it as (row, start, end), half-open positions in the window."""
         return self._gold(self.window.bounds, 1)
 
     @property
     def text_gold(self) -> list[Triple]:
-        """`gold` as the original prints it.
+        """Gold mentions as the original prints them.
 
         Cutting the window overwrites the positions of its questions: where no mention was moved or
         dropped they count from the window's beginning, else from that of the text.
@@ -66,7 +67,7 @@ class LinkedWindow:
 
     @property
     def text_predicted(self) -> list[Triple]:
-        """`predicted` as the original prints it: positions in `tokenized_text_ids`."""
+        """Links as the original prints them, in positions of `tokenized_text_ids`."""
         shift = self.window.offset - 1  # [CLS] is not in there
         return [(row, start + shift, end + shift) for row, start, end in self.predicted]
 
@@ -85,9 +86,9 @@ class WindowCounts:
     Gold mentions that the window cuts off count in neither.
 
     Attributes:
-      window: gold and predictions as positions in the window; the one to compare with.
-      text: what the original prints first, with the mistake of `LinkedWindow.text_gold`: in a
-        window that was cut on the left, nothing can match.
+      window: counts of positions in the window, the ones to compare with.
+      text: counts that the original prints first, with the mistake of `LinkedWindow.text_gold`:
+        in a window that was cut on the left, nothing can match.
     """
 
     window: Counts
@@ -108,11 +109,11 @@ def link_windows(
     mentions, whatever `linker.max_question_tokens` leaves room for.
 
     Args:
-      linker: what is measured.
-      questions: with `token_ids` and `token_mentions`.
-      threshold: instead of the linker's own.
-      batch_size: questions encoded at a time.
-      progress: called with the number of questions just done.
+      linker: linker that is measured.
+      questions: questions with `token_ids` and `token_mentions`.
+      threshold: score that links must exceed, instead of the linker's own.
+      batch_size: number of questions encoded at a time.
+      progress: function that is called with the number of questions just done.
 
     Raises:
       ElqError: a question is not of the EL4QA form, or its token ids are of another vocabulary.
@@ -149,10 +150,10 @@ def count_as_in_training(
     token is never weakly correct. The original reports the weak precision, recall and F1 of these.
 
     Args:
-      linker: what is measured.
-      questions: with `token_ids` and `token_mentions`; these may overlap.
-      batch_size: questions encoded at a time.
-      progress: called with the number of questions just done.
+      linker: linker that is measured.
+      questions: questions with `token_ids` and `token_mentions`, which may overlap.
+      batch_size: number of questions encoded at a time.
+      progress: function that is called with the number of questions just done.
 
     Raises:
       ElqError: as `link_windows` does.

@@ -1,4 +1,4 @@
-"""Names of the original's tensors, and the parameters of ours that they are."""
+"""The names of the original's tensors, and which of our parameters each of them is."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def params_from_state_dict(tensors: Mapping[str, np.ndarray], config: ElqConfig)
     """Turns the state dict of an original model into {"question": tree, "entity": tree}.
 
     Args:
-      tensors: arrays by the original's names; others than are needed are not looked at.
-      config: what the model computes.
+      tensors: arrays by the original's names; those that are not needed are ignored.
+      config: description of what the model computes.
 
     Raises:
       ValueError: a tensor is missing.

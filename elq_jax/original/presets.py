@@ -11,13 +11,13 @@ from elq_jax.core.errors import ElqError
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Settings of one of the original's commands: fields of `LinkingSettings`.
+    """A preset holds the settings of one of the original's commands, fields of `LinkingSettings`.
 
     Attributes:
-      threshold: keep links with a joint score above it.
-      max_mentions: K, mentions searched for at most in a question.
-      num_candidates: C, entities retrieved for a mention.
-      max_question_tokens: T at most; None: the model's own.
+      threshold: score that links must exceed.
+      max_mentions: K, largest number of mentions searched for in a question.
+      num_candidates: C, number of entities retrieved for a mention.
+      max_question_tokens: largest T; None: the model's own.
     """
 
     threshold: float
@@ -40,7 +40,7 @@ PRESETS = {
 
 
 def get_preset(name: str) -> Preset:
-    """The preset of a name.
+    """Looks up a preset by its name.
 
     Raises:
       ElqError: there is none.
@@ -51,14 +51,17 @@ def get_preset(name: str) -> Preset:
 
 
 def with_preset(name: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings for `EntityLinker.from_pretrained`: those given, and for the rest a preset's.
+    """Fills in the settings that are not given from a preset.
 
     A preset has all of its settings, so that nothing is left of the one that a linker was saved
     with: max_question_tokens=None is the model's own length.
 
     Args:
-      name: of the preset, or None.
-      settings: None where one is not given.
+      name: name of the preset, or None.
+      settings: settings by name; None where one is not given.
+
+    Returns:
+      settings for `EntityLinker.from_pretrained`.
     """
     preset = dataclasses.asdict(get_preset(name)) if name else {}
     given = {key: value for key, value in settings.items() if value is not None}

@@ -45,12 +45,13 @@ _NOT_DECAYED = re.compile("bias|gamma|beta")
 
 @dataclasses.dataclass(frozen=True)
 class OriginalSettings:
-    """The `original` section of a configuration.
+    """These settings are the section `original` of a configuration.
 
     Attributes:
-      type_optimization: which parameters learn: "additional_layers", "top_layer", "top4_layers",
-        "all_encoder_layers" or "all" (embeddings too).
-      eval_interval: updates between the evaluations within an epoch; dropout comes back after one.
+      type_optimization: name of the group of parameters that learn: "additional_layers",
+        "top_layer", "top4_layers", "all_encoder_layers" or "all" (embeddings too).
+      eval_interval: number of updates between the evaluations within an epoch, after each of which
+        dropout is on again.
     """
 
     type_optimization: str = "all_encoder_layers"
@@ -59,11 +60,11 @@ class OriginalSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Updates:
-    """Which steps (batches, counted over all epochs) end an update; of ints and of arrays.
+    """Says which steps (batches, counted over all epochs) end an update; for ints and arrays.
 
     Attributes:
-      steps_per_epoch: batches of an epoch, with the partial one at its end.
-      accumulate_steps: batches of an update.
+      steps_per_epoch: number of batches of an epoch, with the partial one at its end.
+      accumulate_steps: number of batches of an update.
     """
 
     steps_per_epoch: int
@@ -82,7 +83,7 @@ class Updates:
 
 @RECIPES.register("original")
 class OriginalRecipe(Recipe):
-    """How the original trains; `schedule` and `new_module_factor` of a stage do not count.
+    """Trains as the original does; `schedule` and `new_module_factor` of a stage do not count.
 
     Raises:
       ElqError: unknown settings, no parameter would learn, or an epoch is less than an update.
@@ -146,12 +147,12 @@ def _read_settings(settings: Mapping[str, Any]) -> OriginalSettings:
 def learning_parameters(
     config: ElqConfig, type_optimization: str, part: str | None = None
 ) -> dict[str, bool]:
-    """Names of the parameters that learn, and whether they decay.
+    """Lists the names of the parameters that learn, and whether they decay.
 
     Args:
-      config: of the model.
-      type_optimization: see `OriginalSettings`.
-      part: only those below "question" or "entity", named from there.
+      config: description of the model.
+      type_optimization: group, see `OriginalSettings`.
+      part: "question" or "entity": only the parameters below it, named from there.
 
     Returns:
       such as {"question/bert/layers_0/query/kernel": True}.
@@ -173,11 +174,11 @@ def learning_parameters(
 
 
 class OriginalState(NamedTuple):
-    """State of `create_optimizer`; parameters by their names joined with "/".
+    """This is the state of `create_optimizer`; names of parameters are paths joined with "/".
 
     Attributes:
-      step: int32, batches seen.
-      gradients: of all parameters, added up since they were last cleared.
+      step: int32, number of batches seen.
+      gradients: gradients of all parameters, added up since they were last cleared.
       grad_norm: float32, their global norm after the last batch, before clipping.
       mean, variance: Adam's moments, of the parameters that learn.
     """
@@ -199,13 +200,13 @@ def create_optimizer(
     b2: float = 0.999,
     eps: float = 1e-6,
 ) -> optax.GradientTransformation:
-    """The original's optimiser: accumulation, clipping and AdamW as the module says.
+    """Makes the original's optimiser: accumulation, clipping and AdamW as the module says.
 
     Args:
-      learning_rate: of an update, counted from 0.
+      learning_rate: schedule over updates, counted from 0.
       learning: names of the parameters that learn, and whether they decay.
-      updates: which batches end in an update.
-      weight_decay: times the learning rate, taken off after the update.
+      updates: rule which batches end in an update.
+      weight_decay: factor that, times the learning rate, is taken off after the update.
       max_grad_norm: global L2 norm that all gradients are clipped to.
       b1, b2, eps: of Adam.
     """

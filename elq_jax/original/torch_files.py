@@ -1,4 +1,4 @@
-"""Reading and writing files of `torch.save` without torch, tensor by tensor.
+"""Files of `torch.save` are read and written without torch, tensor by tensor.
 
 Both formats hold a pickle, in which tensors are references to storages, and the storages' bytes.
 
@@ -83,7 +83,7 @@ class _Function(_Sealed):
 
 @dataclasses.dataclass
 class _Storage(_Sealed):
-    """Elements that tensors are views of; `offset` is their place in the file, in bytes."""
+    """A storage holds elements that tensors are views of, from byte `offset` of the file on."""
 
     dtype: np.dtype
     size: int
@@ -92,14 +92,14 @@ class _Storage(_Sealed):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StoredTensor(_Sealed):
-    """A tensor in a file, not read yet.
+    """A stored tensor lies in a file and is not read yet.
 
     Attributes:
-      path: the file.
-      storage: where the elements are.
-      first: element of the storage that the tensor begins with.
-      shape: of the tensor.
-      strides: in elements.
+      path: path of the file.
+      storage: place of the elements in it.
+      first: number of the element of the storage that the tensor begins with.
+      shape: shape of the tensor.
+      strides: strides of the tensor, in elements.
     """
 
     path: pathlib.Path
@@ -110,19 +110,19 @@ class StoredTensor(_Sealed):
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the elements."""
+        """Type of the elements."""
         return self.storage.dtype
 
     @property
     def extent(self) -> int:
-        """Elements of the storage from the tensor's first to its last."""
+        """Number of elements of the storage from the tensor's first to its last."""
         if 0 in self.shape:
             return 0
         steps = zip(self.shape, self.strides, strict=True)
         return 1 + sum((size - 1) * stride for size, stride in steps)
 
     def map(self) -> np.ndarray:
-        """The tensor, memory-mapped and read-only; nothing is read yet."""
+        """Maps the tensor into memory, read-only; nothing is read yet."""
         if not self.extent:
             return np.zeros(self.shape, self.dtype)
         offset = self.storage.offset + self.first * self.dtype.itemsize
@@ -160,7 +160,7 @@ def open_torch_file(path: str | os.PathLike[str]) -> Any:
     """Opens what `torch.save` wrote; neither torch nor much memory is needed.
 
     Args:
-      path: a file of either format.
+      path: path of a file of either format.
 
     Returns:
       the saved object: a `StoredTensor`, or dicts, lists, numbers and strings with such leaves.
@@ -292,7 +292,7 @@ class _TensorUnpickler(pickle.Unpickler):
         return self._known[module, name]
 
     def persistent_load(self, reference: Sequence[Any]) -> tuple[_Storage, int]:
-        """The storage, and the element of it that the reference means (always 0 but in views)."""
+        """Returns the storage, and the element of it that is meant (always 0 but in views)."""
         kind, dtype, key, _, size, *view = reference
         if kind != "storage" or not isinstance(dtype, _StorageType):
             raise _foreign(self._path, f"a reference to {kind!r}, {type(dtype).__name__}")
@@ -336,9 +336,9 @@ def write_torch_file(
     """Writes what `torch.load` reads, in the legacy format, which every version of torch knows.
 
     Args:
-      path: the file; it appears when it is whole.
-      tensors: an array, or arrays by name (a state dict). They are written in blocks, so
-        memory-mapped ones may be larger than the memory.
+      path: path of the file, which appears when it is whole.
+      tensors: array, or arrays by name (a state dict). They are written in blocks, so memory-mapped
+        ones may be larger than the memory.
 
     Raises:
       ElqError: an array of a type that torch does not have.
