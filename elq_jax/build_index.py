@@ -24,6 +24,7 @@ from absl import flags
 from elq_jax.cli.flags import define_index, define_settings_of
 from elq_jax.cli.run import define_path, run, start_jax
 from elq_jax.core.errors import ElqError
+from elq_jax.retrieval import scann  # noqa: F401  the default is known without JAX
 from elq_jax.retrieval.base import INDEXES
 from elq_jax.storage import layout
 

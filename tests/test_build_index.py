@@ -131,3 +131,9 @@ def test_perturbed_rows_are_as_far_as_asked(linker, noise):
     lengths = np.linalg.norm(table, axis=1)
     distances = np.linalg.norm(queries[:, None] - table, axis=2) / lengths
     assert np.abs(distances - noise).min(axis=1).max() < 1e-5
+
+
+def test_help_does_not_wait_for_jax():
+    code = "import sys, elq_jax.build_index; print({'jax', 'scipy', 'rich'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr

@@ -43,7 +43,7 @@ def define_index(default: str) -> flags.FlagHolder[str]:
     """
 
     def registry() -> Registry[Any]:
-        from elq_jax.retrieval.base import INDEXES  # Not before it is asked for: it imports JAX.
+        from elq_jax.retrieval.base import INDEXES  # Not for the default: looking up imports JAX.
 
         return INDEXES
 

@@ -83,9 +83,13 @@ def describe_error(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return str(error)
     text = str(error).strip().partition("\n")[0]
-    if isinstance(error, MemoryError) or (
-        type(error).__name__ == "JaxRuntimeError"
-        and ("RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower())
+    if (
+        isinstance(error, MemoryError)
+        or "failed to map segment" in text
+        or (
+            type(error).__name__ == "JaxRuntimeError"
+            and ("RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower())
+        )
     ):
         return (
             f"out of memory ({text or type(error).__name__}); use a smaller --batch_size, a "

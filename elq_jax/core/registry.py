@@ -24,11 +24,12 @@ class Registry(Generic[T]):
 
     Args:
       setting: name of the setting whose values these are, for error messages.
-      home: package whose import registers everything that comes with this library.
+      home: package of everything that comes with this library.
+      imports: module whose import registers all of that; None: the package itself.
     """
 
-    def __init__(self, setting: str, home: str):
-        self._setting, self._home = setting, home
+    def __init__(self, setting: str, home: str, imports: str | None = None):
+        self._setting, self._home, self._imports = setting, home, imports or home
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -48,7 +49,7 @@ class Registry(Generic[T]):
     @property
     def names(self) -> tuple[str, ...]:
         """Names that come with this library or were registered since, in the order of adding."""
-        importlib.import_module(self._home)
+        importlib.import_module(self._imports)
         return tuple(self._entries)
 
     def get(self, name: str) -> T:
@@ -59,11 +60,12 @@ class Registry(Generic[T]):
         """
         module, separator, short = name.rpartition(":")
         try:
-            importlib.import_module(module if separator else self._home)
+            if separator or short not in self._entries:
+                importlib.import_module(module if separator else self._imports)
         except ImportError as error:
             raise ElqError(f"{self._setting} {name!r}: {error}") from error
         if short not in self._entries:
-            known = ", ".join(self._entries)
+            known = ", ".join(sorted(self._entries))
             raise ElqError(
                 f"{self._setting}: {name!r}; expected one of {known}, or package.module:name of "
                 "your own"
@@ -72,7 +74,7 @@ class Registry(Generic[T]):
 
     def is_known(self, name: str) -> bool:
         """Whether `get` finds a name without importing a module that was not imported before."""
-        importlib.import_module(self._home)
+        importlib.import_module(self._imports)
         return any(name == self.name_of(entry) for entry in self._entries.values())
 
     def name_of(self, entry: T) -> str:

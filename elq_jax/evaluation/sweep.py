@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from elq_jax.evaluation.matching import Metric, QuestionResult, count_matches, triples
 
@@ -111,6 +110,7 @@ def f1_intervals(
     Returns:
       (low, high) for "weak" and "strong"; (0, 0) without questions.
     """
+    from scipy import stats  # half a second to import
 
     def scores(weak, strong, predicted, gold, axis=-1):
         total = np.maximum(predicted.sum(axis) + gold.sum(axis), 1)

@@ -71,7 +71,7 @@ _SCANN_FORMAT = "elq_jax ScaNN index, version 1"  # written before there were ot
 DESCRIPTION, REPORT = "index.json", "report.json"
 _AGAIN = "build it again: python -m elq_jax.build_index"
 
-INDEXES: Registry[type[Index]] = Registry("index", "elq_jax.retrieval")
+INDEXES: Registry[type[Index]] = Registry("index", "elq_jax.retrieval", "elq_jax.retrieval.opening")
 
 
 class UnavailableError(ElqError):

@@ -80,7 +80,7 @@ def test_finds_what_exact_search_finds(table, queries, tree, kind, k):
 @pytest.mark.parametrize("kind", ["brute_force", "ah", "tree_ah"])
 def test_parts_find_what_exact_search_finds(tmp_path, stored, table, queries, kind, k):
     """Five parts of 600 rows, which cross the shards of 1000; also more rows than one part has."""
-    leaves = {"num_leaves": 20, "leaves_to_search": 20 if k > 40 else 10}
+    leaves = {"num_leaves": 20, "leaves_to_search": 20 if k > 40 else 16}
     index = build(stored, kind, part_rows=700, **leaves)
     found = index.search(queries, k)
     assert_true_scores(found, queries, table)

@@ -1,0 +1,91 @@
+"""The index of a linker: opening what was saved, and what is searched where nothing was."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from elq_jax.core import devices as devices_lib
+from elq_jax.entities.embeddings import Embeddings
+from elq_jax.retrieval.base import INDEXES, Index, UnavailableError, is_saved, read_description
+from elq_jax.retrieval.exact import ExactIndex
+from elq_jax.retrieval.scann import ScannIndex  # noqa: F401  registers it
+from elq_jax.retrieval.sharded import ShardedIndex
+from elq_jax.retrieval.table import Table
+
+def _is_shared(devices: Sequence[jax.Device]) -> bool:
+    """Whether exact search divides the table over devices: on several accelerators or hosts.
+
+    The virtual devices of one CPU search the memory-mapped table faster than copies of its parts.
+    """
+    return len(devices_lib.local(devices)) < len(devices) or (
+        len(devices) > 1 and devices[0].platform != "cpu"
+    )
+
+
+def exact_index(
+    embeddings: Embeddings | np.ndarray,
+    devices: Sequence[jax.Device],
+    table: Table | None = None,
+) -> Index:
+    """Makes an exact index for the devices of a linker, of this process and perhaps of others.
+
+    Args:
+      embeddings: [E, D].
+      devices: those that search.
+      table: of `Table.place`, if the devices hold the embeddings already.
+    """
+    if _is_shared(devices):
+        return ShardedIndex(table or Table.place(embeddings, devices), devices)
+    return ExactIndex(embeddings)
+
+
+def open_index(
+    folder: str | os.PathLike[str],
+    embeddings: Embeddings | np.ndarray,
+    index: str = "auto",
+    devices: Sequence[jax.Device] | None = None,
+) -> Index:
+    """Opens the index of a linker directory.
+
+    Args:
+      folder: where `build_index` saved one; need not exist for an index without files.
+      embeddings: [E, D].
+      index: name in `INDEXES`, such as "exact", "scann" or "my_module:my_index"; or "auto": the
+        saved one if there is one that this machine can use, else exact.
+      devices: of an index that searches on devices; all of this process by default.
+
+    Raises:
+      ElqError: unknown name, no index saved, damaged, or built over other embeddings.
+    """
+    devices = devices or devices_lib.local(devices_lib.all_devices())
+    if index == "auto":
+        return _saved_index(folder, embeddings) or exact_index(embeddings, devices)
+    if index == "exact":
+        return exact_index(embeddings, devices)
+    kind = INDEXES.get(index)
+    if kind.has_files:
+        return kind.open(folder, embeddings)
+    return kind.build(embeddings, devices=devices)
+
+
+def _saved_index(
+    folder: str | os.PathLike[str], embeddings: Embeddings | np.ndarray
+) -> Index | None:
+    """Opens the saved index; None, after a warning if there is one that cannot be used here."""
+    if not is_saved(folder):
+        return None
+    name = read_description(folder).index
+    if not INDEXES.is_known(name):  # A file does not decide which modules are imported.
+        reason = f"{folder}: the index {name!r} is not part of elq_jax; --index {name} imports it"
+    else:
+        try:
+            return INDEXES.get(name).open(folder, embeddings)
+        except UnavailableError as error:
+            reason = f"{folder}: {error}"
+    warnings.warn(f"{reason}; searching exactly", stacklevel=4)
+    return None
