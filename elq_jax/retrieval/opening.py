@@ -17,6 +17,7 @@ from elq_jax.retrieval.scann import ScannIndex  # noqa: F401  registers it
 from elq_jax.retrieval.sharded import ShardedIndex
 from elq_jax.retrieval.table import Table
 
+
 def _is_shared(devices: Sequence[jax.Device]) -> bool:
     """Whether exact search divides the table over devices: on several accelerators or hosts.
 
