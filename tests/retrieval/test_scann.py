@@ -196,7 +196,7 @@ def test_open_index_by_kind(tmp_path, stored, queries):
     assert open_index(folder, stored).name == "exact"
     with pytest.raises(ElqError, match=r"python -m elq_jax\.build_index --index scann"):
         open_index(folder, stored, "scann")
-    with pytest.raises(ElqError, match="expected one of exact, .*scann, sharded"):
+    with pytest.raises(ElqError, match=r"expected one of exact, .*scann, sharded"):
         open_index(folder, stored, "hnsw")
     build(stored, "brute_force").save(folder)
     assert [open_index(folder, stored, kind).name for kind in ("auto", "exact", "scann")] == [
