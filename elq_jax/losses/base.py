@@ -8,13 +8,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.struct
 import jax
 
 from elq_jax.core.errors import ElqError
 from elq_jax.core.registry import Registry
+from elq_jax.core.settings import fields_of, make_settings
 
 Sums = tuple[jax.Array, jax.Array]
 
@@ -79,8 +80,15 @@ class Entities(abc.ABC):
 class LinkingLoss(abc.ABC):
     """A loss of linking gold mentions to their entities.
 
-    The fields of a subclass are its settings; a stage of a configuration sets them by name.
+    The fields of a subclass are its settings (see `core.settings`); a stage of a configuration
+    sets them by name.
+
+    Attributes:
+      needs_catalogue: whether `Entities.log_normalizer` is called, so that the loss cannot be used
+        where the entity encoder learns and no vectors of all entities are there.
     """
+
+    needs_catalogue: ClassVar[bool] = False
 
     @abc.abstractmethod
     def __call__(self, mentions: Mentions, entities: Entities) -> Sums:
@@ -123,8 +131,7 @@ def create_linking_loss(stage: Mapping[str, Any]) -> LinkingLoss:
       ElqError: there is no such loss, or a setting cannot be used.
     """
     loss = LINKING_LOSSES.get(stage["linking_loss"])
-    names = [field.name for field in dataclasses.fields(loss) if field.init]
     try:
-        return loss(**{name: stage[name] for name in names if name in stage})
-    except (TypeError, ValueError) as error:
+        return make_settings(loss, {name: stage[name] for name in fields_of(loss) if name in stage})
+    except (ElqError, TypeError, ValueError) as error:
         raise ElqError(f"linking_loss {stage['linking_loss']!r}: {error}") from error

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated, ClassVar
+
+import msgspec
 
 from elq_jax.losses.base import LINKING_LOSSES, Entities, LinkingLoss, Mentions, Sums
 from elq_jax.losses.in_batch import negative_log_likelihood
@@ -17,7 +20,9 @@ class FullCatalogue(LinkingLoss):
       chunk_size: number of entities scored at a time; memory is Q * chunk_size floats.
     """
 
-    chunk_size: int = 16384
+    needs_catalogue: ClassVar[bool] = True
+
+    chunk_size: Annotated[int, msgspec.Meta(ge=1)] = 16384
 
     def __call__(self, mentions: Mentions, entities: Entities) -> Sums:
         """Returns the sum over real mentions and their number; no gradient for the entities."""

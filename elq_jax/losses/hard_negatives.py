@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import jax.numpy as jnp
+import msgspec
 
 from elq_jax.losses.base import LINKING_LOSSES, Entities, LinkingLoss, Mentions, Sums
 from elq_jax.losses.in_batch import InBatch, cross_entropy, in_batch_logits
@@ -22,7 +24,7 @@ class HardNegatives(LinkingLoss):
       num_negatives: N, mined per mention.
     """
 
-    num_negatives: int = 10
+    num_negatives: Annotated[int, msgspec.Meta(ge=1)] = 10
 
     def __call__(self, mentions: Mentions, entities: Entities) -> Sums:
         """Returns the sum over real mentions and their number; gold entities are of all devices."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import optax
 
 from elq_jax.losses.base import LINKING_LOSSES, Entities, LinkingLoss, Mentions, Sums
@@ -24,7 +26,7 @@ class HardNegativesBce(LinkingLoss):
       num_negatives: N, mined per mention.
     """
 
-    num_negatives: int = 10
+    num_negatives: Annotated[int, msgspec.Meta(ge=1)] = 10
 
     def __call__(self, mentions: Mentions, entities: Entities) -> Sums:
         """Returns the sum over pairs and their number."""

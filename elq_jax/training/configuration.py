@@ -165,6 +165,11 @@ def _check_stage(name: str, stage: ml_collections.ConfigDict) -> None:
         check_count(f"{name}.mine_every", stage.mine_every, least=0)
     _one_of(f"{name}.dtype", stage.dtype, COMPUTE_DTYPES)
     loss = create_linking_loss(stage)
+    if loss.needs_catalogue and name == "bi_encoder":
+        raise ElqError(
+            f"bi_encoder.linking_loss: {stage.linking_loss!r} needs the vectors of all entities, "
+            "which change while their encoder learns; expected hard_negatives or in_batch"
+        )
     if stage.get("mine_every") and not hasattr(loss, "num_negatives"):
         raise ElqError(
             f"{name}.mine_every: {stage.mine_every}, but the linking loss {stage.linking_loss} "

@@ -160,6 +160,10 @@ def test_a_loss_has_the_settings_of_its_stage():
     assert create_linking_loss({"linking_loss": "full_catalogue"}) == FullCatalogue()
     original = {"linking_loss": "elq_jax.original.loss:hard_negatives_bce"}
     assert create_linking_loss(original) == HardNegativesBce()
+    with pytest.raises(ElqError, match=r"'in_batch': mask_duplicates: 'no'; expected `bool`"):
+        create_linking_loss({"linking_loss": "in_batch", "mask_duplicates": "no"})
+    with pytest.raises(ElqError, match="'hard_negatives': num_negatives: 0; expected `int` >= 1"):
+        create_linking_loss({"linking_loss": "hard_negatives", "num_negatives": 0})
     with pytest.raises(ElqError, match=r"linking_loss: .triplet.; expected one of .*full_cat"):
         create_linking_loss({"linking_loss": "triplet"})
     with pytest.raises(ElqError, match=r"linking_loss 'no\.such\.module:x': No module named"):

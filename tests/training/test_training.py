@@ -303,6 +303,14 @@ def test_a_workdir_of_other_inputs_is_refused(config, tmp_path):
         ({"stages": ("warmup",)}, "stages: .*expected some of"),
         ({"dev_file": ""}, "--config.dev_file is not set"),
         ({"joint.linking_loss": "triplet"}, "linking_loss: 'triplet'; expected one of"),
+        (
+            {"stages": ("bi_encoder",), "bi_encoder.linking_loss": "full_catalogue"},
+            "bi_encoder.linking_loss: 'full_catalogue' needs the vectors of all entities",
+        ),
+        (
+            {"stages": ("bi_encoder",), "bi_encoder.linking_loss": "in_batch"},
+            "bi_encoder.mine_every: 3, but the linking loss in_batch uses no negatives",
+        ),
         ({"joint.schedule": "steps"}, "schedule: 'steps'; expected one of"),
         ({"num_devices": 100}, "num_devices: 100; this host has"),
         ({"model.mention_head": "svm"}, "mention_head: 'svm'; expected one of"),
