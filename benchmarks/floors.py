@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from elq_jax import cli
+from elq_jax.cli.run import run
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.questions.read import read_questions
 
@@ -46,4 +46,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -40,7 +40,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.sizes import BERTS
-from elq_jax import cli
+from elq_jax.cli.run import run, start_jax
 from elq_jax.core import devices as devices_lib
 from elq_jax.core.errors import ElqError
 from elq_jax.core.machine import describe_machine, peak_flops, peak_memory
@@ -416,7 +416,7 @@ def main(arguments: list[str]) -> int:
     del arguments
     sizes = SMALL if _SMALL.value else Sizes()
     if _ROW.value is not None:
-        cli.start_jax()
+        start_jax()
         print(json.dumps(measure(rows(sizes)[_ROW.value])))
         return 0
     names = [name for name in rows(sizes) if re.search(_ONLY.value, name)]
@@ -451,4 +451,4 @@ def _in_own_process(name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -15,8 +15,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from elq_jax import cli
 from elq_jax.cli import config as config_flag
+from elq_jax.cli.run import run, start_jax
 
 _CONFIG = config_flag.define_config("configs/webqsp.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
@@ -26,7 +26,7 @@ _STEPS = flags.DEFINE_integer("steps", 100, "Steps of each run.", lower_bound=20
 def main(arguments: list[str]) -> None:
     """Runs what is left to run, then prints the table."""
     del arguments
-    cli.start_jax()
+    start_jax()
     from elq_jax.core.machine import describe_machine
     from elq_jax.losses import LINKING_LOSSES
     from elq_jax.storage.lines import read_jsonl
@@ -64,4 +64,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, is_resumable=lambda: True)
+    run(main, is_resumable=lambda: True)

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from elq_jax import cli
+from elq_jax.cli.run import start_jax
 from elq_jax.entities.build import build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import DTYPES, EmbeddingsWriter
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     if _MEASURE.value:
         _measure(folder, _MEASURE.value)
         return
-    cli.start_jax()
+    start_jax()
     if not (folder / "config.json").exists():
         _make(folder)
     if _SCANN.value and not (folder / layout.INDEX).exists():
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _measure(folder: pathlib.Path, kind: str) -> None:
-    cli.start_jax()
+    start_jax()
     jax.local_devices()
     base = _resident()
     started = time.monotonic()

@@ -35,7 +35,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.sizes import BERTS
-from elq_jax import cli
+from elq_jax.cli.run import run
 from elq_jax.core.machine import peak_flops
 from elq_jax.losses import FullCatalogue
 from elq_jax.model import flops
@@ -395,4 +395,4 @@ def _print_times(bert: BertConfig, entities: int) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

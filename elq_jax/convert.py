@@ -26,9 +26,8 @@ import sys
 
 from absl import flags
 
-from elq_jax import cli
 from elq_jax.cli.flags import SettingsFlags
-from elq_jax.cli.run import define_path
+from elq_jax.cli.run import define_path, run, start_jax
 from elq_jax.core.errors import ElqError
 from elq_jax.original.conversion import Conversion
 from elq_jax.storage import layout
@@ -51,7 +50,7 @@ def main(arguments: list[str]) -> None:
 def _from_torch() -> None:
     conversion = _CONVERSION.value()
     conversion.check()
-    cli.start_jax()
+    start_jax()
     from elq_jax.original.convert import convert
 
     output = convert(conversion)
@@ -77,4 +76,4 @@ def _to_torch() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, is_resumable=lambda: bool(_CONVERSION.value().output))
+    run(main, is_resumable=lambda: bool(_CONVERSION.value().output))

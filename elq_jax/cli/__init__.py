@@ -1,7 +1,1 @@
-"""What the programs share: running one, flags, configurations."""
-
-from elq_jax.cli.run import run, start_jax
-
-use_compilation_cache = start_jax
-
-__all__ = ["run", "start_jax", "use_compilation_cache"]
+"""What the programs share: running one, flags, configurations, the command elq-jax."""
