@@ -19,7 +19,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # Encoders: "minilm", a folder with a BERT checkpoint, or a hub name.
     config.question_encoder = "minilm"
     config.entity_encoder = ""  # The question encoder's.
-    config.init_from = ""  # A linker directory: goes on from its parameters and its `model`.
+    config.init_from = ""  # A linker directory: begins with its parameters and its `model`.
     config.model = ml_collections.ConfigDict()  # Settings of `Model.from_encoders`.
     config.model.entity_pooling = "mean"
     config.model.normalize_entities = True

@@ -1,1 +1,1 @@
-"""Joint training, catalogue encoding, checkpoints and devices."""
+"""Training in stages: the loop and its hooks, the step, negatives, checkpoints, configuration."""

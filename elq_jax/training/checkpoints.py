@@ -1,4 +1,4 @@
-"""Orbax checkpoints of everything a run needs to go on."""
+"""Orbax checkpoints of everything that a run needs to be resumed."""
 
 from __future__ import annotations
 

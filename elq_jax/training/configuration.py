@@ -217,8 +217,8 @@ def check_inputs(
     """Raises an ElqError if the workdir holds a run with other data or encoders.
 
     Args:
-      config: says which files; those that are no regular files (pipes) cannot be compared.
-      workdir: where inputs.json is, with the SHA-256 of each file.
+      config: configuration that names the files; pipes and the like cannot be compared.
+      workdir: folder of inputs.json, which has the SHA-256 of each file.
       catalogue: fingerprint of the catalogue.
       given_embeddings: folder of the entity vectors that came with the catalogue, if there is one.
 

@@ -71,10 +71,10 @@ class Taken:
     Attributes:
       step: number of steps taken so far, this one included.
       state: training state after it, on the devices; the next step reuses its memory.
-      metrics: of the step, on the devices and not waited for.
-      batch: what this process learned from.
+      metrics: values of the step, on the devices and not waited for.
+      batch: batch that this process learned from.
       flops: floating-point operations of the model, over all devices.
-      due: what is due after it.
+      due: actions that are due after it.
     """
 
     step: int
@@ -125,10 +125,10 @@ class Profile:
     """Traces some steps, for TensorBoard and XProf.
 
     Args:
-      folder: where the trace goes.
-      first_step: steps taken before this start.
-      num_steps: steps to trace, after the first few, which compile; 0: none.
-      clock: stopped while the trace begins and ends.
+      folder: folder of the trace.
+      first_step: number of steps taken before this start.
+      num_steps: number of steps to trace, after the first few, which compile; 0: none.
+      clock: clock that is stopped while the trace begins and ends.
     """
 
     _SKIPPED = 2  # Steps that are mostly compilation.
@@ -162,13 +162,13 @@ class Metrics:
     """Means of the losses and rates, as a line for people and a line of metrics.jsonl.
 
     Args:
-      name: of the stage.
-      num_steps: of the stage.
+      name: name of the stage.
+      num_steps: length of the stage.
       devices: all of them.
-      dtype: of the matrix products, for the share of the devices' peak (MFU).
-      learning_rate: function of the step.
-      writer: of metrics.jsonl.
-      clock: measures the rates.
+      dtype: type of the matrix products, for the share of the devices' peak (MFU).
+      learning_rate: function from a step to its learning rate.
+      writer: writer of metrics.jsonl.
+      clock: clock that measures the rates.
 
     Raises:
       ElqError: on the line that is due, if a mean is not finite.
@@ -253,12 +253,12 @@ class KeepBest:
     """Scores the parameters on dev and keeps the best of the run; of equal ones, the earliest.
 
     Args:
-      evaluate: links dev with the parameters of a training state, on the devices.
-      keep: writes one copy of the parameters, and the threshold that is best for them.
-      metric: "weak" or "strong": F1 that decides.
-      record: of the checkpoints; `best_f1` and `best_step` are kept up here.
-      writer: of metrics.jsonl.
-      clock: stopped meanwhile.
+      evaluate: function that links dev with the parameters of a training state, on the devices.
+      keep: function that writes one copy of the parameters, and their best threshold.
+      metric: F1 that decides, "weak" or "strong".
+      record: record of the checkpoints, whose `best_f1` and `best_step` are kept up to date.
+      writer: writer of metrics.jsonl.
+      clock: clock that is stopped meanwhile.
     """
 
     def __init__(
@@ -301,10 +301,10 @@ class Save:
     """Saves checkpoints, after everything that they imply is written.
 
     Args:
-      checkpoints: of the stage.
-      record: what is saved beside the arrays.
-      workdir: metrics are published with every checkpoint.
-      name: of the stage.
+      checkpoints: checkpoints of the stage.
+      record: values that are saved beside the arrays.
+      workdir: workdir where metrics are published with every checkpoint.
+      name: name of the stage.
     """
 
     def __init__(

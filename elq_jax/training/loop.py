@@ -58,9 +58,9 @@ def train_and_evaluate(
     """Runs all stages of a configuration, or what is left of them.
 
     Args:
-      config: see `configs/default.py`.
-      workdir: made if it is not there; may be on gs://, and with several processes on several hosts
-        has to be there or on a disk that all of them see.
+      config: configuration with the settings of `configs/default.py`.
+      workdir: folder of the run, made if it is not there; may be on gs://, and with several
+        processes on several hosts has to be there or on a disk that all of them see.
       profile_steps: number of steps of each stage that are traced into `workdir`/<stage>/profile,
         after the first few, which compile.
 
@@ -90,12 +90,12 @@ class Start:
     """Where a stage begins or resumes.
 
     Attributes:
-      batches: of the whole stage.
+      batches: batches of the whole stage.
       recipe: optimiser, learning rates, and which steps have dropout.
       state: training state, on the host.
-      record: what checkpoints keep beside the state: seed, best score on dev and its step.
-      checkpoints: of the stage.
-      writer: of metrics.jsonl.
+      record: values that checkpoints keep beside the state: seed, best score on dev, its step.
+      checkpoints: checkpoints of the stage.
+      writer: writer of metrics.jsonl.
     """
 
     batches: StageBatches
@@ -134,8 +134,8 @@ def train_stage(run: Run, stage: Stage, profile_steps: int = 0) -> TrainState:
     """Takes the steps of one stage that are left.
 
     Args:
-      run: what is trained, on what.
-      stage: how.
+      run: model, data and workdir.
+      stage: stage that is taken.
       profile_steps: number of steps that are traced.
 
     Returns:
@@ -226,8 +226,8 @@ def dev_evaluation(run: Run, table: Table) -> Callable[[Any], Evaluation]:
     copied there, the initial encoder neither.
 
     Args:
-      run: says which model, catalogue and questions.
-      table: the entity vectors as they are on the devices already.
+      run: model, catalogue and questions.
+      table: entity vectors as they are on the devices already.
     """
     questions = list(run.questions["dev"])[: run.config.eval.max_questions]
     index = exact_index(run.embeddings(), run.devices, table)

@@ -14,13 +14,14 @@ from elq_jax.storage.lines import read_jsonl
 
 
 class MetricsWriter:
-    """Appends one JSON object per line; a run that goes on overwrites what lies ahead of it.
+    """Appends one JSON object per line; a run that is resumed drops the lines of later steps.
 
     Of several processes only the first writes.
 
     Args:
-      path: of metrics.jsonl.
-      step: where the run (re)starts; lines of later steps are from a run that was cut off.
+      path: path of metrics.jsonl.
+      step: number of steps taken before this start; lines of later steps are from a run that was
+        cut off.
     """
 
     def __init__(self, path: str | os.PathLike[str], step: int):

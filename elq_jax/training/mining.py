@@ -33,8 +33,8 @@ def with_entity_tokens(
     """Adds the tokens of each mention's gold entity and of its mined negatives.
 
     Args:
-      batch: of `TrainingBatches`; "negative_rows" [B, M, N] is there if negatives were mined.
-      catalogue: of the rows.
+      batch: batch of `TrainingBatches`; "negative_rows" [B, M, N] is there if negatives were mined.
+      catalogue: catalogue of the rows.
       model: model whose tokenizer splits the entities, and whose configuration says how many
         tokens are kept.
 
@@ -64,10 +64,11 @@ def mine(
     """The examples of a run with negatives, from a folder of its workdir or mined into it.
 
     Args:
-      run: whose examples, catalogue and devices; with several processes, all call this together.
+      run: examples, catalogue and devices; with several processes, all call this together.
       settings: section of the stage, for `num_negatives` and `batch_size`.
-      name: of the folder.
-      params: gives {"question": tree, "entity": tree} as trained so far; called to mine only.
+      name: name of the folder.
+      params: function that gives {"question": tree, "entity": tree} as trained so far; called to
+        mine only.
     """
     path = run.folder / name / "negatives.npz"
     run.workdir.fetch(f"{name}/negatives.npz")
@@ -106,7 +107,8 @@ def mine_negatives(
       examples: sets of examples.
       num_negatives: N; fewer are found in a catalogue of fewer entities (the rest is -1).
       index: over the vectors of all E entities by these parameters.
-      devices: to encode on; with those of other processes, all processes call this together.
+      devices: devices to encode on; with those of other processes, all processes call this
+        together.
       batch_size: questions at a time.
 
     Returns:

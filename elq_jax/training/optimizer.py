@@ -31,7 +31,7 @@ class TrainState(flax.struct.PyTreeNode):
     Attributes:
       step: int32 scalar, number of steps taken (batches seen).
       params: the tree that is trained.
-      opt_state: of the optimiser.
+      opt_state: state of the optimiser.
       tx: the optimiser (not an array, not saved).
     """
 
@@ -123,7 +123,7 @@ def create_learning_rate_schedule(
       schedule: "linear", "cosine" or "constant" (no decay).
       learning_rate: the peak.
       num_updates: updates of the whole run (steps / accumulation).
-      warmup_fraction: of `num_updates`.
+      warmup_fraction: share of `num_updates` that the warm-up takes.
 
     Raises:
       ElqError: unknown schedule.
@@ -155,7 +155,7 @@ def create_optimizer(
     """AdamW with clipping by global norm; no decay on biases, norms and the scale.
 
     Args:
-      learning_rate: of the pretrained parameters.
+      learning_rate: learning rate of the pretrained parameters.
       new_module_factor: times the learning rate for `NEW_MODULES`.
       weight_decay: decoupled, multiplied by the learning rate.
       max_grad_norm: global L2 norm that gradients are clipped to.

@@ -50,5 +50,5 @@ class Preemption:
 
     def leave(self, message: str) -> NoReturn:
         """Ends the process with `EXIT_CODE`."""
-        print(f"{message}; the same command goes on from there", file=sys.stderr)
+        print(f"{message}; the same command resumes there", file=sys.stderr)
         sys.exit(EXIT_CODE)

@@ -30,18 +30,18 @@ class Run:
     """A run in a workdir.
 
     Args:
-      config: see `configs/default.py`; already checked.
-      workdir: held by this process.
+      config: configuration, already checked.
+      workdir: folder of the run, held by this process.
 
     Attributes:
       config, workdir: as given.
-      folder: where the workdir's files are on this machine.
-      devices: of all processes.
+      folder: folder of the workdir's files on this machine.
+      devices: devices of all processes.
       model: the model as far as it is trained, its parameters on the host.
       linking: settings of `EntityLinker`; the threshold comes from dev.
       catalogue: the entities.
-      questions: by split: "train_0", ..., "dev".
-      examples: what is learned from, for each of the training files.
+      questions: labelled questions by split: "train_0", ..., "dev".
+      examples: tokenised questions, for each of the training files.
 
     Raises:
       ElqError: the workdir is of another run, or an input cannot be used.
@@ -149,7 +149,7 @@ class Run:
 
         Args:
           model: model whose entity encoder is used.
-          name: of the folder.
+          name: name of the folder.
         """
         settings = self.config.encode
         encoder = encode.CatalogueEncoder(
@@ -204,7 +204,7 @@ def initial_model(config: ml_collections.ConfigDict) -> Model:
 
 
 def _fetch_catalogue(config: ml_collections.ConfigDict) -> pathlib.Path:
-    """The catalogue on this host: where the configuration says, or a copy of it."""
+    """Returns the catalogue on this host: the one that the configuration names, or a copy."""
     if "://" not in config.catalogue:
         return pathlib.Path(config.catalogue)
     folder, _, name = config.catalogue.rpartition("/")

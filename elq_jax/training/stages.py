@@ -61,12 +61,12 @@ class StageBatches:
     """The batches of a stage by step number; a function of the configuration and the step alone.
 
     Args:
-      run: what is trained, on which questions.
-      stage: which batches.
+      run: model, devices and questions.
+      stage: stage whose batches these are.
 
     Attributes:
       num_steps: length of the stage.
-      plan: the batches without mined negatives, which say how long an epoch is.
+      plan: batches without mined negatives, which say how long an epoch is.
     """
 
     def __init__(self, run: Run, stage: Stage):
@@ -131,7 +131,7 @@ def count_queries(batch: Batch, num_devices: int) -> int:
     The same in every process, whose rows are consecutive and split over devices of its own.
 
     Args:
-      batch: of this process, see `TrainingBatches`.
+      batch: batch of this process, see `TrainingBatches`.
       num_devices: number of devices of all processes.
     """
     processes = jax.process_count()
@@ -154,7 +154,7 @@ def step_flops(
       run: says which catalogue and devices.
       stage: what the step does.
       objective: what it minimises.
-      batch: of this process.
+      batch: batch of this process.
       num_queries: mentions of each device that are linked, padding included.
     """
     rows, tokens = batch["input_ids"].shape

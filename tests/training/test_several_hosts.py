@@ -128,7 +128,7 @@ def alone(folder, settings):
 
 @pytest.fixture(scope="module")
 def together(folder, settings):
-    """The run of two, stopped, killed and gone on with."""
+    """The run of two, stopped, killed and resumed."""
     arguments = [f"--config.{name}={value}" for name, value in settings.items()]
     run = folder / "together"
     command = ["elq_jax.train", "--config=configs/default.py", f"--workdir={run}", *arguments]

@@ -1,4 +1,4 @@
-"""Whole runs: stopped, killed, gone on with, refused."""
+"""Whole runs: stopped, killed, resumed, refused."""
 
 import copy
 import json
