@@ -15,7 +15,7 @@ class ElqError(ValueError):
 
 
 class DiskFullError(ElqError):
-    """There was no room for a file; what was written before it is good to go on with."""
+    """There was no room for a file; what was written before can be resumed from."""
 
 
 class DataError(ElqError):
