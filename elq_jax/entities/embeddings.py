@@ -3,7 +3,9 @@
 A folder holds `embeddings.json` (written before the first shard and never changed) and
 `shard-00000-of-00022.npy`, ... Each shard appears under its name only when it is whole, so the set
 of existing files is the only progress record: a killed writer continues with the missing shards,
-and several hosts can write disjoint shards of one folder.
+and several hosts can write disjoint shards of one folder. `digest-00000-of-00022.sha256`, written
+before its shard, has the shard's checksum (`sha256sum --check` reads it); folders of older versions
+have none.
 
 | dtype    | a shard's .npy                 | read back as                                    |
 | -------- | ------------------------------ | ----------------------------------------------- |
@@ -20,17 +22,20 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import ml_dtypes
+import msgspec
 import numpy as np
 
-from elq_jax.core.errors import ElqError
-from elq_jax.storage.files import save_array
+from elq_jax.core.errors import DataError, ElqError
+from elq_jax.storage.checksums import are_cheap, check_digest, read_digests, read_json
+from elq_jax.storage.files import array_digest, atomic_write, check_not_a_pointer, save_array
 from elq_jax.storage.resume import ResumeRecord
 
 FORMAT_VERSION = 1
 _DESCRIPTION = "embeddings.json"
+_AGAIN = "copy the folder again, or remove it and run encode_entities again"
 DTYPES = ("float32", "bfloat16", "int8")
 _STORED_AS = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
 
@@ -92,13 +97,35 @@ def first_bad_row(values: np.ndarray) -> int | None:
     return int(bad.argmax()) if bad.any() else None
 
 
-class _Layout:
-    """The settings in embeddings.json and the file names that follow from them."""
+class Description(msgspec.Struct, frozen=True):
+    """The file embeddings.json.
 
-    def __init__(self, folder: str | os.PathLike[str], settings: dict[str, Any]):
-        self.folder, self.settings = pathlib.Path(folder), settings
-        self.rows, self.width = int(settings["rows"]), int(settings["width"])
-        self.dtype, self.shard_rows = str(settings["dtype"]), int(settings["shard_rows"])
+    Attributes:
+      format_version: `FORMAT_VERSION`.
+      rows: E, number of entities.
+      width: D.
+      dtype: how vectors are stored.
+      shard_rows: rows of every shard but the last.
+      catalogue_fingerprint: fingerprint of the catalogue whose entities these are.
+      encoder_fingerprint: fingerprint of the encoder that computed them.
+    """
+
+    format_version: int
+    rows: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+    width: Annotated[int, msgspec.Meta(ge=1, le=2**16)]
+    dtype: Literal["float32", "bfloat16", "int8"]
+    shard_rows: Annotated[int, msgspec.Meta(ge=1)]
+    catalogue_fingerprint: str
+    encoder_fingerprint: str
+
+
+class _Layout:
+    """The description in embeddings.json and the file names that follow from it."""
+
+    def __init__(self, folder: str | os.PathLike[str], description: Description):
+        self.folder, self.description = pathlib.Path(folder), description
+        self.rows, self.width = description.rows, description.width
+        self.dtype, self.shard_rows = description.dtype, description.shard_rows
         self.num_shards = -(-self.rows // self.shard_rows)
 
     @classmethod
@@ -109,27 +136,17 @@ class _Layout:
                 f"{folder}: no entity embeddings here (embeddings.json is missing); "
                 "give the folder that encode_entities wrote"
             )
-        try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-            version = settings["format_version"]
-            if version != FORMAT_VERSION:
-                raise ElqError(
-                    f"{path}: format version {version}, this program reads {FORMAT_VERSION}; "
-                    "encode the catalogue again"
-                )
-            layout = cls(folder, settings)
-            if layout.dtype not in DTYPES or min(layout.rows, layout.width, layout.shard_rows) < 1:
-                raise ValueError("values out of range")
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, ElqError):
-                raise
+        content = read_json(path, dict[str, Any], _AGAIN)
+        if content.get("format_version") != FORMAT_VERSION:
             raise ElqError(
-                f"{path}: not a description of embeddings ({error!r}); encode the catalogue again"
-            ) from error
-        return layout
+                f"{path}: format version {content.get('format_version')!r}, this program reads "
+                f"{FORMAT_VERSION}; {_AGAIN}"
+            )
+        return cls(folder, read_json(path, Description, _AGAIN))
 
     def path(self, shard: int, kind: str = "shard") -> pathlib.Path:
-        return self.folder / f"{kind}-{shard:05d}-of-{self.num_shards:05d}.npy"
+        suffix = "sha256" if kind == "digest" else "npy"
+        return self.folder / f"{kind}-{shard:05d}-of-{self.num_shards:05d}.{suffix}"
 
     def shard_range(self, shard: int) -> tuple[int, int]:
         if not 0 <= shard < self.num_shards:
@@ -173,17 +190,17 @@ class EmbeddingsWriter:
         for name, value in (("rows", rows), ("width", width), ("shard_rows", shard_rows)):
             if value < 1:
                 raise ElqError(f"{name} = {value}: expected at least 1")
-        settings = {
-            "format_version": FORMAT_VERSION,
-            "rows": int(rows),
-            "width": int(width),
-            "dtype": dtype,
-            "shard_rows": int(shard_rows),
-            "catalogue_fingerprint": catalogue_fingerprint,
-            "encoder_fingerprint": encoder_fingerprint,
-        }
+        description = Description(
+            FORMAT_VERSION,
+            int(rows),
+            int(width),
+            dtype,
+            int(shard_rows),
+            catalogue_fingerprint,
+            encoder_fingerprint,
+        )
         folder = pathlib.Path(folder)
-        record = ResumeRecord(folder / _DESCRIPTION, settings)
+        record = ResumeRecord(folder / _DESCRIPTION, msgspec.to_builtins(description))
         if not record.check():
             if any(folder.glob("shard-*.npy")):
                 raise ElqError(
@@ -191,7 +208,7 @@ class EmbeddingsWriter:
                     "remove them or give another folder"
                 )
             record.write()
-        self._layout = _Layout(folder, settings)
+        self._layout = _Layout(folder, description)
 
     @property
     def num_shards(self) -> int:
@@ -235,9 +252,16 @@ class EmbeddingsWriter:
             )
         if layout.dtype == "int8":
             stored, scale = quantize(values)
-            save_array(layout.path(shard, "scale"), scale)
-        # The values come last: a shard that exists has its scale too.
-        save_array(layout.path(shard), stored.view(_STORED_AS[layout.dtype]))
+        stored = stored.view(_STORED_AS[layout.dtype])
+        # The values come last: a shard that exists has its scale and its checksum too.
+        arrays = {layout.path(shard): stored}
+        if scale is not None:
+            arrays = {layout.path(shard, "scale"): scale} | arrays
+        digests = [f"{array_digest(array)}  {path.name}\n" for path, array in arrays.items()]
+        with atomic_write(layout.path(shard, "digest")) as file:
+            file.write("".join(digests).encode())
+        for path, array in arrays.items():
+            save_array(path, array)
 
     def finish(self) -> Embeddings:
         """Opens the finished embeddings.
@@ -255,7 +279,7 @@ def recorded_catalogue(folder: str | os.PathLike[str]) -> str | None:
     """
     if not (pathlib.Path(folder) / _DESCRIPTION).exists():
         return None
-    return _Layout.read(folder).settings.get("catalogue_fingerprint")
+    return _Layout.read(folder).description.catalogue_fingerprint
 
 
 class Embeddings:
@@ -282,25 +306,54 @@ class Embeddings:
           ElqError: no embeddings, unfinished, damaged, or of another catalogue or encoder.
         """
         layout = _Layout.read(folder)
-        for name, expected in (
-            ("catalogue", catalogue_fingerprint),
-            ("encoder", encoder_fingerprint),
+        for name, found, expected in (
+            ("catalogue", layout.description.catalogue_fingerprint, catalogue_fingerprint),
+            ("encoder", layout.description.encoder_fingerprint, encoder_fingerprint),
         ):
-            found = layout.settings.get(f"{name}_fingerprint")
             if expected is not None and found != expected:
                 raise ElqError(
                     f"{folder}: embeddings of another {name} (fingerprint {found}, expected "
                     f"{expected}); encode this catalogue with this encoder: "
                     "python -m elq_jax.encode_entities"
                 )
-        missing = layout.missing_shards()
+        # Counted first: embeddings.json may speak of more shards than could ever be looked for.
+        missing = layout.num_shards - sum(1 for _ in layout.folder.glob("shard-*.npy"))
+        if missing <= 0:
+            missing = len(layout.missing_shards())
         if missing:
             raise ElqError(
-                f"{folder}: unfinished, {len(missing)} of {layout.num_shards} shards are missing "
-                f"(the first is {layout.path(missing[0]).name}); run encode_entities with the same "
-                "settings again to continue"
+                f"{folder}: unfinished, {missing} of {layout.num_shards} shards are missing; run "
+                "encode_entities with the same settings again to resume"
             )
-        return cls(layout, [_open_shard(layout, i) for i in range(layout.num_shards)])
+        embeddings = cls(layout, [_open_shard(layout, i) for i in range(layout.num_shards)])
+        if are_cheap(layout.folder.glob("*.npy")):
+            embeddings.check_digests()
+        return embeddings
+
+    def check_digests(self) -> list[str]:
+        """Compares all shards with their checksums.
+
+        Returns:
+          names of the shards that have none, as in folders of older versions.
+
+        Raises:
+          DataError: a shard is damaged.
+        """
+        layout, without = self._layout, []
+        for shard in range(layout.num_shards):
+            path = layout.path(shard)
+            if not layout.path(shard, "digest").exists():
+                without.append(path.name)
+                continue
+            digests = read_digests(layout.path(shard, "digest"), _AGAIN)
+            kinds = ("shard", "scale") if layout.dtype == "int8" else ("shard",)
+            names = {layout.path(shard, kind).name for kind in kinds}
+            if digests.keys() != names:
+                message = f"checksums of {sorted(digests)}; expected of {sorted(names)}; {_AGAIN}"
+                raise DataError(message, layout.path(shard, "digest"))
+            for name, expected in digests.items():
+                check_digest(layout.folder / name, expected, _AGAIN)
+        return without
 
     @property
     def folder(self) -> pathlib.Path:
@@ -320,18 +373,18 @@ class Embeddings:
     @property
     def catalogue_fingerprint(self) -> str:
         """Of the catalogue whose entities these are."""
-        return self._layout.settings["catalogue_fingerprint"]
+        return self._layout.description.catalogue_fingerprint
 
     @property
     def encoder_fingerprint(self) -> str:
         """Of the encoder that computed them."""
-        return self._layout.settings["encoder_fingerprint"]
+        return self._layout.description.encoder_fingerprint
 
     @property
     def fingerprint(self) -> str:
         """Identifies the table: a digest of catalogue, encoder, shape and dtype."""
         names = ("catalogue_fingerprint", "encoder_fingerprint", "rows", "width", "dtype")
-        content = json.dumps([self._layout.settings[name] for name in names])
+        content = json.dumps([getattr(self._layout.description, name) for name in names])
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
     @property
@@ -442,8 +495,11 @@ def _open_shard(layout: _Layout, number: int) -> Shard:
 
 def _map(path: pathlib.Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
     try:
+        check_not_a_pointer(path)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, ElqError):
+            raise
         raise ElqError(
             f"{path}: damaged ({error}); remove it and run encode_entities again"
         ) from error

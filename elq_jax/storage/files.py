@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -348,6 +349,13 @@ def save_array(path: str | os.PathLike[str], values: np.ndarray) -> None:
     """
     with atomic_write(path) as file:
         np.save(types.SimpleNamespace(write=file.write), values)
+
+
+def array_digest(values: np.ndarray) -> str:
+    """Returns the SHA-256 of the file that `save_array` writes."""
+    digest = hashlib.sha256()
+    np.save(types.SimpleNamespace(write=digest.update), values)
+    return digest.hexdigest()
 
 
 def plain_json(value: Any) -> Any:

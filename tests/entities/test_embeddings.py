@@ -1,5 +1,7 @@
 """Embeddings on disk, against the arrays that were written."""
 
+import hashlib
+import json
 import os
 
 import ml_dtypes
@@ -168,25 +170,90 @@ def test_damage_is_noticed(tmp_path):
     np.save(shard, table(3))
     with pytest.raises(ElqError, match=r"expected float32 \(10, 12\)"):
         Embeddings.open(tmp_path)
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ElqError, match=r"shard-00002-of-00006\.npy: damaged: its SHA-256 is"):
+        Embeddings.open(tmp_path)
+    shard.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ElqError, match=r"shard-00002-of-00006\.npy: a git-lfs pointer"):
+        Embeddings.open(tmp_path)
     shard.write_bytes(whole)
+    digests = tmp_path / "digest-00002-of-00006.sha256"
+    kept = digests.read_text()
+    for content, message in (
+        ("", "holds no checksum"),
+        ("null", "found 'null', expected SHA-256"),
+        (kept.replace("00002", "00001"), "checksums of .*00001"),
+    ):
+        digests.write_text(content)
+        with pytest.raises(ElqError, match=rf"digest-00002-of-00006\.sha256.*{message}"):
+            Embeddings.open(tmp_path)
+    digests.unlink()
+    assert Embeddings.open(tmp_path).check_digests() == [shard.name]  # as before there were any
     (tmp_path / "embeddings.json").write_text("{}")
-    with pytest.raises(ElqError, match="not a description"):
+    with pytest.raises(ElqError, match="format version None, this program reads 1"):
         Embeddings.open(tmp_path)
     (tmp_path / "embeddings.json").unlink()
     with pytest.raises(ElqError, match=r"no embeddings\.json"):
         writer(tmp_path, table())
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": 10**13}, r"<= 2147483647 - at `\$.rows`"),
+        ({"rows": 2**31 - 1, "shard_rows": 1}, "unfinished, 2147483641 of 2147483647 shards"),
+        ({"rows": True}, r"Expected `int`, got `bool` - at `\$.rows`"),
+        ({"rows": 53.0}, r"Expected `int`, got `float`"),
+        ({"width": 0}, r"`int` >= 1 - at `\$.width`"),
+        ({"width": 10**6}, r"at `\$.width`"),
+        ({"dtype": "float16"}, r"Invalid enum value 'float16' - at `\$.dtype`"),
+        ({"dtype": None}, r"at `\$.dtype`"),
+        ({"shard_rows": 0}, r"at `\$.shard_rows`"),
+        ({"catalogue_fingerprint": 3}, r"at `\$.catalogue_fingerprint`"),
+        ({"format_version": 2}, "format version 2, this program reads 1"),
+    ],
+)
+def test_a_description_that_cannot_be(tmp_path, change, message):
+    """Refused at once, before anything of such a size is allocated or looped over."""
+    target = writer(tmp_path, table())
+    fill(target, table())
+    path = tmp_path / "embeddings.json"
+    description = json.loads(path.read_text())
+    path.write_text(json.dumps(description | change))
+    with pytest.raises(ElqError, match=message):
+        Embeddings.open(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(description).encode())  # as Notepad writes it
+    assert Embeddings.open(tmp_path).shape == (53, 12)
+
+
+def test_checksums_are_those_of_sha256sum(tmp_path):
+    target = writer(tmp_path, table(), "int8")
+    fill(target, table())
+    for path in sorted(tmp_path.glob("digest-*")):
+        for line in path.read_text().splitlines():
+            digest, name = line.split("  ")
+            assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == digest
+    assert target.finish().check_digests() == []
+
+
 def test_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
     target = writer(tmp_path, table())
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    room = 2  # files: a checksum, and the shard that does not fit
 
-    monkeypatch.setattr(np, "save", full)
+    def synchronise(_):
+        nonlocal room
+        room -= 1
+        if not room:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", synchronise)
     with pytest.raises(ElqError, match="the disk is full"):
         fill(target, table())
-    assert sorted(os.listdir(tmp_path)) == ["embeddings.json"]
+    assert sorted(os.listdir(tmp_path)) == ["digest-00000-of-00006.sha256", "embeddings.json"]
+    monkeypatch.undo()
+    fill(target, table())
+    np.testing.assert_array_equal(target.finish()[:], table())
 
 
 def test_one_entity(tmp_path):

@@ -1,0 +1,88 @@
+"""Checksums that are kept beside files, and typed JSON: what is read is what was written."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from elq_jax.core.errors import DataError
+from elq_jax.storage.files import check_not_a_pointer
+from elq_jax.storage.resume import digest
+
+T = TypeVar("T")
+
+_SHA256 = r"[0-9a-f]{64}"
+Sha256 = Annotated[str, msgspec.Meta(pattern=f"^{_SHA256}$")]
+
+# Files of so many bytes together are compared with their checksums whenever they are opened, which
+# takes a quarter of a second; larger ones only by `python -m elq_jax.verify`.
+CHEAP_BYTES = 256 << 20
+
+
+def are_cheap(paths: Iterable[str | os.PathLike[str]]) -> bool:
+    """Whether files are small enough to be compared with their checksums at every opening."""
+    return sum(os.path.getsize(path) for path in paths) <= CHEAP_BYTES
+
+
+def check_digest(path: str | os.PathLike[str], expected: str, advice: str) -> None:
+    """Compares a file with its SHA-256.
+
+    Args:
+      path: path of the file.
+      expected: its SHA-256, 64 hexadecimal digits.
+      advice: what to do where they differ, for the error message.
+
+    Raises:
+      DataError: they differ, or the file is missing.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise DataError(f"missing; {advice}", path)
+    check_not_a_pointer(path)
+    if (found := digest(path)) != expected:
+        raise DataError(f"damaged: its SHA-256 is {found}, expected {expected}; {advice}", path)
+
+
+def read_digests(path: str | os.PathLike[str], advice: str) -> dict[str, str]:
+    """Reads a file of lines "SHA-256  name", as `sha256sum` writes and checks them.
+
+    Raises:
+      DataError: it has no line, or one that is something else.
+    """
+    lines = pathlib.Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    digests = {}
+    for number, line in enumerate(lines, 1):
+        value, separator, name = line.partition("  ")
+        if not re.fullmatch(_SHA256, value) or not separator or not name:
+            raise DataError(f"found {line[:80]!r}, expected SHA-256 and a name", path, number)
+        digests[name] = value
+    if not digests:
+        raise DataError(f"holds no checksum; {advice}", path)
+    return digests
+
+
+def read_json(path: str | os.PathLike[str], kind: type[T], advice: str) -> T:
+    """Reads a JSON file whose values have given types and ranges.
+
+    A byte order mark, as some editors write it, is skipped.
+
+    Args:
+      path: path of the file.
+      kind: what msgspec can convert to: a `msgspec.Struct`, a dataclass, `dict[str, Any]`.
+      advice: what to do where it is something else, for the error message.
+
+    Raises:
+      DataError: it is not JSON, or not of this kind; the message says where in it.
+    """
+    check_not_a_pointer(path)
+    content = pathlib.Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
+    try:
+        value: Any = msgspec.json.decode(content)
+        return msgspec.convert(value, kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{error}; {advice}", path) from error
