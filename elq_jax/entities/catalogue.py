@@ -167,6 +167,24 @@ class Catalogue:
             )
         return True
 
+    def check_fingerprint(self) -> None:
+        """Compares all titles and texts with the fingerprint that is kept in the file.
+
+        Raises:
+          DataError: they differ.
+        """
+        fingerprint = Fingerprint()
+        for batch in self.batches():
+            columns = (batch.column(name).to_pylist() for name in ("title", "text"))
+            for title, text in zip(*columns, strict=True):
+                fingerprint.update(title, text)
+        if fingerprint.hexdigest() != self.fingerprint:
+            raise DataError(
+                f"damaged: its fingerprint is {fingerprint.hexdigest()}, expected "
+                f"{self.fingerprint}; copy it again, or build it again",
+                self.path,
+            )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Copies the file to `path`."""
         with open(self.path, "rb") as source, atomic_write(path) as target:

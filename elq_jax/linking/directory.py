@@ -15,20 +15,19 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from elq_jax.core.errors import ElqError
 from elq_jax.entities.catalogue import Catalogue
-from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter
+from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter, checked_shards
 from elq_jax.model import bundle
 from elq_jax.model.bundle import Model
+from elq_jax.retrieval.base import check_files, read_description
 from elq_jax.storage import layout
-from elq_jax.storage.files import atomic_write
+from elq_jax.storage.files import atomic_folder, link_or_copy
 
 
 def write_linker(
@@ -52,11 +51,11 @@ def write_linker(
         embeddings = embeddings.folder
     with _replacing(folder) as temporary:
         model.save(temporary, linking)
-        _link_or_copy(pathlib.Path(catalogue), temporary / layout.CATALOGUE)
+        link_or_copy(catalogue, temporary / layout.CATALOGUE)
         if isinstance(embeddings, np.ndarray):
             _write_embeddings(temporary, model, embeddings)
         else:
-            _link_or_copy_tree(pathlib.Path(embeddings), temporary / layout.EMBEDDINGS)
+            link_or_copy(embeddings, temporary / layout.EMBEDDINGS)
 
 
 def _write_embeddings(folder: pathlib.Path, model: Model, vectors: np.ndarray) -> None:
@@ -84,43 +83,14 @@ def copy_linker(
         described.write(source)
         return
     with _replacing(folder) as temporary:
-        _link_or_copy_tree(source, temporary)
+        link_or_copy(source, temporary)
         (temporary / layout.CONFIG).unlink()
         described.write(temporary)
 
 
-@contextlib.contextmanager
-def _replacing(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+def _replacing(folder: str | os.PathLike[str]) -> contextlib.AbstractContextManager[pathlib.Path]:
     """A temporary folder that takes the place of `folder` when the block succeeds."""
-    folder = pathlib.Path(folder).absolute()
-    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not is_free and not bundle.is_linker_directory(folder):
-        raise ElqError(f"{folder}: exists and is not a linker directory; give another name")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    temporary.chmod(0o755)
-    try:
-        yield temporary
-        old = temporary.with_name(f"{temporary.name}.old")
-        if folder.exists():
-            folder.replace(old)
-        temporary.replace(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _link_or_copy(source: pathlib.Path, target: pathlib.Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        with open(source, "rb") as file, atomic_write(target) as copy:
-            shutil.copyfileobj(file, copy, 1 << 20)
-
-
-def _link_or_copy_tree(source: pathlib.Path, target: pathlib.Path) -> None:
-    shutil.copytree(source, target, copy_function=_link_or_copy, dirs_exist_ok=True)
+    return atomic_folder(folder, "a linker directory", bundle.is_linker_directory)
 
 
 def open_embeddings(folder: str | os.PathLike[str], catalogue: Catalogue) -> Embeddings:
@@ -142,3 +112,50 @@ def open_embeddings(folder: str | os.PathLike[str], catalogue: Catalogue) -> Emb
             f"--catalogue {folder / layout.CATALOGUE} --output {folder}"
         )
     return embeddings
+
+
+def verify(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Reads everything in a linker directory, or in a folder of encode_entities, and checks it.
+
+    Returns:
+      what was found of each part that is there; a part that older versions wrote has no checksums.
+
+    Raises:
+      ElqError: a part is damaged, does not fit the others, or there is none.
+    """
+    folder = pathlib.Path(folder)
+    found: dict[str, str] = {}
+    if (folder / layout.CONFIG).exists():
+        agree = bundle.read_description(folder).check_files(folder)
+        Model.open(folder)
+        names = f"{layout.PARAMETERS}, {layout.TOKENIZER}"
+        found[names] = "checksums agree" if agree else "can be read, no checksums"
+    catalogue: Catalogue | None = None
+    if (folder / layout.CATALOGUE).exists():
+        catalogue = Catalogue.open(folder / layout.CATALOGUE)
+        has_checksum = catalogue.check_bytes()
+        catalogue.check_fingerprint()
+        agree = "checksum and fingerprint agree" if has_checksum else "fingerprint agrees"
+        found[layout.CATALOGUE] = f"{len(catalogue):,} entities, {agree}"
+    if (folder / layout.EMBEDDINGS).exists():
+        found[layout.EMBEDDINGS] = _verify_embeddings(folder, catalogue)
+    if (folder / layout.INDEX).exists():
+        check_files(folder / layout.INDEX, read_description(folder / layout.INDEX))
+        found[layout.INDEX] = "checksums agree"
+    if not found:
+        raise ElqError(f"{folder}: nothing to verify; expected a linker directory")
+    return found
+
+
+def _verify_embeddings(folder: pathlib.Path, catalogue: Catalogue | None) -> str:
+    if catalogue is not None and (folder / layout.CONFIG).exists():
+        embeddings = open_embeddings(folder, catalogue)
+    else:
+        fingerprint = catalogue and catalogue.fingerprint
+        embeddings = Embeddings.open(folder / layout.EMBEDDINGS, fingerprint)
+    without = embeddings.check_digests()
+    checked_shards(embeddings)
+    rows, width = embeddings.shape
+    shards = len(embeddings.shards)
+    agree = f"no checksums for {len(without)} of {shards} shards" if without else "checksums agree"
+    return f"{rows:,} x {width} {embeddings.dtype}, {agree}"

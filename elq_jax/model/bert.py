@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from flax import traverse_util
 
@@ -35,16 +37,25 @@ class BertConfig:
       attention_dropout_rate: dropout on attention weights.
     """
 
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    intermediate_size: int = 3072
-    max_positions: int = 512
-    num_token_types: int = 2
-    layer_norm_eps: float = 1e-12
-    dropout_rate: float = 0.1
-    attention_dropout_rate: float = 0.1
+    # The bounds are far above any BERT: a file that says more is damaged, and is refused before
+    # anything of such a size is allocated or looped over.
+    vocab_size: Annotated[int, msgspec.Meta(ge=1, le=2**24)] = 30522
+    hidden_size: Annotated[int, msgspec.Meta(ge=1, le=2**16)] = 768
+    num_layers: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 12
+    num_heads: Annotated[int, msgspec.Meta(ge=1, le=2**16)] = 12
+    intermediate_size: Annotated[int, msgspec.Meta(ge=1, le=2**20)] = 3072
+    max_positions: Annotated[int, msgspec.Meta(ge=3, le=2**20)] = 512
+    num_token_types: Annotated[int, msgspec.Meta(ge=1, le=2**16)] = 2
+    layer_norm_eps: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 1e-12
+    dropout_rate: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
+    attention_dropout_rate: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"num_heads: {self.num_heads}; expected a divisor of hidden_size, "
+                f"{self.hidden_size}"
+            )
 
     @classmethod
     def from_huggingface(cls, config: Mapping[str, Any]) -> BertConfig:
@@ -61,18 +72,31 @@ class BertConfig:
         for key, allowed in expected.items():
             if config.get(key) not in allowed:
                 raise ValueError(f"config.json: {key} is {config[key]!r}; expected {allowed[0]!r}")
-        return cls(
-            vocab_size=config["vocab_size"],
-            hidden_size=config["hidden_size"],
-            num_layers=config["num_hidden_layers"],
-            num_heads=config["num_attention_heads"],
-            intermediate_size=config["intermediate_size"],
-            max_positions=config["max_position_embeddings"],
-            num_token_types=config["type_vocab_size"],
-            layer_norm_eps=config.get("layer_norm_eps", 1e-12),
-            dropout_rate=config.get("hidden_dropout_prob", 0.1),
-            attention_dropout_rate=config.get("attention_probs_dropout_prob", 0.1),
-        )
+        values = {ours: config[name] for name, ours in _REQUIRED.items()}
+        values |= {ours: config[name] for name, ours in _OPTIONAL.items() if name in config}
+        try:
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            names = {ours: name for name, ours in {**_REQUIRED, **_OPTIONAL}.items()}
+            message = re.sub(r"\$\.(\w+)", lambda found: names[found[1]], str(error))
+            raise ValueError(f"config.json: {message}") from error
+
+
+# Names in the config.json of a published BERT -> fields of `BertConfig`.
+_REQUIRED = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "intermediate_size",
+    "max_position_embeddings": "max_positions",
+}
+_OPTIONAL = {  # as in transformers, the defaults of `BertConfig` hold where one is left out
+    "type_vocab_size": "num_token_types",
+    "layer_norm_eps": "layer_norm_eps",
+    "hidden_dropout_prob": "dropout_rate",
+    "attention_probs_dropout_prob": "attention_dropout_rate",
+}
 
 
 class BertLayer(nn.Module):

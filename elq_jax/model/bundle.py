@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import msgspec
 import numpy as np
 import safetensors
 from flax import traverse_util
@@ -21,9 +22,11 @@ from elq_jax.model import elq
 from elq_jax.model.bert import BertConfig, params_from_huggingface
 from elq_jax.model.elq import ElqConfig, parameter_shapes
 from elq_jax.model.huggingface import load_bert_checkpoint
-from elq_jax.storage.files import write_json
+from elq_jax.storage.checksums import Sha256, are_cheap, check_digest, read_json
+from elq_jax.storage.files import check_not_a_pointer, write_json
 from elq_jax.storage.hub import resolve_encoder
-from elq_jax.storage.layout import CONFIG, PARAMETERS
+from elq_jax.storage.layout import CONFIG, PARAMETERS, TOKENIZER
+from elq_jax.storage.resume import digest
 from elq_jax.storage.safetensors_files import write_safetensors
 from elq_jax.text.tokenization import Tokenizer
 
@@ -87,11 +90,12 @@ class Model:
         with_pooler = settings.get("entity_pooling") == "pooler_linear"
         bert_configs, berts = {}, {}
         for part, folder in folders.items():
-            bert_configs[part], berts[part] = _read_bert(
+            bert, berts[part] = _read_bert(
                 folder, with_pooler and part == "entity", tokenizers[part]
             )
+            bert_configs[f"{part}_bert"] = dataclasses.asdict(bert)
         try:
-            config = ElqConfig(bert_configs["question"], bert_configs["entity"], **settings)
+            config = ElqConfig.from_dict(bert_configs | settings)
         except ValueError as error:
             raise ElqError(str(error)) from error
         heads = jax.device_get(_initialise(config, seed, heads_only=True))
@@ -112,8 +116,12 @@ class Model:
             or holds NaN or infinity.
         """
         described = read_description(folder)
-        params = _read_params(pathlib.Path(folder) / PARAMETERS, described.model, parts)
         tokenizer = Tokenizer.from_pretrained(folder)
+        path = pathlib.Path(folder) / PARAMETERS
+        flat = _read_params(path, parts)
+        described.check_files(folder, cheap_only=True)
+        _check_params(flat, described.model, parts, path)
+        params = traverse_util.unflatten_dict(flat)
         return cls(described.model, params, tokenizer, described.entity_encoder)
 
     def save(
@@ -132,8 +140,11 @@ class Model:
         self.tokenizer.save(folder)
         flat = traverse_util.flatten_dict(dict(self.params), sep="/")
         shapes = {name: np.shape(array) for name, array in flat.items()}
-        write_safetensors(folder / PARAMETERS, shapes, lambda name: jax.device_get(flat[name]))
-        Description(self.config, linking or {}, self.entity_fingerprint).write(folder)
+        parameters = write_safetensors(
+            folder / PARAMETERS, shapes, lambda name: jax.device_get(flat[name])
+        )
+        digests = {PARAMETERS: parameters, TOKENIZER: digest(folder / TOKENIZER)}
+        Description(self.config, linking or {}, self.entity_fingerprint, digests).write(folder)
 
     def replace(self, **changes: Any) -> Model:
         """Returns the model with other fields, such as `params`.
@@ -171,14 +182,14 @@ class Model:
         """
         if "entity" not in self.params:
             return self.recorded_fingerprint
-        digest = hashlib.sha256()
+        whole = hashlib.sha256()
         described = [_entity_settings(self.config), self.tokenizer.fingerprint]
-        digest.update(json.dumps(described, sort_keys=True).encode())
+        whole.update(json.dumps(described, sort_keys=True).encode())
         flat = traverse_util.flatten_dict(dict(self.params["entity"]), sep="/")
         for name in sorted(flat):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(jax.device_get(flat[name]), np.float32).data)
-        return digest.hexdigest()
+            whole.update(name.encode())
+            whole.update(np.ascontiguousarray(jax.device_get(flat[name]), np.float32).data)
+        return whole.hexdigest()
 
 
 def _entity_settings(config: ElqConfig) -> dict[str, Any]:
@@ -234,11 +245,13 @@ class Description:
       model: what the model computes.
       linking: defaults of `EntityLinker`.
       entity_encoder: fingerprint of the entity encoder; "" where it was not kept.
+      sha256: checksums of model.safetensors and tokenizer.json; None in folders of older versions.
     """
 
     model: ElqConfig
     linking: Mapping[str, Any]
     entity_encoder: str = ""
+    sha256: Mapping[str, str] | None = None
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Writes config.json."""
@@ -248,7 +261,31 @@ class Description:
             "entity_encoder": self.entity_encoder,
             "linking": dict(self.linking),
         }
+        if self.sha256 is not None:
+            settings["sha256"] = dict(self.sha256)
         write_json(pathlib.Path(folder) / CONFIG, settings)
+
+    def check_files(self, folder: str | os.PathLike[str], cheap_only: bool = False) -> bool:
+        """Compares model.safetensors and tokenizer.json with their checksums.
+
+        Args:
+          folder: linker directory.
+          cheap_only: whether nothing is compared where that would take long.
+
+        Returns:
+          whether they were compared.
+
+        Raises:
+          DataError: a file is missing or damaged.
+        """
+        if self.sha256 is None:
+            return False
+        paths = {name: pathlib.Path(folder) / name for name in self.sha256}
+        if cheap_only and not are_cheap(path for path in paths.values() if path.exists()):
+            return False
+        for name, path in paths.items():
+            check_digest(path, self.sha256[name], "copy the linker directory again")
+        return True
 
 
 def is_linker_directory(folder: str | os.PathLike[str]) -> bool:
@@ -266,41 +303,42 @@ def read_description(folder: str | os.PathLike[str]) -> Description:
     path = pathlib.Path(folder) / CONFIG
     if not path.is_file():
         raise ElqError(f"{folder}: no config.json here; expected a linker directory")
+    advice = "not the configuration of a linker; expected one that train wrote"
+    content = read_json(path, dict[str, Any], advice)
+    if content.get("format") != FORMAT:
+        hint = "as train and save_pretrained write it"
+        if is_linker_directory(path.parent / "linker"):
+            hint = f"this is the workdir of a training, whose linker is {path.parent / 'linker'}"
+        found = content.get("format")
+        raise DataError(f'"format" is {found!r}; expected {FORMAT!r}, {hint}', path)
+    file = read_json(path, _ConfigFile, advice)
+    if file.sha256 is not msgspec.UNSET and file.sha256.keys() != {PARAMETERS, TOKENIZER}:
+        found = ", ".join(sorted(file.sha256)) or "nothing"
+        message = f'"sha256" is of {found}; expected {PARAMETERS} and {TOKENIZER}; copy it again'
+        raise DataError(message, path)
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if settings.get("format") != FORMAT:
-            _check_is_no_workdir(pathlib.Path(folder), settings)
-            raise DataError(
-                f'"format" is {settings.get("format")!r}; expected {FORMAT!r}, as train and '
-                "save_pretrained write it",
-                path,
-            )
-        config = ElqConfig.from_dict(settings["model"])
-        return Description(config, dict(settings["linking"]), settings.get("entity_encoder", ""))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, ElqError):
-            raise
-        message = f"not the configuration of a linker ({error}); expected one that train wrote"
-        raise DataError(message, path) from error
+        config = ElqConfig.from_dict(file.model)
+    except ValueError as error:
+        raise DataError(f'"model": {error}; {advice}', path) from error
+    digests = None if file.sha256 is msgspec.UNSET else file.sha256
+    return Description(config, file.linking, file.entity_encoder, digests)
 
 
-def _check_is_no_workdir(folder: pathlib.Path, settings: Mapping[str, Any]) -> None:
-    """Raises an ElqError that says where the linker of a training run is."""
-    if "stages" not in settings:
-        return
-    linker = folder / "linker"
-    if is_linker_directory(linker):
-        raise ElqError(f"{folder}: the workdir of a training run; its linker is {linker}")
-    raise ElqError(
-        f"{folder}: the workdir of a training run that has not come to its end; resume it with the "
-        f"same train command, which writes {linker}"
-    )
+class _ConfigFile(msgspec.Struct):
+    """The file config.json as it is written."""
+
+    format: str
+    model: dict[str, Any]
+    linking: dict[str, Any]
+    entity_encoder: str = ""
+    sha256: dict[str, Sha256] | msgspec.UnsetType = msgspec.UNSET
 
 
-def _read_params(path: pathlib.Path, config: ElqConfig, parts: Sequence[str]) -> dict[str, Any]:
-    """Reads {part: tree of float32 arrays}, of the parts asked for, from a safetensors file."""
+def _read_params(path: pathlib.Path, parts: Sequence[str]) -> dict[tuple[str, ...], np.ndarray]:
+    """Reads the parameters of the encoders asked for from a safetensors file, by their paths."""
     if not path.is_file():
         raise ElqError(f"{path}: no such file; expected a linker directory with its parameters")
+    check_not_a_pointer(path)
     flat: dict[tuple[str, ...], np.ndarray] = {}
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -312,8 +350,7 @@ def _read_params(path: pathlib.Path, config: ElqConfig, parts: Sequence[str]) ->
     for part in parts:
         if not any(name[0] == part for name in flat):
             raise DataError(f"holds no parameters of the {part} encoder", path)
-    _check_params(flat, config, parts, path)
-    return traverse_util.unflatten_dict(flat)
+    return flat
 
 
 def _check_params(
@@ -324,6 +361,9 @@ def _check_params(
 ) -> None:
     """Raises a DataError unless these are the parameters that config.json describes, all finite."""
     shapes = parameter_shapes(config)
+    for name, array in flat.items():
+        if array.dtype != np.float32:
+            raise DataError(f"{'/'.join(name)}: found {array.dtype}, expected float32", path)
     expected = {name: shape for name, shape in shapes.items() if name[0] in parts}
     for name in sorted({*expected, *flat}):
         found = flat[name].shape if name in flat else "nothing"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import msgspec
 from flax import traverse_util
 
 from elq_jax.model import spans
@@ -45,12 +46,12 @@ class ElqConfig:
     question_bert: BertConfig
     entity_bert: BertConfig
     mention_head: str = "linear"
-    max_mention_width: int = 11
+    max_mention_width: Annotated[int, msgspec.Meta(le=2**20)] = 11
     mention_aggregation: str = "all_avg"
     normalize_mentions: bool = False
-    score_scale: float | None = None
+    score_scale: Annotated[float, msgspec.Meta(gt=0)] | None = None
     entity_pooling: str = "cls"
-    entity_width: int | None = None
+    entity_width: Annotated[int, msgspec.Meta(ge=1, le=2**16)] | None = None
     normalize_entities: bool = False
     max_question_tokens: int = 128
     max_entity_tokens: int = 128
@@ -93,11 +94,22 @@ class ElqConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ElqConfig:
-        """The inverse of `to_dict`."""
-        values = dict(values)
-        for name in ("question_bert", "entity_bert"):
-            values[name] = BertConfig(**values[name])
-        return cls(**values)
+        """The inverse of `to_dict`.
+
+        Raises:
+          ValueError: a setting is unknown, of another type, or out of range.
+        """
+        berts = [(name, values.get(name), BertConfig) for name in ("question_bert", "entity_bert")]
+        for place, part, kind in [("", values, cls), *berts]:
+            known = [field.name for field in dataclasses.fields(kind)]
+            for name in part if isinstance(part, Mapping) else ():
+                if name not in known:
+                    place = f"{place}." if place else ""
+                    raise ValueError(f"{place}{name}: no such setting; expected one of {known}")
+        try:
+            return msgspec.convert(dict(values), cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(str(error).replace("$.", "")) from error
 
 
 class QuestionEncoder(nn.Module):

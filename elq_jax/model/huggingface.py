@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from typing import Any
 
 import numpy as np
+import safetensors
 
 from elq_jax.core.errors import ElqError
+from elq_jax.storage.checksums import read_json
+from elq_jax.storage.files import check_not_a_pointer
 from elq_jax.storage.hub import resolve_encoder
 
 _CONFIG_KEYS = (
@@ -52,8 +54,7 @@ def load_bert_checkpoint(
         )
         raise ElqError(f"{weights}: no such file; {hint}")
 
-    import safetensors
-
+    check_not_a_pointer(weights)
     tensors = {}
     try:
         with safetensors.safe_open(weights, framework="numpy") as file:
@@ -69,12 +70,8 @@ def load_bert_checkpoint(
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise ElqError(f"{path}: no such file; give a folder of a BERT encoder")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ElqError(f"{path}: not JSON ({error})") from error
-    if not isinstance(config, dict) or config.get("model_type", "bert") != "bert":
-        kind = config.get("model_type") if isinstance(config, dict) else type(config).__name__
+    config = read_json(path, dict[str, Any], "give the config.json of a BERT")
+    if (kind := config.get("model_type", "bert")) != "bert":
         raise ElqError(f"{path}: model_type is {kind!r}, expected 'bert'; give a BERT encoder")
     missing = [key for key in _CONFIG_KEYS if key not in config]
     if missing:
@@ -103,7 +100,8 @@ def _check_fit(
     if found != expected:
         raise ElqError(f"{weights}: {name}: found {found}, config.json says {expected}")
     layers = {key.split(".")[2] for key in tensors if key.startswith("encoder.layer.")}
-    if layers != {str(layer) for layer in range(config["num_hidden_layers"])}:
+    num_layers = config["num_hidden_layers"]
+    if len(layers) != num_layers or layers != {str(layer) for layer in range(num_layers)}:
         raise ElqError(
             f"{weights}: found {len(layers)} layers, config.json says {config['num_hidden_layers']}"
         )

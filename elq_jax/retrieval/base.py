@@ -235,7 +235,7 @@ class Index(abc.ABC):
         shape = tuple(embeddings.shape)
         if description.shape != shape or description.embeddings != fingerprint(embeddings):
             raise ElqError(f"{folder}: built over other embeddings than these; {_AGAIN}")
-        _check_files(folder, description)
+        check_files(folder, description)
         try:
             settings = make_settings(cls.Settings, description.settings)
         except ElqError as error:
@@ -360,8 +360,12 @@ def _count_parts(names: Mapping[str, str]) -> int:
     return max(1, len({name.partition("/")[0] for name in names if "/" in name}))
 
 
-def _check_files(folder: pathlib.Path, description: Description) -> None:
-    """Compares the files with their digests: libraries crash on damaged ones."""
+def check_files(folder: pathlib.Path, description: Description) -> None:
+    """Compares the files of a saved index with their digests: libraries crash on damaged ones.
+
+    Raises:
+      ElqError: a file is missing, damaged, or has no digest.
+    """
     expected, present = description.sha256, _files(folder)
     if missing := sorted(expected.keys() - set(present)):
         raise ElqError(f"{folder / missing[0]}: missing or damaged; {_AGAIN}")

@@ -85,4 +85,5 @@ def read_json(path: str | os.PathLike[str], kind: type[T], advice: str) -> T:
         value: Any = msgspec.json.decode(content)
         return msgspec.convert(value, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{error}; {advice}", path) from error
+        is_json = isinstance(error, msgspec.ValidationError)
+        raise DataError(f"{error if is_json else f'not JSON ({error})'}; {advice}", path) from error

@@ -1,4 +1,4 @@
 """Names of the files of a linker directory."""
 
-CONFIG, PARAMETERS = "config.json", "model.safetensors"
+CONFIG, PARAMETERS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 CATALOGUE, EMBEDDINGS, INDEX = "catalogue.arrow", "embeddings", "index"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -15,13 +16,16 @@ def write_safetensors(
     path: str | os.PathLike[str],
     shapes: Mapping[str, tuple[int, ...]],
     read: Callable[[str], np.ndarray],
-) -> None:
+) -> str:
     """Writes float32 tensors, of which one at a time is in memory.
 
     Args:
       path: the file; it appears when it is whole.
       shapes: of all tensors, by name.
       read: called with each name, gives the array.
+
+    Returns:
+      SHA-256 of the file.
     """
     header, offset = {}, 0
     for name, shape in shapes.items():
@@ -30,9 +34,16 @@ def write_safetensors(
         offset = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
+    digest = hashlib.sha256()
     with atomic_write(path) as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
+
+        def write(data: bytes | memoryview) -> None:
+            digest.update(data)
+            file.write(data)
+
+        write(len(encoded).to_bytes(8, "little") + encoded)
         for name, shape in shapes.items():
             array = np.asarray(read(name), "<f4", order="C")
             assert array.shape == tuple(shape), (name, array.shape, shape)
-            file.write(array.reshape(-1).data)
+            write(array.reshape(-1).data)
+    return digest.hexdigest()

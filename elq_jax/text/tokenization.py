@@ -18,7 +18,7 @@ from tokenizers import pre_tokenizers
 
 from elq_jax.core.errors import ElqError
 from elq_jax.core.strings import made_whole
-from elq_jax.storage.files import atomic_write
+from elq_jax.storage.files import atomic_write, check_not_a_pointer
 from elq_jax.storage.hub import resolve_encoder
 
 ENTITY_TAG = "[unused2]"  # between an entity's title and its text
@@ -103,8 +103,9 @@ class Tokenizer:
         folder = resolve_encoder(name_or_path)
         path = folder / "tokenizer.json"
         if path.is_file():
-            try:
-                backend = tokenizers.Tokenizer.from_file(str(path))
+            check_not_a_pointer(path)
+            try:  # Not `from_file`, which takes no name that is not UTF-8.
+                backend = tokenizers.Tokenizer.from_buffer(path.read_bytes())
             except Exception as error:  # the library raises bare Exception
                 raise ElqError(f"{path}: not a tokenizer file ({error})") from error
         elif (folder / "vocab.txt").is_file():

@@ -104,7 +104,7 @@ def test_missing_files(tmp_path):
     ("config", "message"),
     [
         (CONFIG | {"model_type": "roberta"}, "model_type is 'roberta', expected 'bert'"),
-        ([], "model_type is 'list'"),
+        ([], "Expected `object`, got `array`; give the config"),
         ({"model_type": "bert", "vocab_size": 7}, "hidden_size, num_hidden_layers, .* missing"),
         (CONFIG | {"hidden_size": 8}, r"word_embeddings.weight: found \(7, 4\).* \(7, 8\)"),
         (CONFIG | {"num_hidden_layers": 3}, r"found 2 layers, config\.json says 3"),

@@ -1,0 +1,33 @@
+"""Reads every file of a linker directory and compares it with its checksum.
+
+    python -m elq_jax.verify my_linker
+
+It checks what every program that opens a linker checks at opening (types and sizes in JSON files,
+that the parts are of one another, checksums of files up to 256 MiB), and besides that the checksums
+of large files, every row of the catalogue and every entity vector. A folder that encode_entities
+wrote can be given too. Where something is damaged it names the file and exits with status 2.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from elq_jax import cli
+from elq_jax.core.errors import ElqError
+
+
+def main(arguments: list[str]) -> None:
+    """Verifies the folders of the command line, and prints what was found in each part."""
+    if len(arguments) < 2:
+        raise ElqError("no folder given; expected one or more: python -m elq_jax.verify my_linker")
+    from elq_jax.linking import directory
+    from elq_jax.storage.files import user_path
+
+    for folder in map(user_path, arguments[1:]):
+        for name, found in directory.verify(folder).items():
+            print(f"{folder / name.partition(',')[0]}: {found}", flush=True)
+    print("nothing is damaged", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main, takes_arguments=True)
