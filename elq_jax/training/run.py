@@ -87,9 +87,9 @@ class Run:
         """Writes the trained parameters of a stage, and no others.
 
         Args:
-          stage: whose result this is.
-          params: the tree that it trains.
-          threshold: the best of the linking settings for them, if known.
+          stage: stage whose result this is.
+          params: tree that it trains.
+          threshold: threshold of linking that is best for them, if known.
         """
         if devices_lib.is_main():
             linking = self.linking if threshold is None else self.linking | {"threshold": threshold}

@@ -86,8 +86,8 @@ class StageBatches:
 
         Args:
           first_step: number of steps taken before.
-          params: gives the parameters as they are after the batches yielded so far.
-          paused: opened around the mining of negatives, to leave it out of the rates.
+          params: function that gives the parameters after the batches yielded so far.
+          paused: context opened around the mining of negatives, to leave it out of the rates.
         """
         mine_every = 0 if self._stage.has_table else self._settings.mine_every
         step = first_step
@@ -148,12 +148,12 @@ def count_queries(batch: Batch, num_devices: int) -> int:
 def step_flops(
     run: Run, stage: Stage, objective: Objective, batch: Batch, num_queries: int
 ) -> float:
-    """Floating-point operations of the model in one step, over all devices.
+    """Counts the floating-point operations of the model in one step, over all devices.
 
     Args:
-      run: says which catalogue and devices.
-      stage: what the step does.
-      objective: what it minimises.
+      run: catalogue and devices.
+      stage: stage of the step.
+      objective: objective of the step.
       batch: batch of this process.
       num_queries: mentions of each device that are linked, padding included.
     """
