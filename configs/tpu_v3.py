@@ -18,7 +18,7 @@ The TPU compiler asks for 5.52 GB of arguments and 2.09 GB beside them, without 
 Time: 5,800 steps of at least 0.04 s (docs/scaling.md); not measured. Score: not measured.
 Data: data/questions/{webqsp,simplequestions,lcquad1}/, and the published model:
   python -m elq_jax.convert --checkpoint elq_wiki_large.bin --params elq_large_params.txt \\
-    --catalogue entity.jsonl --embeddings all_entities_large.t7 --dtype bfloat16 \\
+    --catalogue entity.jsonl --embeddings all_entities_large.t7 --storage_dtype bfloat16 \\
     --output data/elq_wiki
 Command: DATA=gs://my-bucket/data tpu_scripts/setup_tpu.sh
   tpu_scripts/run_tpu.sh elq_jax.train --config configs/tpu_v3.py --workdir gs://my-bucket/runs/v3
