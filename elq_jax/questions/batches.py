@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from elq_jax.core.errors import ElqError
-
-if TYPE_CHECKING:
-    pass
-from elq_jax.questions.examples import Examples, TrainingExample
+from elq_jax.questions.examples import Examples, TrainingExample, mention_counts
 from elq_jax.text.padding import LENGTH_BUCKETS, bucket, pad_tokens
 
 
@@ -105,7 +102,7 @@ class TrainingBatches:
                 f"{batch_size}; use a smaller batch or drop_last=False"
             )
         if max_mentions is None:
-            most = max(len(one[index].rows) for one in sets for index in range(len(one)))
+            most = max(int(mention_counts(examples).max()) for examples in sets)
             max_mentions = 1 << max(most - 1, 0).bit_length()
         self.max_mentions = max_mentions
         self._rows = slice(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -13,13 +14,14 @@ from elq_jax.core.errors import ElqError
 
 if TYPE_CHECKING:
     from elq_jax.questions.records import Question
-    from elq_jax.text.tokenization import Tokenizer
+    from elq_jax.text.tokenization import EncodedQuestion, Tokenizer
 from elq_jax.questions.align import MentionProblem, _too_wide, align_mentions
 from elq_jax.text.windows import QuestionWindow, question_window
 
 _NO_LIMIT = 2**31
 
-_SHOWN = 5
+_SHOWN, _KEPT = 5, 100  # problems of each kind
+_QUESTIONS_AT_ONCE = 1024  # given to the tokenizer together, which uses all cores
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,24 +44,42 @@ class TrainingExample:
 
 @dataclass
 class AlignmentReport:
-    """What `make_examples` could not take as it was.
+    """What could not be taken of labelled questions as it was; in bounded memory.
 
     Attributes:
       examples: number of examples made.
       mentions: number of gold mentions in them.
-      problems: one for each mention that is missing from them, shortened or too wide.
-      left_out: ids of questions that have mentions, of which none could be used.
+      problems: mentions that are missing from them, shortened or too wide: the first of each kind.
+      left_out: ids of questions that have mentions, of which none could be used: the first of them.
+      linked: number of gold mentions in the examples whose entity is in the catalogue.
+      counts: number of problems of each kind.
+      num_left_out: number of questions left out.
     """
 
     examples: int = 0
     mentions: int = 0
     problems: list[MentionProblem] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    linked: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    num_left_out: int = 0
 
-    @property
-    def counts(self) -> Counter[str]:
-        """Number of problems of each kind."""
-        return Counter(problem.kind for problem in self.problems)
+    def __post_init__(self):
+        if not self.counts:
+            self.counts.update(problem.kind for problem in self.problems)
+
+    def add(self, problems: Iterable[MentionProblem]) -> None:
+        """Counts problems, and keeps the first of each kind."""
+        for problem in problems:
+            self.counts[problem.kind] += 1
+            if self.counts[problem.kind] <= _KEPT:
+                self.problems.append(problem)
+
+    def leave_out(self, question_id: str) -> None:
+        """Counts a question that has mentions, of which none could be used."""
+        self.num_left_out += 1
+        if self.num_left_out <= _KEPT:
+            self.left_out.append(question_id)
 
     def summary(self) -> str:
         """A few lines for a person to read."""
@@ -70,71 +90,97 @@ class AlignmentReport:
             lines += [f"    {message}" for message in messages[:_SHOWN]]
             if number > _SHOWN:
                 lines.append(f"    ... and {number - _SHOWN:,} more")
-        if self.left_out:
-            lines.append(f"  {len(self.left_out):,} questions left out, no mention could be used")
+        if self.num_left_out:
+            lines.append(f"  {self.num_left_out:,} questions left out, no mention could be used")
         return "\n".join(lines)
 
 
 def make_examples(
-    questions: Sequence[Question],
+    questions: Iterable[Question],
     tokenizer: Tokenizer,
     max_length: int,
     max_mention_width: int | None = None,
 ) -> tuple[list[TrainingExample], AlignmentReport]:
+    """Makes a list of the examples that `iter_examples` yields."""
+    report = AlignmentReport()
+    examples = list(iter_examples(questions, tokenizer, max_length, max_mention_width, report))
+    return examples, report
+
+
+def iter_examples(
+    questions: Iterable[Question],
+    tokenizer: Tokenizer,
+    max_length: int,
+    max_mention_width: int | None = None,
+    report: AlignmentReport | None = None,
+) -> Iterator[TrainingExample]:
     """Tokenizes labelled questions and cuts them to windows around their mentions.
 
-    The token ids of the EL4QA form are used as they are. A question none of whose mentions can be
-    used is left out: it would teach that its mentions are none.
+    Token ids that came with a question are used as they are. A question none of whose mentions can
+    be used is left out: it would teach that its mentions are none.
 
     Args:
-      questions: see `read_questions`.
-      tokenizer: of the question encoder.
+      questions: see `read_questions`; taken a thousand at a time.
+      tokenizer: tokenizer of the question encoder.
       max_length: largest T, see `question_window`.
-      max_mention_width: report mentions of more tokens, from which only linking is learned; None:
-        do not.
+      max_mention_width: number of tokens; mentions of more, from which only linking is learned, are
+        reported. None: they are not.
+      report: filled as the examples come.
 
     Raises:
       ElqError: token ids that are not of this vocabulary; `max_length` below 3.
     """
-    report = AlignmentReport()
-    plain = [question for question in questions if question.token_ids is None]
-    encoded = iter(tokenizer.encode_questions([q.text for q in plain], _NO_LIMIT))
-    examples = []
-    for question in questions:
-        if question.token_ids is None:
-            tokens = next(encoded)
-            token_ids = tokens.ids[1:-1]
-            aligned = align_mentions(question, tokens)
-            refused = {problem.mention for problem in aligned.problems}
-            numbers = [n for n in range(len(question.mentions)) if n not in refused]
-            spans = aligned.bounds - [1, 0]  # half-open, without [CLS]
-            report.problems += aligned.problems
-        else:
-            token_ids = np.array(question.token_ids, np.int32)
-            if token_ids.max() >= tokenizer.vocab_size:
-                raise ElqError(
-                    f"question {question.id}: token id {token_ids.max()} in 'tokenized_text_ids', "
-                    f"but the vocabulary has {tokenizer.vocab_size}; use the tokenizer the file "
-                    "was made with, or remove the tokenized fields"
-                )
-            numbers = list(range(len(question.mentions)))
-            spans = np.array(question.token_mentions, np.int64).reshape(-1, 2)
+    report = AlignmentReport() if report is None else report
+    questions = iter(questions)
+    while part := list(itertools.islice(questions, _QUESTIONS_AT_ONCE)):
+        plain = [question.text for question in part if question.token_ids is None]
+        encoded = iter(tokenizer.encode_questions(plain, _NO_LIMIT))
+        for question in part:
+            if question.token_ids is None:
+                token_ids, spans, numbers = _aligned(question, next(encoded), report)
+            else:
+                token_ids, spans = _given(question, tokenizer.vocab_size)
+                numbers = list(range(len(question.mentions)))
+            window = question_window(
+                token_ids, spans, max_length, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id
+            )
+            report.add(
+                _window_problems(question, numbers, spans, window, max_length, max_mention_width)
+            )
+            rows = [question.mentions[numbers[place]].row for place in window.order]
+            if question.mentions and not rows:
+                report.leave_out(question.id)
+                continue
+            report.examples += 1
+            report.mentions += len(rows)
+            report.linked += sum(row >= 0 for row in rows)
+            yield TrainingExample(window.ids, window.bounds, np.array(rows, np.int32))
 
-        window = question_window(
-            token_ids, spans, max_length, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id
+
+def _aligned(
+    question: Question, encoded: EncodedQuestion, report: AlignmentReport
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Tokens of a question, half-open spans of its mentions in them, and which mentions these are.
+
+    The tokens are without [CLS] and [SEP].
+    """
+    aligned = align_mentions(question, encoded)
+    report.add(aligned.problems)
+    refused = {problem.mention for problem in aligned.problems}
+    numbers = [n for n in range(len(question.mentions)) if n not in refused]
+    return encoded.ids[1:-1], aligned.bounds - [1, 0], numbers
+
+
+def _given(question: Question, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and spans that came with a question."""
+    token_ids = np.array(question.token_ids, np.int32)
+    if token_ids.max() >= vocab_size:
+        raise ElqError(
+            f"question {question.id}: token id {token_ids.max()} in 'tokenized_text_ids', "
+            f"but the vocabulary has {vocab_size}; use the tokenizer the file "
+            "was made with, or remove the tokenized fields"
         )
-        kept = [numbers[place] for place in window.order]
-        report.problems += _window_problems(
-            question, numbers, spans, window, max_length, max_mention_width
-        )
-        if question.mentions and not kept:
-            report.left_out.append(question.id)
-            continue
-        rows = np.array([question.mentions[number].row for number in kept], np.int32)
-        examples.append(TrainingExample(window.ids, window.bounds, rows))
-        report.mentions += len(kept)
-    report.examples = len(examples)
-    return examples, report
+    return token_ids, np.array(question.token_mentions, np.int64).reshape(-1, 2)
 
 
 def _window_problems(
@@ -163,8 +209,52 @@ def _window_problems(
 
 
 class Examples(Protocol):
-    """Random access to training examples: a list, or something that reads them from disk."""
+    """Random access to training examples: a list, or something that reads them from disk.
+
+    What reads from disk has `mention_counts` [len] besides, see there.
+    """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> TrainingExample: ...
+
+
+def mention_counts(examples: Examples) -> np.ndarray:
+    """Counts the gold mentions of each example, int64 [len(examples)]."""
+    counts = getattr(examples, "mention_counts", None)
+    if counts is None:
+        counts = [len(examples[number].rows) for number in range(len(examples))]
+    return np.asarray(counts, np.int64)
+
+
+class ExamplesWithNegatives(Sequence[TrainingExample]):
+    """Examples with mined negatives, which are kept in one array beside them.
+
+    Attributes:
+      negatives: [mentions of all examples, N] int32, in the order of the examples.
+      mention_counts: [len] int64, gold mentions of each example.
+    """
+
+    def __init__(self, examples: Examples, negatives: np.ndarray):
+        """Puts examples and negatives together.
+
+        Raises:
+          ElqError: there is not one row of negatives for each mention.
+        """
+        self._examples, self.negatives = examples, negatives
+        self.mention_counts = mention_counts(examples)
+        self._ends = np.cumsum(self.mention_counts)
+        mentions = int(self.mention_counts.sum())
+        if len(negatives) != mentions:
+            raise ElqError(
+                f"found negatives for {len(negatives)} mentions, expected {mentions}: they were "
+                "mined for other examples"
+            )
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, number: int) -> TrainingExample:
+        example = self._examples[number]
+        end = int(self._ends[number])
+        return replace(example, negatives=self.negatives[end - len(example.rows) : end])

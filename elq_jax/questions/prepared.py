@@ -22,6 +22,9 @@ from elq_jax.entities.catalogue import Catalogue
 from elq_jax.questions.read import iter_questions
 from elq_jax.questions.records import Mention, Question
 from elq_jax.questions.resolve import ResolutionReport
+from elq_jax.storage.files import full_disk
+from elq_jax.storage.progress import progress
+from elq_jax.storage.resume import digest
 
 
 @dataclasses.dataclass
@@ -84,8 +87,10 @@ class LabelledQuestions(tfds.core.GeneratorBasedBuilder):
             trust_rows=config.trust_rows,
             report=report,
         )
-        for number, question in enumerate(questions):
-            yield number, _record(question)
+        with progress(f"reading {report.path}", None, "questions") as advance:
+            for number, question in enumerate(questions):
+                yield number, _record(question)
+                advance(1)
         self.info.metadata[split] = {**vars(report), "counts": dict(report.counts)}
 
     @property
@@ -100,15 +105,19 @@ class LabelledQuestions(tfds.core.GeneratorBasedBuilder):
         """Random access to the questions of a split; nothing is loaded before it is asked for."""
         if split not in self.info.splits:
             raise ElqError(f"no split {split!r}; there are {', '.join(sorted(self.info.splits))}")
-        return QuestionSource(self.as_data_source(split))
+        return QuestionSource(self.as_data_source(split), f"{self.builder_config.name}/{split}")
 
 
 class QuestionSource(Sequence[Question]):
-    """The questions of a prepared split, as a source for grain or a plain sequence."""
+    """The questions of a prepared split, as a source for grain or a plain sequence.
 
-    def __init__(self, records: Sequence[Mapping[str, Any]]):
+    Attributes:
+      fingerprint: string that other questions, or the same with other gold, do not have.
+    """
+
+    def __init__(self, records: Sequence[Mapping[str, Any]], fingerprint: str):
         """Wraps a TFDS data source."""
-        self._records = records
+        self._records, self.fingerprint = records, fingerprint
 
     def __len__(self) -> int:
         return len(self._records)
@@ -157,11 +166,11 @@ def prepare(
         "on_error": on_error,
         "trust_rows": trust_rows,
     }
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    whole = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
     def builder() -> LabelledQuestions:
         config = LabelledQuestionsConfig(
-            name=f"{name}-{digest[:16]}",
+            name=f"{name}-{whole[:16]}",
             description=json.dumps(described),
             splits=sources,
             catalogue=catalogue,
@@ -175,11 +184,9 @@ def prepare(
         prepared = builder()
         if not prepared.data_path.exists():
             try:
-                prepared.download_and_prepare(file_format="array_record")
-            except (OSError, RuntimeError) as error:
-                if "No space left on device" in str(error):  # array_record: a RuntimeError
-                    message = "not written, the disk is full; free some space and run again"
-                    raise ElqError(f"{prepared.data_path}: {message}") from error
+                with full_disk(prepared.data_path):
+                    prepared.download_and_prepare(file_format="array_record")
+            except (OSError, RuntimeError):
                 if not prepared.data_path.exists():  # else another process was faster
                     raise
             prepared = builder()
@@ -200,11 +207,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _file_digest(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise ElqError(f"{path}: no such file; give an existing .jsonl or .jsonl.gz") from error
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ElqError(f"{path}: not a file; training reads its files again when it is resumed")
+    return digest(path)
 
 
 def _record(question: Question) -> dict[str, Any]:

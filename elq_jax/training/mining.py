@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from elq_jax.core import devices as devices_lib
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.model.bundle import Model
 from elq_jax.questions.batches import TrainingBatches
-from elq_jax.questions.examples import TrainingExample
+from elq_jax.questions.examples import ExamplesWithNegatives, TrainingExample
 from elq_jax.retrieval import Index, exact_index
 from elq_jax.storage import layout
 from elq_jax.storage.files import atomic_write
@@ -99,7 +98,7 @@ def mine_negatives(
     index: Index,
     devices: Sequence[jax.Device],
     batch_size: int,
-) -> tuple[list[list[TrainingExample]], dict[str, float]]:
+) -> tuple[list[ExamplesWithNegatives], dict[str, float]]:
     """Finds for every gold mention the wrong entities that the model ranks highest.
 
     Args:
@@ -112,7 +111,7 @@ def mine_negatives(
       batch_size: questions at a time.
 
     Returns:
-      the sets with `negatives` filled in, and recall of the gold entities at 1 and at N + 1.
+      the sets with negatives, and recall of the gold entities at 1 and at N + 1.
     """
     k = min(num_negatives + 1, index.shape[0])
     question_params = devices_lib.replicate(model.params["question"], devices)
@@ -125,7 +124,7 @@ def mine_negatives(
     mined, hits, total = [], np.zeros(2), 0
     for one in examples:
         batches = TrainingBatches(one, batch_size, shuffle=False, pad_id=model.tokenizer.pad_id)
-        done: list[TrainingExample] = []
+        found_negatives = []
         for step in range(batches.steps_per_epoch):
             batch = batches[step]
             parts = devices_lib.split(batch, devices)
@@ -145,35 +144,21 @@ def mine_negatives(
             negatives = np.full((len(gold), num_negatives), -1, np.int32)
             width = min(num_negatives, k)
             negatives[:, :width] = ranked[:, :width]
-            counts = batch["gold_mask"].sum(axis=1)
-            for row in np.split(negatives, np.cumsum(counts)[:-1]):
-                if len(done) < len(one):
-                    done.append(dataclasses.replace(one[len(done)], negatives=row))
-        mined.append(done)
+            found_negatives.append(negatives)
+        mined.append(ExamplesWithNegatives(one, np.concatenate(found_negatives)))
     recall = hits / max(total, 1)
     return mined, {"mined_recall_at_1": recall[0], f"mined_recall_at_{k}": recall[1]}
 
 
-def save(path: str | os.PathLike[str], examples: ExampleSets) -> None:
+def save(path: str | os.PathLike[str], examples: Sequence[ExamplesWithNegatives]) -> None:
     """Writes the negatives of sets of examples to an .npz file."""
-    arrays = {str(i): np.concatenate([e.negatives for e in one]) for i, one in enumerate(examples)}
     with atomic_write(path) as file:
-        np.savez(file, **arrays)
+        np.savez(file, **{str(number): one.negatives for number, one in enumerate(examples)})
 
 
-def load(path: str | os.PathLike[str], examples: ExampleSets) -> list[list[TrainingExample]] | None:
-    """The same sets of examples with their negatives from a file; None if there is no such file."""
+def load(path: str | os.PathLike[str], examples: ExampleSets) -> list[ExamplesWithNegatives] | None:
+    """Returns sets of examples with their negatives from a file; None if there is no such file."""
     if not pathlib.Path(path).exists():
         return None
     with np.load(path) as saved:
-        return [
-            [
-                dataclasses.replace(example, negatives=rows)
-                for example, rows in zip(
-                    one,
-                    np.split(saved[str(i)], np.cumsum([len(e.rows) for e in one])[:-1]),
-                    strict=True,
-                )
-            ]
-            for i, one in enumerate(examples)
-        ]
+        return [ExamplesWithNegatives(one, saved[str(i)]) for i, one in enumerate(examples)]

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
 from elq_jax.core import devices as devices_lib
+from elq_jax.core.errors import ElqError
 from elq_jax.entities import build, encode
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings
 from elq_jax.linking import directory
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model.bundle import PARTS, Model, is_linker_directory, read_description
-from elq_jax.questions.examples import TrainingExample, make_examples
-from elq_jax.questions.prepared import prepare
-from elq_jax.questions.records import Question
+from elq_jax.questions.prepared import QuestionSource, prepare
+from elq_jax.questions.stored import StoredExamples, store_examples
 from elq_jax.storage import layout
 from elq_jax.storage.progress import progress
 from elq_jax.storage.remote import Workdir
@@ -64,9 +64,7 @@ class Run:
             configuration.check_inputs(config, self.folder, fingerprint, given_embeddings)
         )
         self.questions = workdir.made_by_one(self._read_questions)
-        self.examples = [
-            self._make_examples(name, self.questions[name]) for name in _train_splits(config)
-        ]
+        self.examples = workdir.made_by_one(self._open_examples)
         self._embeddings: Embeddings | None = None
         # Everything could be read: from here on the workdir is this run's.
         if devices_lib.is_main():
@@ -172,7 +170,7 @@ class Run:
         """A batch with the tokens of its entities; see `mining.with_entity_tokens`."""
         return mining.with_entity_tokens(batch, self.catalogue, self.model)
 
-    def _read_questions(self) -> Mapping[str, Sequence[Question]]:
+    def _read_questions(self) -> Mapping[str, QuestionSource]:
         files = dict(zip(_train_splits(self.config), self.config.train_files, strict=True))
         files["dev"] = self.config.dev_file
         builder = prepare(
@@ -186,12 +184,28 @@ class Run:
             say(report.summary())
         return {split: builder.open_split(split) for split in files}
 
-    def _make_examples(self, name: str, questions: Sequence[Question]) -> list[TrainingExample]:
-        config = self.model.config
-        limits = config.max_question_tokens, config.max_mention_width
-        examples, report = make_examples(questions, self.model.tokenizer, *limits)
-        say(f"{name}: {report.summary()}")
-        return examples
+    def _open_examples(self) -> list[StoredExamples]:
+        """The tokenised examples of the training files, made if they are not there."""
+        config, sets = self.model.config, []
+        for name in _train_splits(self.config):
+            questions = self.questions[name]
+            examples = store_examples(
+                questions,
+                self.folder / "data" / "examples" / name,
+                self.model.tokenizer,
+                config.max_question_tokens,
+                config.max_mention_width,
+                source=questions.fingerprint,
+            )
+            say(f"{name}: {examples.report.summary()}")
+            sets.append(examples)
+        if not any(examples.report.linked for examples in sets):
+            files = ", ".join(self.config.train_files)
+            raise ElqError(
+                f"train_files {files}: no mention to learn from; expected gold mentions of whole "
+                f"words whose entities are in the catalogue {self.config.catalogue}"
+            )
+        return sets
 
 
 def initial_model(config: ml_collections.ConfigDict) -> Model:

@@ -10,9 +10,10 @@ import pytest
 from elq_jax.core.errors import ElqError
 from elq_jax.questions.align import align_mentions
 from elq_jax.questions.batches import TrainingBatches
-from elq_jax.questions.examples import TrainingExample, make_examples
+from elq_jax.questions.examples import ExamplesWithNegatives, TrainingExample, make_examples
 from elq_jax.questions.read import read_questions
 from elq_jax.questions.records import Mention, Question
+from elq_jax.questions.stored import store_examples
 from elq_jax.text import padding
 from elq_jax.text.padding import length_sorted_batches, pad_tokens
 from elq_jax.text.tokenization import Tokenizer
@@ -238,6 +239,94 @@ def test_foreign_token_ids_are_refused(tokenizer):
     question = Question("q", "who", (), token_ids=(1, 30522), token_mentions=())
     with pytest.raises(ElqError, match=r"token id 30522 .* the vocabulary has 30522"):
         make_examples([question], tokenizer, 16)
+
+
+# --- examples on disk
+
+
+def many_questions(count):
+    """Questions of many lengths, of which some have no mention, some none that can be used."""
+    rng = np.random.default_rng(0)
+    questions = []
+    for number in range(count):
+        text = " ".join(["who", *rng.choice(["wrote", "dune", "asimov"], rng.integers(1, 40))])
+        quotes = [["who"], [], ["who", text.split()[1]], ["ho"]][number % 4]
+        rows = rng.integers(-1, 9, len(quotes)).tolist()
+        questions.append(dataclasses.replace(ask(text, *quotes, rows=rows), id=str(number)))
+    return questions
+
+
+def assert_same_example(one, two):
+    for field in ("ids", "bounds", "rows"):
+        np.testing.assert_array_equal(getattr(one, field), getattr(two, field), strict=True)
+
+
+def test_stored_examples_are_those_of_a_list(tokenizer, tmp_path):
+    questions = many_questions(2500)  # more than are tokenised together
+    expected, report = make_examples(questions, tokenizer, 20, 3)
+    stored = store_examples(questions, tmp_path / "train", tokenizer, 20, 3, source="a")
+    assert len(stored) == len(expected) == 1875
+    assert stored.mention_counts.tolist() == [len(example.rows) for example in expected]
+    for number in (0, 1, 1023, 1024, 1874, -1):
+        assert_same_example(stored[number], expected[number])
+    with pytest.raises(IndexError):
+        stored[1875]
+    assert stored.report == report
+    assert (report.num_left_out, len(report.left_out)) == (625, 100)
+    assert report.counts["misaligned"] == 625
+    assert sum(problem.kind == "misaligned" for problem in report.problems) == 100
+    assert "625 questions left out" in report.summary()
+    linked = sum(int((example.rows >= 0).sum()) for example in expected)
+    assert 0 < report.linked == linked < report.mentions
+    batches = [TrainingBatches(one, batch_size=64, seed=1) for one in (expected, stored)]
+    for step in (0, 7, 100):
+        assert_same(batches[0][step], batches[1][step])
+
+
+def test_stored_examples_follow_what_they_are_made_of(tokenizer, tmp_path, monkeypatch):
+    folder, questions = tmp_path / "train", many_questions(8)
+
+    def store(questions=questions, max_length=20, source="a"):
+        return store_examples(questions, folder, tokenizer, max_length, source=source)
+
+    store()
+    written = (folder / "examples.array_record").stat().st_mtime_ns
+    assert len(store([])) == 6  # nothing is read again
+    assert (folder / "examples.array_record").stat().st_mtime_ns == written
+    assert max(len(example.ids) for example in store(max_length=8)) == 8
+    assert len(store(questions[:4], source="b")) == 3
+    assert len(store(questions[3:4], source="none that can be used")) == 0
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("elq_jax.questions.stored._record", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        store(source="c")
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+    assert len(store(source="none that can be used")) == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(ElqError, match="exists and is not tokenised examples"):
+        store_examples(questions, tmp_path / "mine", tokenizer, 20, source="a")
+
+
+def test_negatives_stand_beside_their_mentions(tokenizer, tmp_path):
+    questions = many_questions(40)
+    stored = store_examples(questions, tmp_path / "train", tokenizer, 20, source="a")
+    mentions = int(stored.mention_counts.sum())
+    negatives = np.arange(3 * mentions, dtype=np.int32).reshape(-1, 3)
+    for examples in (stored, list(stored)):
+        mined = ExamplesWithNegatives(examples, negatives)
+        np.testing.assert_array_equal(np.concatenate([e.negatives for e in mined]), negatives)
+        assert all(len(e.negatives) == len(e.rows) for e in mined)
+        assert_same_example(mined[5], stored[5])
+    with pytest.raises(ElqError, match=f"found negatives for 2 mentions, expected {mentions}"):
+        ExamplesWithNegatives(stored, negatives[:2])
+    batch = TrainingBatches(mined, batch_size=8, shuffle=False)[0]
+    found = batch["negative_rows"][batch["gold_mask"]]
+    np.testing.assert_array_equal(found, negatives[: len(found)])
 
 
 # --- training batches

@@ -1,0 +1,158 @@
+"""Tokenised training examples on disk, read at random: millions of them take no memory."""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import pathlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from elq_jax.questions.align import MentionProblem
+from elq_jax.questions.examples import AlignmentReport, TrainingExample, iter_examples
+from elq_jax.storage.files import atomic_folder, write_json
+from elq_jax.storage.progress import progress
+from elq_jax.storage.resume import ResumeRecord
+
+if TYPE_CHECKING:
+    from elq_jax.questions.records import Question
+    from elq_jax.text.tokenization import Tokenizer
+
+_RECORDS, _COUNTS, _REPORT = "examples.array_record", "mention_counts.npy", "report.json"
+_INPUTS = "inputs.json"
+_FORMAT = 1  # of the records, and of how questions become examples
+
+
+class StoredExamples(Sequence[TrainingExample]):
+    """Examples that `store_examples` wrote, as a plain sequence or a source for grain.
+
+    Attributes:
+      mention_counts: [len] int32, gold mentions of each example; memory-mapped.
+      report: what could not be taken of the questions as it was.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        """Opens a folder; nothing is loaded before it is asked for."""
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        folder = pathlib.Path(folder)
+        self._folder = folder
+        self.mention_counts = np.load(folder / _COUNTS, mmap_mode="r")
+        self.report = _read_report(folder / _REPORT)
+        # array_record does not open a file without records.
+        self._records = (
+            ArrayRecordDataSource(os.fspath(folder / _RECORDS)) if len(self.mention_counts) else ()
+        )
+
+    def __len__(self) -> int:
+        return len(self.mention_counts)
+
+    def __getitem__(self, number: int) -> TrainingExample:
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"example {number} of {len(self)}")
+        return _example(self._records[int(number) % len(self)])
+
+    def __repr__(self) -> str:
+        return f"StoredExamples({str(self._folder)!r}, {len(self):,} examples)"
+
+
+def store_examples(
+    questions: Sequence[Question],
+    folder: str | os.PathLike[str],
+    tokenizer: Tokenizer,
+    max_length: int,
+    max_mention_width: int | None = None,
+    *,
+    source: str,
+) -> StoredExamples:
+    """Tokenises questions into a folder that appears when it is whole, or opens what is there.
+
+    What is there is taken if it was made from the same questions by the same tokenizer with the
+    same limits, and made anew otherwise. Progress is shown on stderr.
+
+    Args:
+      questions: see `iter_examples`; read once, in order.
+      folder: folder to make.
+      tokenizer: tokenizer of the question encoder.
+      max_length: largest T.
+      max_mention_width: see `iter_examples`.
+      source: fingerprint of the questions; other questions have another one.
+
+    Raises:
+      ElqError: as `iter_examples` does; `folder` holds something else; the disk is full.
+    """
+    folder = pathlib.Path(folder)
+    inputs = {
+        "format": _FORMAT,
+        "questions": source,
+        "tokenizer": tokenizer.fingerprint,
+        "max_length": max_length,
+        "max_mention_width": max_mention_width,
+    }
+    record = ResumeRecord(folder / _INPUTS, inputs)
+    recorded = record.read()
+    if recorded is None or record.changes(recorded):
+        report = AlignmentReport()
+        with (
+            progress(f"tokenising {folder.name}", len(questions), "questions") as advance,
+            atomic_folder(folder, "tokenised examples", _is_ours) as temporary,
+        ):
+            examples = iter_examples(
+                _counted(questions, advance), tokenizer, max_length, max_mention_width, report
+            )
+            _write(temporary, examples)
+            problems = [asdict(problem) for problem in report.problems]
+            write_json(temporary / _REPORT, {**vars(report), "problems": problems})
+            ResumeRecord(temporary / _INPUTS, inputs).write()
+    return StoredExamples(folder)
+
+
+def _is_ours(folder: pathlib.Path) -> bool:
+    return (folder / _INPUTS).is_file() and (folder / _COUNTS).is_file()
+
+
+def _counted(questions: Sequence[Question], advance) -> Iterator[Question]:
+    for number in range(len(questions)):
+        yield questions[number]
+        advance(1)
+
+
+def _write(folder: pathlib.Path, examples: Iterator[TrainingExample]) -> None:
+    """Writes the records of examples, and how many mentions each has."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    # Groups of one: each example is read by itself.
+    writer = ArrayRecordWriter(os.fspath(folder / _RECORDS), "group_size:1")
+    counts = array.array("i")
+    try:
+        for example in examples:
+            writer.write(_record(example))
+            counts.append(len(example.rows))
+    finally:
+        writer.close()
+    np.save(folder / _COUNTS, np.frombuffer(counts, np.int32))
+
+
+def _record(example: TrainingExample) -> bytes:
+    """An example as int32 numbers: M, [M, 2] bounds, [M] rows, [T] ids."""
+    parts = ([len(example.rows)], example.bounds.ravel(), example.rows, example.ids)
+    return np.concatenate(parts).astype("<i4").tobytes()
+
+
+def _example(record: bytes) -> TrainingExample:
+    numbers = np.frombuffer(record, "<i4")
+    mentions = int(numbers[0])
+    bounds, rows, ids = np.split(numbers[1:], [2 * mentions, 3 * mentions])
+    return TrainingExample(ids, bounds.reshape(-1, 2), rows)
+
+
+def _read_report(path: pathlib.Path) -> AlignmentReport:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["counts"] = Counter(values["counts"])
+    values["problems"] = [MentionProblem(**problem) for problem in values["problems"]]
+    return AlignmentReport(**values)
