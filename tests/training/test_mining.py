@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from reference import arrays, tiny_model
+from tiny import arrays, tiny_model
 
 from elq_jax.questions.examples import TrainingExample
 from elq_jax.retrieval import exact_index
