@@ -100,33 +100,23 @@ def _places() -> tuple[pathlib.Path, pathlib.Path | None]:
 
 def _queries(embeddings: Embeddings) -> tuple[np.ndarray, str]:
     """Queries [Q, D] and where they are from."""
+    from elq_jax.evaluation.evaluate import gold_vectors
+    from elq_jax.linking.linker import EntityLinker
     from elq_jax.retrieval import measure
 
     if _QUESTIONS.value is not None and _QUERIES.value is not None:
         raise ElqError("--questions, --queries: either of them is measured with; give one")
+    if _QUESTIONS.value is not None and _LINKER.value is None:
+        raise ElqError("--questions needs --linker DIR, whose question encoder makes the vectors")
+    queries, origin = None, ""
     if _QUESTIONS.value is not None:
-        queries, origin = _mention_vectors(), f"mentions of {_QUESTIONS.value}"
+        linker = EntityLinker.from_pretrained(_LINKER.value, index="exact")
+        queries, origin = gold_vectors(linker, _QUESTIONS.value), f"mentions of {_QUESTIONS.value}"
     elif _QUERIES.value is not None:
         queries, origin = measure.read_queries(_QUERIES.value, embeddings), f"in {_QUERIES.value}"
-    else:
-        queries = measure.perturbed_rows(embeddings, _SAMPLE.value, _NOISE.value, _SEED.value)
-        return queries, (
-            f"{len(queries):,} entity vectors with noise {_NOISE.value:g} times as long added "
-            f"(not vectors of mentions), seed {_SEED.value}"
-        )
-    drawn = measure.sample(queries, _SAMPLE.value, _SEED.value)
-    return drawn, f"{len(drawn):,} of {len(queries):,} {origin}"
-
-
-def _mention_vectors() -> np.ndarray:
-    """Vectors [Q, D] of the gold mentions of --questions."""
-    from elq_jax.evaluation.evaluate import gold_vectors
-    from elq_jax.linking.linker import EntityLinker
-
-    if _LINKER.value is None:
-        raise ElqError("--questions needs --linker DIR, whose question encoder makes the vectors")
-    linker = EntityLinker.from_pretrained(_LINKER.value, index="exact")
-    return gold_vectors(linker, _QUESTIONS.value)
+    if queries is not None:
+        return measure.sample(queries, origin, _SAMPLE.value, _SEED.value)
+    return measure.perturbed_rows(embeddings, _SAMPLE.value, _NOISE.value, _SEED.value)
 
 
 if __name__ == "__main__":

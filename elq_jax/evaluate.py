@@ -15,7 +15,7 @@ second. --output also receives
     errors.jsonl   what is wrong, one line per error
 
 --questions (and --tune) take several files as a,b. Several hosts started together (see
-elq_jax/train.py) share the work, and the first show.
+elq_jax/train.py) share the work, and the first of them prints.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def test_builds_measures_and_reports(linker):
     embeddings = EmbeddingsWriter(linker / "embeddings", 900, 8, "float32", 400, "c", "e").finish()
     index = open_index(linker / "index", embeddings, "scann")
     assert index.settings.num_leaves == 60
-    queries = measure.perturbed_rows(embeddings, 50, 0.7, 0)
+    queries, _ = measure.perturbed_rows(embeddings, 50, 0.7, 0)
     expected = np.argsort(-(queries @ embeddings[:].T), axis=1)
     for k in (1, 10, 100):
         found = index.search(queries, k)[1]
@@ -125,8 +125,8 @@ def test_questions_without_mentions_build_nothing(tmp_path):
 @pytest.mark.parametrize("noise", [0.0, 0.7])
 def test_perturbed_rows_are_as_far_as_asked(linker, noise):
     embeddings = EmbeddingsWriter(linker / "embeddings", 900, 8, "float32", 400, "c", "e").finish()
-    queries = measure.perturbed_rows(embeddings, 40, noise, 3)
-    np.testing.assert_array_equal(queries, measure.perturbed_rows(embeddings, 40, noise, 3))
+    queries, _ = measure.perturbed_rows(embeddings, 40, noise, 3)
+    np.testing.assert_array_equal(queries, measure.perturbed_rows(embeddings, 40, noise, 3)[0])
     table = embeddings[:]
     lengths = np.linalg.norm(table, axis=1)
     distances = np.linalg.norm(queries[:, None] - table, axis=2) / lengths

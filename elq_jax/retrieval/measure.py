@@ -142,12 +142,25 @@ def read_queries(path: str | os.PathLike[str], embeddings: Embeddings) -> np.nda
     return queries
 
 
-def sample(queries: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Draws queries [Q, D] at random without repeats: [min(Q, count), D]."""
-    return queries[np.random.default_rng(seed).permutation(len(queries))[:count]]
+def sample(queries: np.ndarray, origin: str, count: int, seed: int) -> tuple[np.ndarray, str]:
+    """Draws queries at random without repeats.
+
+    Args:
+      queries: [Q, D].
+      origin: words for where they are from.
+      count: number to draw.
+      seed: seed of the choice.
+
+    Returns:
+      [min(Q, count), D], and words for what that is.
+    """
+    drawn = queries[np.random.default_rng(seed).permutation(len(queries))[:count]]
+    return drawn, f"{len(drawn):,} of {len(queries):,} {origin}"
 
 
-def perturbed_rows(embeddings: Embeddings, count: int, noise: float, seed: int) -> np.ndarray:
+def perturbed_rows(
+    embeddings: Embeddings, count: int, noise: float, seed: int
+) -> tuple[np.ndarray, str]:
     """Draws entity vectors and adds noise, for want of the vectors of real mentions.
 
     Args:
@@ -157,13 +170,16 @@ def perturbed_rows(embeddings: Embeddings, count: int, noise: float, seed: int) 
       seed: of the choice and of the noise.
 
     Returns:
-      [Q, D] float32.
+      [Q, D] float32, and words for what that is.
     """
     generator = np.random.default_rng(seed)
     vectors = embeddings.rows(generator.integers(0, len(embeddings), count))
     added = generator.standard_normal(vectors.shape, dtype=np.float32)
     lengths = np.linalg.norm(vectors, axis=1) / np.linalg.norm(added, axis=1)
-    return vectors + added * (noise * lengths)[:, None]
+    return vectors + added * (noise * lengths)[:, None], (
+        f"{count:,} entity vectors with noise {noise:g} times as long added (not vectors of "
+        f"mentions), seed {seed}"
+    )
 
 
 def recall(found: np.ndarray, exact: np.ndarray, k: int) -> float:

@@ -78,7 +78,9 @@ class ScannSettings:
         Raises:
           ElqError: more leaves than rows, or more to search than there are.
         """
-        method = self.method
+        method, threshold = self.method, self.anisotropic_threshold
+        if threshold is not None and math.isnan(threshold):  # ScaNN's own word for off
+            return dataclasses.replace(self, anisotropic_threshold=None).resolve(rows)
         if method == "auto":
             method = "brute_force" if rows < 20_000 else "ah" if rows <= 100_000 else "tree_ah"
         if method != "tree_ah":
