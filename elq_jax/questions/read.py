@@ -85,8 +85,9 @@ def iter_questions(
     """Yields the questions of a file in its order, in bounded memory.
 
     The entity of a mention is found by its row if the catalogue has the given title (if one is
-    given) there, else by its Wikidata id, else by its title. A row of -1 is taken at its word: a
-    title equal to the one of another entity proves nothing.
+    given) there, else by its Wikidata id, else by its title; `ResolutionReport` counts which, and
+    what was found by a near match only. A row of -1 is taken at its word: a title equal to the
+    one of another entity proves nothing.
 
     Args:
       path: file of JSON lines, gzip or not, or a pipe.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,10 @@ import numpy as np
 
 if TYPE_CHECKING:
     from elq_jax.entities.catalogue import Catalogue
-from elq_jax.questions.records import OUT_OF_CATALOGUE, UNKNOWN_OFFSET, Question
+from elq_jax.questions.records import OUT_OF_CATALOGUE, UNKNOWN_OFFSET, Mention, Question
 
-_SHOWN = 5
+_SHOWN, _KEPT = 5, 1000
+_BESIDE = ("row_refused", "ambiguous_title", "no_offsets")
 
 
 @dataclass
@@ -24,11 +25,14 @@ class ResolutionReport:
       path: the file.
       questions: number of questions read.
       counts: number of mentions by the way their entity was decided: "row", "wikidata_id",
-        "title"; "out_of_catalogue" (the row is -1), "unresolved" (nothing given is in the
-        catalogue), "unchecked" (neither a row nor a catalogue was given). Two more are counted
+        "title"; "wikidata_id_normalised" and "title_normalised" (found only after a URL was cut to
+        its id, or without regard to Unicode normal form, underscores and the case of the first
+        letter); "out_of_catalogue" (the row is -1), "unresolved" (nothing given is in the
+        catalogue), "unchecked" (neither a row nor a catalogue was given). Three more are counted
         beside these: "row_refused" (not a row, or its title is another one: the other fields
-        decided) and "no_offsets" (EL4QA mentions whose character offsets cannot be used).
-      unresolved: one line for each unresolved mention.
+        decided), "ambiguous_title" (several entities have the title: the first was taken) and
+        "no_offsets" (mentions whose character offsets cannot be used).
+      unresolved: one line for each unresolved mention, of the first thousand.
       skipped: one line for each row left out (`on_error="skip"`).
     """
 
@@ -41,7 +45,7 @@ class ResolutionReport:
     @property
     def mentions(self) -> int:
         """Number of gold mentions read."""
-        return self.counts.total() - self.counts["row_refused"] - self.counts["no_offsets"]
+        return self.counts.total() - sum(self.counts[name] for name in _BESIDE)
 
     def summary(self) -> str:
         """A few lines for a person to read."""
@@ -49,12 +53,15 @@ class ResolutionReport:
         lines = [f"{self.path}: {self.questions:,} questions, {self.mentions:,} mentions"]
         if counts:
             lines[0] += f" ({counts})"
-        for name, listed in (("skipped", self.skipped), ("unresolved", self.unresolved)):
+        for name, listed, number in (
+            ("skipped", self.skipped, len(self.skipped)),
+            ("unresolved", self.unresolved, self.counts["unresolved"]),
+        ):
             if listed:
-                lines.append(f"  {len(listed):,} {name}:")
+                lines.append(f"  {number:,} {name}:")
                 lines += [f"    {line}" for line in listed[:_SHOWN]]
-                if len(listed) > _SHOWN:
-                    lines.append(f"    ... and {len(listed) - _SHOWN:,} more")
+                if number > _SHOWN:
+                    lines.append(f"    ... and {number - _SHOWN:,} more")
         return "\n".join(lines)
 
 
@@ -80,39 +87,12 @@ def _resolve(
         for mention, row in zip(item.question.mentions, item.rows, strict=True)
     ]
     labels = np.array([label for _, _, label in given], np.int64)
-    titles = np.array([mention.title for _, mention, _ in given], object)
-    wikidata_ids = np.array([mention.wikidata_id for _, mention, _ in given], object)
-
-    rows = np.full(len(given), OUT_OF_CATALOGUE)
-    how = np.full(len(given), "unresolved" if catalogue is not None else "unchecked", object)
-
-    def decide(places: np.ndarray, found: np.ndarray, name: str) -> None:
-        rows[places], how[places] = found, name
-
-    declared_out = labels == OUT_OF_CATALOGUE
-    decide(declared_out, labels[declared_out], "out_of_catalogue")
-    trusted = labels >= 0
-    if catalogue is not None:
-        trusted &= labels < len(catalogue)
-        if not trust_rows:
-            places = np.flatnonzero(trusted & (titles != None))  # noqa: E711 (elementwise)
-            trusted[places] = np.array(catalogue.titles(labels[places]), object) == titles[places]
-    decide(trusted, labels[trusted], "row")
-    if catalogue is not None:
-        for name, values, find in (
-            ("wikidata_id", wikidata_ids, catalogue.rows_of_wikidata_ids),
-            ("title", titles, catalogue.rows_of_titles),
-        ):
-            places = np.flatnonzero((how == "unresolved") & (values != None))  # noqa: E711
-            if places.size:
-                found = find(values[places].tolist())
-                decide(places[found >= 0], found[found >= 0], name)
-
+    mentions = [mention for _, mention, _ in given]
+    rows, how = _rows_of(mentions, labels, catalogue, trust_rows, report)
     report.counts.update(how.tolist())
-    report.counts["row_refused"] += int(((labels >= 0) & ~trusted).sum())
-    report.counts["no_offsets"] += sum(m.start == UNKNOWN_OFFSET for _, m, _ in given)
+    report.counts["no_offsets"] += sum(m.start == UNKNOWN_OFFSET for m in mentions)
     report.counts = +report.counts  # drops zeros
-    for place in np.flatnonzero(how == "unresolved"):
+    for place in np.flatnonzero(how == "unresolved")[: _KEPT - len(report.unresolved)]:
         item, mention, label = given[place]
         text = item.question.text[mention.start : mention.end] if mention.start >= 0 else "?"
         report.unresolved.append(
@@ -129,3 +109,46 @@ def _resolve(
         report.questions += 1
         filled = (replace(mention, row=row) for mention, row in zip(mentions, found, strict=True))
         yield replace(item.question, mentions=tuple(filled))
+
+
+def _rows_of(
+    mentions: Sequence[Mention],
+    labels: np.ndarray,
+    catalogue: Catalogue | None,
+    trust_rows: bool,
+    report: ResolutionReport,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [n] int64 of mentions, and how each was decided [n]; counts in `report` what is beside.
+
+    What is exactly so in the catalogue is looked for first, and only for the rest what is nearly.
+    """
+    titles = np.array([mention.title for mention in mentions], object)
+    wikidata_ids = np.array([mention.wikidata_id for mention in mentions], object)
+    rows = np.full(len(mentions), OUT_OF_CATALOGUE)
+    how = np.full(len(mentions), "unresolved" if catalogue is not None else "unchecked", object)
+    how[labels == OUT_OF_CATALOGUE] = "out_of_catalogue"
+    trusted = labels >= 0
+    if catalogue is not None:
+        trusted &= labels < len(catalogue)
+        if not trust_rows:
+            places = np.flatnonzero(trusted & (titles != None))  # noqa: E711 (elementwise)
+            trusted[places] = np.array(catalogue.titles(labels[places]), object) == titles[places]
+    rows[trusted], how[trusted] = labels[trusted], "row"
+    report.counts["row_refused"] += int(((labels >= 0) & ~trusted).sum())
+    if catalogue is None:
+        return rows, how
+    for name, values, find in (
+        ("wikidata_id", wikidata_ids, catalogue.find_wikidata_ids),
+        ("title", titles, catalogue.find_titles),
+        ("wikidata_id_normalised", wikidata_ids, catalogue.find_wikidata_ids),
+        ("title_normalised", titles, catalogue.find_titles),
+    ):
+        places = np.flatnonzero((how == "unresolved") & (values != None))  # noqa: E711
+        if not places.size:
+            continue
+        matches = find(values[places].tolist(), normalised=name.endswith("_normalised"))
+        is_there = matches.rows >= 0
+        rows[places[is_there]], how[places[is_there]] = matches.rows[is_there], name
+        if name.startswith("title"):
+            report.counts["ambiguous_title"] += int((matches.counts > 1).sum())
+    return rows, how

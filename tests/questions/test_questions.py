@@ -20,6 +20,7 @@ ENTITIES = [
     ("Paris (mythology)", "Q167646"),
     ("Amazon", None),
     ("Paris", "Q830149"),
+    ("Am\u00e9lie", None),
 ]
 
 
@@ -144,7 +145,13 @@ def test_label_ids_are_checked_by_title_or_trusted(fixtures, tmp_path):
         ({"label_id": [None], "entity": ["Paris"]}, 1, "title"),
         ({"wikidata_id": ["Q167646"], "entity": ["Amazon"]}, 2, "wikidata_id"),
         ({"wikidata_id": ["Q1"], "entity": ["Amazon"]}, 3, "title"),
-        ({"wikidata_id": [None], "entity": ["amazon"]}, -1, "unresolved"),
+        ({"wikidata_id": [None], "entity": ["amazon"]}, 3, "title_normalised"),
+        ({"wikidata_id": [None], "entity": ["AMAZON"]}, -1, "unresolved"),
+        ({"title": ["Paris_(mythology)"]}, 2, "title_normalised"),
+        ({"title": ["Ame\u0301lie"]}, 5, "title_normalised"),
+        ({"wikidata_id": ["https://www.wikidata.org/wiki/Q90"]}, 1, "wikidata_id_normalised"),
+        ({"wikidata_id": ["q90"], "title": ["dune (novel)"]}, 1, "wikidata_id_normalised"),
+        ({"wikidata_id": ["q90"], "title": ["Amazon"]}, 3, "title"),
         ({"wikidata_id": [""], "entity": [None]}, -1, "unresolved"),
         ({"row": [1], "title": ["Paris"]}, 1, "row"),
         ({"row": [2], "title": ["Dune (novel)"]}, 0, "title"),
@@ -157,6 +164,8 @@ def test_gold_is_found_in_the_catalogue(write, catalogue, gold, row, how):
     [question], report = read_questions(path, catalogue)
     assert question.mentions[0].row == row
     assert report.counts[how] == report.mentions == 1
+    ambiguous = how == "title" and question.mentions[0].title == "Paris"  # two entities have it
+    assert report.counts["ambiguous_title"] == ambiguous
     refused = how not in ("row", "out_of_catalogue") and any(
         row is not None for name in ("row", "label_id") for row in gold.get(name, [])
     )
