@@ -201,6 +201,8 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
     except flags.Error as error:
         print(f"error: {error}\n--help shows all flags", file=sys.stderr)
         sys.exit(2)
+    except SystemExit as asked:  # --help was shown, with which absl exits as if it were an error.
+        sys.exit(0 if asked.code == 1 else asked.code)
 
 
 def _format_warning(

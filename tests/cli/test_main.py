@@ -42,7 +42,7 @@ def test_help_is_that_of_the_program(name):
     found = elq_jax(name, "--help")
     expected = run("-m", f"elq_jax.{name.replace('-', '_')}", "--help")
     assert found.stdout == expected.stdout
-    assert found.returncode == expected.returncode
+    assert found.returncode == expected.returncode == 0
 
 
 def test_help_does_not_wait_for_jax():

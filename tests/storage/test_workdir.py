@@ -29,6 +29,13 @@ def test_a_local_workdir_is_the_folder_itself(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["run", "a"]
 
 
+def test_a_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    workdir = Workdir("~/runs/one/")
+    assert workdir.path == tmp_path / "runs" / "one"
+    assert workdir.address == str(workdir.path)
+
+
 def test_files_reach_another_host_through_the_address(address, tmp_path, monkeypatch):
     first = host(address, tmp_path, monkeypatch, "first")
     (first.path / "joint" / "best").mkdir(parents=True)
