@@ -1,0 +1,37 @@
+"""The memory of a process is its own, and a limit on it is said before it is felt."""
+
+import pathlib
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from elq_jax.core import machine
+from elq_jax.core.errors import ElqError
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+def test_peak_memory_is_not_that_of_the_parent():
+    """`resource.getrusage` of a child begins with what its parent had."""
+    large = bytearray(300 << 20)
+    large[::4096] = b"x" * len(large[::4096])
+    assert machine.peak_memory() > len(large)
+    code = "from elq_jax.core.machine import peak_memory; print(peak_memory())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert 1 << 20 < int(done.stdout) < 200 << 20
+
+
+@pytest.mark.parametrize(
+    ("limit", "fits"), [(resource.RLIM_INFINITY, True), (4 << 30, True), (1 << 30, False)]
+)
+def test_limits_on_memory(monkeypatch, limit, fits):
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limit, resource.RLIM_INFINITY))
+    if fits:
+        machine.check_address_space()
+    else:
+        with pytest.raises(ElqError, match=r"may use 1\.00 GiB of address space.*raise the limit"):
+            machine.check_address_space()
