@@ -154,6 +154,7 @@ class LinkerFlags:
     threshold: flags.FlagHolder[float | None]
     max_mentions: flags.FlagHolder[int | None]
     candidates: flags.FlagHolder[int | None]
+    whole_words: flags.FlagHolder[bool | None]
     index: flags.FlagHolder[str]
     dtype: flags.FlagHolder[str]
     batch_size: flags.FlagHolder[int]
@@ -171,7 +172,10 @@ class LinkerFlags:
                 "and --candidates win over them.",
             ),
             threshold=flags.DEFINE_float(
-                "threshold", None, "Keep links with a higher score; by default the linker's own."
+                "threshold",
+                None,
+                "Keep links with a higher score, a log-probability below 0; by default the "
+                "linker's own.",
             ),
             max_mentions=flags.DEFINE_integer(
                 "max_mentions",
@@ -185,6 +189,12 @@ class LinkerFlags:
                 "Entities retrieved for a mention, among which its probability is shared out; by "
                 "default the linker's own.",
                 lower_bound=1,
+            ),
+            whole_words=flags.DEFINE_bool(
+                "whole_words",
+                None,
+                "No mention begins or ends inside of a word, as beatles does in beatlesmania; by "
+                "default as the linker says.",
             ),
             index=define_index("auto"),
             dtype=flags.DEFINE_enum(
@@ -204,6 +214,7 @@ class LinkerFlags:
             "threshold": self.threshold.value,
             "max_mentions": self.max_mentions.value,
             "num_candidates": self.candidates.value,
+            "whole_words": self.whole_words.value,
         }
         return EntityLinker.from_pretrained(
             self.linker.value,

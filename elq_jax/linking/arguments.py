@@ -63,7 +63,10 @@ def check_bounds(
 
 
 def token_bounds(
-    texts: Sequence[str], spans: Sequence[Any], encoded: Sequence[EncodedQuestion]
+    texts: Sequence[str],
+    spans: Sequence[Any],
+    encoded: Sequence[EncodedQuestion],
+    names: Sequence[Any] | None = None,
 ) -> list[np.ndarray]:
     """Finds the tokens of mentions given as characters.
 
@@ -71,6 +74,7 @@ def token_bounds(
       texts: questions.
       spans: for each a sequence of (start, end), half-open character offsets.
       encoded: tokens of the questions.
+      names: names of the questions in errors; their numbers from 0 by default.
 
     Returns:
       for each question [M, 2] int32, first and last token (inclusive).
@@ -84,12 +88,13 @@ def token_bounds(
             f"spans: found {len(spans)}, expected a list of spans for each of {len(texts)} texts"
         )
     bounds = []
-    for number, (text, own, question) in enumerate(zip(texts, spans, encoded, strict=True)):
+    names = range(len(texts)) if names is None else names
+    for name, text, own, question in zip(names, texts, spans, encoded, strict=True):
         mentions = tuple(
-            Mention(*_span(span, f"question {number}, mention {place}", text), -1)
+            Mention(*_span(span, f"question {name}, mention {place}", text), -1)
             for place, span in enumerate(own)
         )
-        aligned = align_mentions(Question(str(number), text, mentions), question)
+        aligned = align_mentions(Question(str(name), text, mentions), question)
         if aligned.problems:
             raise ElqError(aligned.problems[0].message)
         bounds.append(aligned.bounds)

@@ -7,8 +7,10 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+from elq_jax.core.errors import ElqError
+from elq_jax.linking import arguments
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.links import Link
 from elq_jax.linking.output import open_output
@@ -43,27 +45,56 @@ def chunks(rows: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:
         yield chunk
 
 
-def link_rows(linker: EntityLinker, rows: Sequence[Row], batch_size: int = 64) -> list[Linked]:
-    """Links the questions among some rows.
+def link_rows(
+    linker: EntityLinker,
+    rows: Sequence[Row],
+    batch_size: int = 64,
+    on_error: Literal["stop", "skip"] = "stop",
+) -> list[Linked]:
+    """Links the questions among some rows; where a row gives mentions, only their entities.
 
     Args:
-      linker: with the settings wanted.
-      rows: any number that fits in memory.
+      linker: linker with the settings wanted.
+      rows: rows, as many as fit in memory.
       batch_size: questions encoded at a time.
+      on_error: what happens at a row whose mentions no tokens express: "stop", or "skip": it is
+        returned with its `error`.
 
     Returns:
       what became of each row, in their order.
+
+    Raises:
+      ElqError: such a row (`on_error="stop"`).
     """
-    scored = linker.score_batch([row.text for row in rows if row.error is None], None, batch_size)
-    results = iter(zip(scored.encoded, linker.decode(scored), strict=True))
-    linked = []
+    rows = _with_checked_spans(linker, rows, on_error)
+    results: dict[int, Linked] = {i: Linked(row) for i, row in enumerate(rows) if row.error}
+    given = [i for i, row in enumerate(rows) if row.error is None and row.spans is not None]
+    plain = [i for i, row in enumerate(rows) if row.error is None and row.spans is None]
+    scored = linker.score_batch([rows[i].text for i in plain], None, batch_size)
+    for i, question, links in zip(plain, scored.encoded, linker.decode(scored), strict=True):
+        results[i] = Linked(rows[i], links, question.truncated_at)
+    spans = [rows[i].spans for i in given]
+    of_given = linker.disambiguate([rows[i].text for i in given], spans, batch_size)
+    for i, links in zip(given, of_given, strict=True):
+        results[i] = Linked(rows[i], links)
+    return [results[i] for i in range(len(rows))]
+
+
+def _with_checked_spans(
+    linker: EntityLinker, rows: Sequence[Row], on_error: Literal["stop", "skip"]
+) -> list[Row]:
+    """The rows; one whose mentions no tokens express has its error."""
+    checked = []
     for row in rows:
-        if row.error is not None:
-            linked.append(Linked(row))
-        else:
-            encoded, links = next(results)
-            linked.append(Linked(row, links, encoded.truncated_at))
-    return linked
+        if row.error is None and row.spans:
+            try:
+                arguments.token_bounds([row.text], [row.spans], linker.encode([row.text]), [row.id])
+            except ElqError as error:
+                if on_error == "stop":
+                    raise
+                row = Row(row.id, error=str(error))
+        checked.append(row)
+    return checked
 
 
 def to_dict(linked: Linked) -> dict[str, Any]:
