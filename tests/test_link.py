@@ -1,5 +1,6 @@
 """The link program: rows in, lines out, stopping and going on, the terminal."""
 
+import dataclasses
 import errno
 import gzip
 import io
@@ -306,6 +307,48 @@ def test_other_settings_and_other_rows_are_refused(linker, unbroken, tmp_path):
     assert output.read_bytes() == whole
 
 
+def test_rows_that_carry_mentions(linker, write, tmp_path):
+    """They are disambiguated; among rows whose mentions are to be found; resumed like these."""
+    lines = [
+        {"text": "who is obama"},
+        {"id": "b", "text": "paris in ohio", "mentions": [[9, 13], [0, 5]]},
+        {"id": "c", "text": "paris in ohio", "mentions": []},
+        {"id": "d", "text": "paris in ohio", "mentions": [[1, 5]]},
+        {"text": "paris in ohio"},
+    ]
+    rows = read(write("".join(json.dumps(line) + "\n" for line in lines)))
+    with pytest.raises(ElqError, match=r"question d, mention 0 \[1, 5\) 'aris': it begins or ends"):
+        batch.link_rows(linker, rows)
+    linked = batch.link_rows(linker, rows, 2, "skip")
+    assert [result.row.id for result in linked] == [1, "b", "c", "d", 5]
+    given = linker.disambiguate("paris in ohio", [(9, 13), (0, 5)])
+    assert [(x.start, x.end, x.row) for x in linked[1].links] == [
+        (x.start, x.end, x.row) for x in given
+    ]
+    assert linked[2].links == []
+    assert "question d, mention 0" in linked[3].row.error
+    for number in (0, 4):
+        wanted = linker(lines[number]["text"])
+        assert [x.row for x in linked[number].links] == [x.row for x in wanted]
+
+    output, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    batch.link_file(linker, rows, output, {}, batch_size=2, on_error="skip")
+    whole = output.read_bytes()
+    assert [json.loads(line)["id"] for line in whole.splitlines()] == [1, "b", "c", "d", 5]
+    with output_lib.PartFile(output, {"batch_size": 2}):
+        pass
+    part.write_bytes(whole)
+    other = dataclasses.replace(rows[1], spans=((9, 13),))
+    with pytest.raises(ElqError, match="it has id 'b' where the input has 'b'"):
+        batch.link_file(linker, [rows[0], other, *rows[2:]], output, {}, batch_size=2)
+    done = []
+    batch.link_file(
+        linker, rows, output, {}, batch_size=2, progress=lambda *args: done.append(args)
+    )
+    assert [linked for _, linked in done] == [None]
+    assert output.read_bytes() == whole
+
+
 class SmallDisk(io.FileIO):
     """A file on a disk that takes `room` more bytes."""
 
@@ -504,6 +547,9 @@ def test_program_says_what_is_wrong(folder, tmp_path, write):
     status, _, errors = run("--linker", folder, "--max-mentions=none", "who wrote dune?")
     assert status == 2
     assert errors.startswith("error: flag --max_mentions=none: invalid literal")
+    status, _, errors = run("--linker", folder, "--threshold=0.5", "who wrote dune?")
+    assert status == 2
+    assert errors.startswith("error: threshold: 0.5; scores are log-probabilities, below 0")
     status, _, errors = run("--linker", folder, "--restart", "who wrote dune?")
     assert status == 2
     assert errors.startswith("error: --restart without --output: ")
@@ -583,7 +629,7 @@ def test_help_shows_the_flags_of_a_linker(program):
     command = [sys.executable, "-m", f"elq_jax.{program}", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     for name in LinkerFlags.__annotations__:
-        assert f"\n  --{name}: " in shown
+        assert re.search(rf"\n  --(\[no\])?{name}: ", shown)
 
 
 def test_a_pipe_gets_the_lines_and_a_link_stays(linker, unbroken, tmp_path):

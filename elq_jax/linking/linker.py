@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import pathlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -147,6 +148,11 @@ class EntityLinker:
         linker._source = {"path": path, "index": index, "dtype": dtype}
         return linker
 
+    @property
+    def folder(self) -> pathlib.Path | None:
+        """Linker directory that this was opened from; None if it was put together in memory."""
+        return None if self._source is None or self._is_changed else self._source["path"]
+
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Writes a linker directory with these settings; big files are linked where possible.
 
@@ -159,8 +165,8 @@ class EntityLinker:
             `embeddings`.
         """
         path, linking = user_path(path), self.settings.to_dict()
-        if self._source is not None and not self._is_changed:
-            directory.copy_linker(self._source["path"], path, linking)
+        if self.folder is not None:
+            directory.copy_linker(self.folder, path, linking)
             return
         if self._embeddings is None:
             raise ElqError(
@@ -176,7 +182,7 @@ class EntityLinker:
             self.index.save(path / layout.INDEX)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._source is None or self._is_changed:
+        if self.folder is None:
             raise ElqError(
                 "this linker was put together in memory and cannot be pickled or copied; save it "
                 "with save_pretrained and open it from there"

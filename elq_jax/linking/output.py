@@ -175,10 +175,10 @@ class PartFile:
                 return False
             try:
                 found = json.loads(line)
-                key = found["id"], found.get("text", ""), found.get("error")
+                is_same = found["id"] == row.id and _is_of(found, row)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise self._other(f"it holds {line[:40]!r}") from error
-            if key != (row.id, row.text if row.error is None else "", row.error):
+            if not is_same:
                 raise self._other(f"it has id {found['id']!r} where the input has {row.id!r}")
         return True
 
@@ -214,3 +214,11 @@ class PartFile:
         else:
             os.replace(self.path, self._output)
         self._record.remove()
+
+
+def _is_of(line: Mapping[str, Any], row: Row) -> bool:
+    """Whether a line of the output is of a row, whose id it has."""
+    if row.error is not None or (row.spans is not None and "error" in line):
+        return line.get("error") == row.error or row.error is None
+    spans = [(link["start"], link["end"]) for link in line["links"]]
+    return line["text"] == row.text and row.spans in (None, tuple(spans))

@@ -6,16 +6,26 @@ import dataclasses
 import itertools
 import json
 import os
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from rich.console import Console
+
 from elq_jax.core.errors import ElqError
+from elq_jax.core.machine import peak_memory
 from elq_jax.linking import arguments
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.links import Link
 from elq_jax.linking.output import open_output
 from elq_jax.linking.scoring import BATCHES_IN_FLIGHT
+from elq_jax.linking.terminal import print_links
 from elq_jax.questions.rows import Row
+from elq_jax.storage.resume import stamp
+
+OnError = Literal["stop", "skip"]
+_SHOWN = 20  # messages of one kind
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,7 +59,7 @@ def link_rows(
     linker: EntityLinker,
     rows: Sequence[Row],
     batch_size: int = 64,
-    on_error: Literal["stop", "skip"] = "stop",
+    on_error: OnError = "stop",
 ) -> list[Linked]:
     """Links the questions among some rows; where a row gives mentions, only their entities.
 
@@ -80,9 +90,7 @@ def link_rows(
     return [results[i] for i in range(len(rows))]
 
 
-def _with_checked_spans(
-    linker: EntityLinker, rows: Sequence[Row], on_error: Literal["stop", "skip"]
-) -> list[Row]:
+def _with_checked_spans(linker: EntityLinker, rows: Sequence[Row], on_error: OnError) -> list[Row]:
     """The rows; one whose mentions no tokens express has its error."""
     checked = []
     for row in rows:
@@ -130,6 +138,7 @@ def link_file(
     settings: Mapping[str, Any],
     *,
     batch_size: int = 64,
+    on_error: OnError = "stop",
     restart: bool = False,
     progress: Callable[[Sequence[Row], Sequence[Linked] | None], None] | None = None,
 ) -> None:
@@ -140,14 +149,15 @@ def link_file(
     gets the lines as they come.
 
     Args:
-      linker: with the settings wanted.
-      rows: may be more than fit in memory.
+      linker: linker with the settings wanted.
+      rows: rows; may be more than fit in memory.
       output: file to write; a name that ends in .gz is written as gzip.
       settings: everything the lines depend on besides the rows, as JSON values.
       batch_size: questions encoded at a time.
+      on_error: as for `link_rows`.
       restart: whether to remove what an earlier call left, instead of resuming.
-      progress: called after each chunk with its rows, and what became of them or None if an earlier
-        call had written that.
+      progress: function called after each chunk, whose lines are written then, with its rows, and
+        what became of them or None if an earlier call had written that.
 
     Raises:
       ElqError: an earlier call had other rows or other settings, another process is writing the
@@ -157,8 +167,117 @@ def link_file(
         for chunk in chunks(rows, batch_size):
             linked = None
             if not lines.has(chunk):
-                linked = link_rows(linker, chunk, batch_size)
+                linked = link_rows(linker, chunk, batch_size, on_error)
                 lines.write(map(to_line, linked))
             if progress:
                 progress(chunk, linked)
         lines.finish()
+
+
+def link_and_show(
+    linker: EntityLinker,
+    rows: Iterable[Row],
+    console: Console | None = None,
+    *,
+    batch_size: int = 64,
+    on_error: OnError = "stop",
+    progress: Callable[[Sequence[Row], Sequence[Linked] | None], None] | None = None,
+) -> None:
+    """Links rows to stdout, as lines of JSON or as coloured text, until its reader has enough.
+
+    Args:
+      linker, rows, batch_size, on_error, progress: as for `link_file`.
+      console: console that makes text of links; None: lines of JSON.
+    """
+    for chunk in chunks(rows, batch_size):
+        linked = link_rows(linker, chunk, batch_size, on_error)
+        shown = map(to_line, linked) if console is None else _as_text(linker, linked, console)
+        has_reader = True
+        try:
+            sys.stdout.buffer.writelines(shown)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            # `| head`: nothing is left to be written at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            has_reader = False
+        if progress:
+            progress(chunk, linked)
+        if not has_reader:
+            return
+
+
+def _as_text(linker: EntityLinker, linked: Iterable[Linked], console: Console) -> Iterator[bytes]:
+    """What a terminal shows of each question."""
+    for result in linked:
+        if result.row.error is None:
+            question = result.row.text, result.links, 0, result.truncated_at
+            with console.capture() as shown:
+                print_links(console, linker.catalogue, *question)
+            yield shown.get().encode(sys.stdout.encoding, sys.stdout.errors)
+
+
+class Tally:
+    """Counts what is linked, and says on stderr what is not.
+
+    Args:
+      advance: function called with the number of rows just done, for a progress bar.
+    """
+
+    def __init__(self, advance: Callable[[int], None] | None = None):
+        self._advance = advance or (lambda count: None)
+        self._linked = self._given = self._done_before = self._skipped = self._cut = 0
+        self._started = time.monotonic()
+
+    def add(self, rows: Sequence[Row], linked: Sequence[Linked] | None) -> None:
+        """Counts a chunk: `progress` of `link_file`."""
+        if linked is None:
+            self._done_before += len(rows)
+            return
+        # Rows finished by an earlier run are reported with the first new chunk: the rate covers
+        # new work only.
+        first = not self._linked and not self._skipped
+        self._advance(len(rows) + (self._done_before if first else 0))
+        for result in linked:
+            row = result.row
+            if row.error is not None:
+                self._skipped += 1
+                self._say(self._skipped, f"skipped: {row.error}")
+                continue
+            self._linked += 1
+            self._given += row.spans is not None
+            if result.truncated_at is not None:
+                self._cut += 1
+                size = f"{result.truncated_at:,} of {len(row.text):,} characters"
+                self._say(self._cut, f"question {row.id}: cut, linked up to {size}")
+
+    def summary(self) -> str:
+        """Says in a line what was done, how fast, and in how much memory."""
+        seconds = time.monotonic() - self._started
+        parts = [f"{self._linked:,} questions in {seconds:.1f} s ({self._linked / seconds:,.1f}/s)"]
+        if self._given:
+            parts.append(f"{self._given:,} of them with their mentions given")
+        if self._done_before:
+            parts.append(f"{self._done_before:,} rows found done")
+        if self._skipped:
+            parts.append(f"{self._skipped:,} rows skipped")
+        if self._cut:
+            parts.append(f"{self._cut:,} questions cut")
+        return ", ".join(parts) + f"; peak memory {peak_memory() / 2**30:.2f} GiB"
+
+    @staticmethod
+    def _say(number: int, message: str) -> None:
+        if number <= _SHOWN:
+            print(message, file=sys.stderr)
+        if number == _SHOWN:
+            print("(more of these are counted, not shown)", file=sys.stderr)
+
+
+def everything_that_matters(linker: EntityLinker, dtype: str) -> dict[str, Any]:
+    """What lines of links depend on besides the input, to be compared when a run is resumed."""
+    files = [path for path in sorted(linker.folder.rglob("*")) if path.is_file()]
+    return {
+        **linker.settings.to_dict(),
+        "index": linker.index.name,
+        "dtype": dtype,
+        "linker": {path.relative_to(linker.folder).as_posix(): stamp(path) for path in files},
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -101,6 +102,8 @@ class Session:
 
     def run(self) -> None:
         """Answers until an empty line or the end of the input."""
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 (gives `input` a history and editing keys)
         self._print(
             f"{len(self._linker.catalogue):,} entities, threshold {self._threshold:g}; "
             ":h for help, an empty line to end"

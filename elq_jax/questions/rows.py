@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
@@ -85,6 +87,41 @@ def read_rows(
         if row.error is not None and on_error == "stop":
             raise ElqError(row.error)
         yield row
+
+
+@contextlib.contextmanager
+def open_rows(
+    source: pathlib.Path | BinaryIO | Sequence[str],
+    form: Literal["auto", "txt", "jsonl"] = "auto",
+    on_error: Literal["stop", "skip"] = "stop",
+) -> Iterator[tuple[Iterable[Row], int | None]]:
+    """Opens questions, wherever they are.
+
+    Args:
+      source: file, binary stream such as stdin, or questions as they were typed.
+      form: how a file or stream is read, see `read_rows`; "auto": as the file's name says, a
+        stream as text.
+      on_error: as for `read_rows`.
+
+    Yields:
+      the rows, and their number where it is known.
+
+    Raises:
+      ElqError: there is no such file, or its name says nothing of its form.
+    """
+    is_guess = form == "auto"
+    if isinstance(source, pathlib.Path):
+        known = form_of(source) if is_guess else form
+        if not source.exists() or source.is_dir():
+            raise ElqError(f"{source}: no such file; expected questions")
+        total = count_rows(source, known) if source.is_file() else None  # A pipe is read once.
+        with open(source, "rb") as file:
+            yield read_rows(file, source, known, on_error, is_guess=is_guess), total
+    elif isinstance(source, Sequence):
+        yield rows_of_arguments(source), len(source)
+    else:
+        known = "txt" if is_guess else form
+        yield read_rows(source, "stdin", known, on_error, is_guess=is_guess), None
 
 
 def count_rows(path: str | os.PathLike[str], form: Form) -> int:
