@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 
-from elq_jax import cli
+from elq_jax.cli.run import run
 from elq_jax.core.errors import ElqError
 
 
@@ -30,4 +30,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, takes_arguments=True)
+    run(main, takes_arguments=True)

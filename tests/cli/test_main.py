@@ -9,6 +9,7 @@ import tomllib
 import pytest
 
 from elq_jax.cli import main as module
+from elq_jax.entities.build import build_catalogue
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PROGRAMS = sorted(path.stem for path in (ROOT / "elq_jax").glob("[a-z]*.py"))
@@ -65,3 +66,18 @@ def test_programs_that_are_not_there():
         "error: lnik: no such program; did you mean link?\n",
     )
     assert "expected one of build_index, convert, " in elq_jax("qqq").stderr
+
+
+def test_verify(tmp_path):
+    """The program itself; what it finds is tested with the linker directory."""
+    (tmp_path / "entities.jsonl").write_text('{"title": "a", "text": ""}\n')
+    build_catalogue(tmp_path / "entities.jsonl", tmp_path / "catalogue.arrow")
+    command = [sys.executable, "-m", "elq_jax.verify"]
+    found = subprocess.run([*command, tmp_path], capture_output=True, text=True, check=True)
+    path = tmp_path / "catalogue.arrow"
+    assert found.stdout == f"{path}: 1 entities, checksum and fingerprint agree\n"
+    path.write_bytes(path.read_bytes().replace(b"title", b"titel", 1))
+    for arguments, message in (([tmp_path], f"error: {path}: "), ([], "error: no folder given")):
+        found = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        assert (found.returncode, found.stdout) == (2, "")
+        assert message in found.stderr
