@@ -692,7 +692,7 @@ def jsonl(questions: list[Question], wikidata_ids: dict[str, str | None]) -> byt
             "id": question.id,
             "text": question.text,
             "mentions": [[start, end] for start, end, _ in question.mentions],
-            "entity": titles,
+            "title": titles,
             "wikidata_id": [wikidata_ids[title] for title in titles],
         }
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")

@@ -41,7 +41,7 @@ def generate():
 
 
 def gold_titles(questions: list[dict]) -> list[str]:
-    return [title for question in questions for title in question["entity"]]
+    return [title for question in questions for title in question["title"]]
 
 
 def without_parentheses(title: str) -> str:
@@ -114,8 +114,8 @@ def test_questions_are_well_formed(name, catalogue, request):
     }
     assert len({question["id"] for question in questions}) == len(questions)
     for question in questions:
-        assert set(question) == {"id", "text", "mentions", "entity", "wikidata_id"}
-        text, mentions, titles = question["text"], question["mentions"], question["entity"]
+        assert set(question) == {"id", "text", "mentions", "title", "wikidata_id"}
+        text, mentions, titles = question["text"], question["mentions"], question["title"]
         assert text == text.strip()
         assert "  " not in text
         assert not re.search(r"[\[\]{}|]", text), text

@@ -99,9 +99,9 @@ def test_own_catalogue(run):
     assert len(labelled) > 30
     for row in labelled:
         assert "[" not in row["text"]
-        assert set(row["entity"]) <= set(titles)
-        assert len(row["entity"]) == len(row["mentions"])
-        for (start, end), title in zip(row["mentions"], row["entity"], strict=True):
+        assert set(row["title"]) <= set(titles)
+        assert len(row["title"]) == len(row["mentions"])
+        for (start, end), title in zip(row["mentions"], row["title"], strict=True):
             name = re.sub(r" \(.*", "", title)
             assert row["text"][start:end].lower() == name.lower()
 

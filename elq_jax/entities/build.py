@@ -210,7 +210,8 @@ def open_or_build_catalogue(
     """Opens `path`, after building it from `source` unless it was built from just that file before.
 
     Args:
-      source: .jsonl, .jsonl.gz, or a catalogue.arrow (which is copied).
+      source: JSON lines (gzip or not; a pipe is read every time), or a catalogue.arrow, which is
+        copied.
       path: the catalogue.arrow of the output; what it was built from is noted beside it.
       on_error: as for `build_catalogue`; what was found is reported on stderr.
 
@@ -225,10 +226,11 @@ def open_or_build_catalogue(
             _check_embeddings_beside(path, catalogue.fingerprint, source)
             catalogue.save(path)
         return Catalogue.open(path)
-    if not source.is_file():
+    if not source.exists() or source.is_dir():
         raise ElqError(f"{source}: no such file; expected a catalogue")
+    can_be_read_again = source.is_file()  # not a pipe
     record = ResumeRecord(source_note(path), {"source": source, "on_error": on_error})
-    if path.exists() and record.is_same():
+    if can_be_read_again and path.exists() and record.is_same():
         return Catalogue.open(path)
 
     def check(fingerprint: str) -> None:
@@ -236,7 +238,8 @@ def open_or_build_catalogue(
         record.remove()  # A catalogue that is there without its record is built again.
 
     report = _build(source, path, on_error, check)
-    record.write()
+    if can_be_read_again:
+        record.write()
     for message in report.skipped:
         print(f"left out: {message}", file=sys.stderr)
     print(

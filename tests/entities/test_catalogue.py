@@ -3,6 +3,7 @@
 import errno
 import gzip
 import json
+import os
 import pickle
 import unicodedata
 
@@ -14,7 +15,7 @@ from conftest import OWN_FIXTURES
 from elq_jax.core.errors import DataError, ElqError
 from elq_jax.entities import build as build_module
 from elq_jax.entities import catalogue as catalogue_module
-from elq_jax.entities.build import build_catalogue
+from elq_jax.entities.build import build_catalogue, open_or_build_catalogue
 from elq_jax.entities.catalogue import SCHEMA, Catalogue
 from elq_jax.entities.names import normal_titles
 from elq_jax.entities.wikidata import fill_wikidata_ids
@@ -457,3 +458,17 @@ def test_a_catalogue_of_before_without_a_checksum(tmp_path):
     opened = Catalogue.open(old)
     assert opened.titles([0, 1]) == ["a", "b"]
     assert not opened.check_bytes()
+
+
+def test_a_catalogue_from_a_pipe_is_built_every_time(tmp_path):
+    """As `--catalogue <(zcat entities.jsonl.gz)` of a shell; nothing records what was in it."""
+    path = tmp_path / "catalogue.arrow"
+    for titles in (["Dune", "Paris"], ["Amazon"]):
+        lines = "".join(json.dumps({"title": title, "text": ""}) + "\n" for title in titles)
+        reading, writing = os.pipe()
+        os.write(writing, gzip.compress(lines.encode()))
+        os.close(writing)
+        catalogue = open_or_build_catalogue(f"/dev/fd/{reading}", path)
+        os.close(reading)
+        assert catalogue.titles(range(len(catalogue))) == titles
+    assert [file.name for file in tmp_path.iterdir()] == ["catalogue.arrow"]
