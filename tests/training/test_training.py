@@ -387,6 +387,19 @@ def test_a_start_that_failed_does_not_claim_the_workdir(config, tmp_path):
     assert loop.train_and_evaluate(config, tmp_path / "run")
 
 
+def test_training_data_without_a_mention_to_learn_from(config, tmp_path):
+    """Gold outside the catalogue, inside of words or absent: said before anything is trained."""
+    rows = (
+        {"text": "who is nobody", "mentions": [[7, 13]], "title": ["Nobody at all"]},
+        {"text": "who is paris", "mentions": [[8, 10]], "row": [3]},
+        {"text": "who", "mentions": []},
+    )
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    pathlib.Path(config.train_files[0]).write_text(lines)
+    with pytest.raises(ElqError, match=r"train_files .*: no mention to learn from; expected gold"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+
+
 def test_two_runs_in_one_workdir(config, tmp_path):
     with (
         Workdir(tmp_path / "run").lock(),
