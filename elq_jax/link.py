@@ -56,6 +56,12 @@ _ON_ERROR = flags.DEFINE_enum(
     'A line that is no question stops the program, or is reported and gets an output line {"id", '
     '"error"}.',
 )
+_GIVEN_MENTIONS = flags.DEFINE_bool(
+    "given_mentions",
+    True,
+    "Link the mentions that lines carry; --nogiven_mentions finds mentions in every line, to try a "
+    "linker on labelled questions.",
+)
 _FORMAT = flags.DEFINE_enum(
     "format",
     "auto",
@@ -89,7 +95,8 @@ def main(arguments: list[str]) -> None:
     from elq_jax.linking.output import check_output
     from elq_jax.questions.rows import open_rows
 
-    with open_rows(source, _INPUT_FORMAT.value, _ON_ERROR.value) as (questions, total):
+    reading = _INPUT_FORMAT.value, _ON_ERROR.value, _GIVEN_MENTIONS.value
+    with open_rows(source, *reading) as (questions, total):
         if not typed:
             check_output(output, _INPUT.value or sys.stdin.fileno())
         if total == 0:

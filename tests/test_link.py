@@ -307,6 +307,15 @@ def test_other_settings_and_other_rows_are_refused(linker, unbroken, tmp_path):
     assert output.read_bytes() == whole
 
 
+def test_labelled_questions_are_linked_as_if_without_labels(write):
+    path = write('{"text": "who is", "mentions": [[0, 3]]}\n{"text": "who"}', "q.jsonl")
+    with inputs.open_rows(path, with_mentions=False) as (rows, total):
+        assert [(row.text, row.spans) for row in rows] == [("who is", None), ("who", None)]
+    assert total == 2
+    with inputs.open_rows(path) as (rows, _):
+        assert [row.spans for row in rows] == [((0, 3),), None]
+
+
 def test_rows_that_carry_mentions(linker, write, tmp_path):
     """They are disambiguated; among rows whose mentions are to be found; resumed like these."""
     lines = [

@@ -6,7 +6,7 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Literal
 
 from elq_jax.core.errors import DataError, ElqError
@@ -61,6 +61,7 @@ def read_rows(
     on_error: Literal["stop", "skip"] = "stop",
     *,
     is_guess: bool = False,
+    with_mentions: bool = True,
 ) -> Iterator[Row]:
     """Yields the rows of a file or stream, which is not read further than asked for.
 
@@ -74,6 +75,8 @@ def read_rows(
         `error`.
       is_guess: whether nobody said that this is the form; text that begins with a JSON object is
         refused then.
+      with_mentions: whether the mentions that a row carries are given; False: they are to be found,
+        as in labelled questions that a linker is tried on.
 
     Raises:
       ElqError: a row is no question (`on_error="stop"`), or the file as a whole cannot be read.
@@ -86,7 +89,7 @@ def read_rows(
         row = parse(line, name, number)
         if row.error is not None and on_error == "stop":
             raise ElqError(row.error)
-        yield row
+        yield row if with_mentions else replace(row, spans=None)
 
 
 @contextlib.contextmanager
@@ -94,6 +97,7 @@ def open_rows(
     source: pathlib.Path | BinaryIO | Sequence[str],
     form: Literal["auto", "txt", "jsonl"] = "auto",
     on_error: Literal["stop", "skip"] = "stop",
+    with_mentions: bool = True,
 ) -> Iterator[tuple[Iterable[Row], int | None]]:
     """Opens questions, wherever they are.
 
@@ -101,7 +105,7 @@ def open_rows(
       source: file, binary stream such as stdin, or questions as they were typed.
       form: how a file or stream is read, see `read_rows`; "auto": as the file's name says, a
         stream as text.
-      on_error: as for `read_rows`.
+      on_error, with_mentions: as for `read_rows`.
 
     Yields:
       the rows, and their number where it is known.
@@ -110,18 +114,19 @@ def open_rows(
       ElqError: there is no such file, or its name says nothing of its form.
     """
     is_guess = form == "auto"
+    options = {"is_guess": is_guess, "with_mentions": with_mentions}
     if isinstance(source, pathlib.Path):
         known = form_of(source) if is_guess else form
         if not source.exists() or source.is_dir():
             raise ElqError(f"{source}: no such file; expected questions")
         total = count_rows(source, known) if source.is_file() else None  # A pipe is read once.
         with open(source, "rb") as file:
-            yield read_rows(file, source, known, on_error, is_guess=is_guess), total
+            yield read_rows(file, source, known, on_error, **options), total
     elif isinstance(source, Sequence):
         yield rows_of_arguments(source), len(source)
     else:
         known = "txt" if is_guess else form
-        yield read_rows(source, "stdin", known, on_error, is_guess=is_guess), None
+        yield read_rows(source, "stdin", known, on_error, **options), None
 
 
 def count_rows(path: str | os.PathLike[str], form: Form) -> int:
