@@ -90,6 +90,23 @@ def test_pmap_is_named_in_one_file():
     assert [path.relative_to(ROOT).as_posix() for path in using] == ["core/devices.py"]
 
 
+def lines_of_body(function):
+    """Lines of a function's body, its docstring not counted."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def test_no_function_is_longer_than_a_screen():
+    functions = ast.FunctionDef | ast.AsyncFunctionDef
+    too_long = [
+        f"{path.relative_to(ROOT)}: {node.name}, {lines_of_body(node)} lines"
+        for path in sorted(ROOT.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, functions) and lines_of_body(node) > 60
+    ]
+    assert not too_long
+
+
 def test_heavy_packages_are_imported_where_they_are_used():
     for path in sorted(ROOT.rglob("*.py")):
         found = {name.split(".")[0] for name in imported(ast.parse(path.read_text()), True)}

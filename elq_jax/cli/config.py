@@ -10,10 +10,13 @@ import re
 import sys
 import traceback
 import types
+from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags, tuple_parser
+
+from elq_jax.cli.flags import on_command_line
 
 # --help shows the flag with the program that asked for it.
 flags.disclaim_key_flags()
@@ -152,16 +155,47 @@ class _ConfigParser(config_flags.ConfigFileFlagParser):
     def parse(self, path: str) -> ConfigDict:
         file, colon, variant = path.partition(":")
         config = load_config(find_config(file), variant if colon else None)
+        overrides = [
+            override[1]
+            for argument in sys.argv[1:]
+            if (override := re.match(rf"--?(?:no)?{self.name}\.([^=]*)", argument))
+        ]
+        if not all(_has(config, setting) for setting in overrides):
+            self._add_optional(config, overrides)
         config.lock()
-        for argument in sys.argv[1:]:
-            if override := re.match(rf"--?(?:no)?{self.name}\.([^=]*)", argument):
-                self._check(config, override[1])
         return config
 
-    def _check(self, config: ConfigDict, setting: str) -> None:
-        try:
-            config_flags.GetValue(setting, config)
-        except (LookupError, AttributeError, TypeError, ValueError) as error:
-            nearest = re.search('Did you mean "(.*?)"', str(error))
-            hint = f"did you mean {nearest[1]}?" if nearest else "configs/default.py lists them all"
-            raise ValueError(f"--{self.name}.{setting}: no such setting; {hint}") from error
+    def _add_optional(self, config: ConfigDict, overrides: Sequence[str]) -> None:
+        """Adds the defaults of settings that only the chosen losses and recipe have.
+
+        Raises:
+          ValueError: a setting exists nowhere.
+        """
+        from elq_jax.training import configuration  # It imports JAX: not for --help.
+
+        chosen = config.copy_and_resolve_references()
+        for setting in overrides:  # They may choose another loss than the file does.
+            if setting == "recipe" or setting.endswith(".linking_loss"):
+                value = on_command_line(f"{self.name}.{setting}", "")
+                chosen.update_from_flattened_dict({setting: value})
+        optional = configuration.optional_settings(chosen)
+        for setting in overrides:
+            if _has(config, setting):
+                continue
+            if setting not in optional:
+                known = {*config.to_dict(), *optional}
+                known |= {f"{s}.{n}" for s, v in config.items() if hasattr(v, "keys") for n in v}
+                hint = configuration.hint(setting, known).rstrip(".")
+                raise ValueError(f"--{self.name}.{setting}: no such setting; {hint}")
+            section, _, name = setting.rpartition(".")
+            if section not in config:
+                config[section] = ConfigDict()
+            config[section][name] = optional[setting]
+
+
+def _has(config: ConfigDict, setting: str) -> bool:
+    try:
+        config_flags.GetValue(setting, config)
+    except (LookupError, AttributeError, TypeError, ValueError):
+        return False
+    return True

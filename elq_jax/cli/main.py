@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import os
 import pathlib
 import runpy
 import sys
@@ -30,6 +31,9 @@ def main() -> None:
     found = programs()
     program = name.replace("-", "_")
     if program in found:
+        # As `python -m` does, so that my_losses:margin is found in my_losses.py of this folder.
+        if not sys.flags.safe_path and not {"", os.getcwd()} & {*sys.path}:
+            sys.path.insert(0, os.getcwd())
         sys.argv = [name, *arguments]  # The first is replaced by the path of the program.
         runpy.run_module(f"elq_jax.{program}", run_name="__main__", alter_sys=True)
         return

@@ -7,10 +7,12 @@ import difflib
 import math
 import numbers
 import pathlib
+import typing
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 from elq_jax.core.devices import COMPUTE_DTYPES
 from elq_jax.core.errors import ElqError, check_count
@@ -96,21 +98,16 @@ def check(config: ml_collections.ConfigDict) -> None:
 def _check_names(config: ml_collections.ConfigDict) -> None:
     """Raises an ElqError that lists the settings that do not exist, and those that are missing."""
     required = {f"{section}.{name}" for section in _SECTIONS for name in _SECTIONS[section]}
-    fields = _FIELDS | _loss_fields(config) | _recipe_fields(config)
-    known = required | {
-        f"{section}.{field.name}"
-        for section, settings in fields.items()
-        for field in dataclasses.fields(settings)
-        if not field.name.endswith("_bert")  # The encoders say what these are.
-    }
     required |= {*_OUTERMOST, *_SECTIONS}
-    known |= {*required, *fields, "model.symbols_apart"}  # Of `Model.from_encoders`.
+    known = required | {*optional_settings(config)}
+    sections = {name.partition(".")[0] for name in known if "." in name}
+    known |= sections
     found = set(config.keys())
-    for section in found & {*_SECTIONS, *fields}:
+    for section in found & sections:
         if not isinstance(config[section], ml_collections.ConfigDict):
             raise ElqError(f"--config: {section}: {config[section]!r}; expected a section")
         found |= {f"{section}.{name}" for name in config[section]}
-    problems = [f"{name}: no such setting; {_hint(name, known)}" for name in found - known]
+    problems = [f"{name}: no such setting; {hint(name, known)}" for name in found - known]
     problems += [
         f"{name}: missing; begin with configs/default.py."
         for name in required - found
@@ -118,6 +115,38 @@ def _check_names(config: ml_collections.ConfigDict) -> None:
     ]
     if problems:
         raise ElqError("--config: " + " ".join(sorted(problems)))
+
+
+def optional_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Lists the settings that a configuration may have besides those that it must have.
+
+    They are those of the linking losses and of the recipe that it names, of the model, and of
+    linking.
+
+    Args:
+      config: configuration whose names may be wrong.
+
+    Returns:
+      defaults by name, such as {"joint.margin": 0.2}; a placeholder where the default is None.
+
+    Raises:
+      ElqError: there is no such loss or recipe.
+    """
+    settings: dict[str, Any] = {"model.symbols_apart": True}  # Of `Model.from_encoders`.
+    fields = _FIELDS | _loss_fields(config) | _recipe_fields(config)
+    for section, cls in fields.items():
+        types = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            if field.name.endswith("_bert"):  # The encoders say what these are.
+                continue
+            default = field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+            if default is None or default is dataclasses.MISSING:
+                [kind, *_] = typing.get_args(types[field.name]) or (types[field.name],)
+                default = config_dict.placeholder(kind)
+            settings[f"{section}.{field.name}"] = default
+    return settings
 
 
 def _loss_fields(config: ml_collections.ConfigDict) -> dict[str, type]:
@@ -137,11 +166,13 @@ def _recipe_fields(config: ml_collections.ConfigDict) -> dict[str, type]:
     return {config.recipe.rpartition(":")[2]: recipe.Settings} if recipe.Settings else {}
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
-    """What was meant with a setting that does not exist."""
+def hint(name: str, known: Iterable[str]) -> str:
+    """Says what was meant with a setting that does not exist."""
     if name in _RENAMED:
         return f"it is named {_RENAMED[name]} now."
     section, _, last = name.rpartition(".")
+    if section and not any(k.startswith(f"{section}.") for k in known):
+        section, last = "", section
     siblings = [k.rpartition(".")[2] for k in sorted(known) if k.rpartition(".")[0] == section]
     nearest = difflib.get_close_matches(last, siblings, 1)
     return f"did you mean {nearest[0]}?" if nearest else "configs/default.py lists them all."

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,45 @@ def test_a_list_may_be_given_piece_by_piece(parse):
 def test_a_list_that_cannot_be_read(parse):
     with pytest.raises(flags.IllegalFlagValueError, match=r"expected a list such as a\.jsonl,b"):
         parse("--config=configs/default.py", "--config.train_files=('a.jsonl',")
+
+
+LOSS = """
+import dataclasses
+
+from elq_jax.losses import LINKING_LOSSES, LinkingLoss
+
+
+@LINKING_LOSSES.register("{name}")
+@dataclasses.dataclass(frozen=True)
+class Margin(LinkingLoss):
+    margin: float = 0.2
+    most: int | None = None
+
+    def __call__(self, mentions, entities): ...
+"""
+
+
+def test_settings_of_the_loss_that_is_chosen(parse, tmp_path, monkeypatch):
+    """They need not be in the configuration file, nor need the loss be the file's."""
+    (tmp_path / "flag_loss.py").write_text(LOSS.replace("{name}", "margin_of_flags"))
+    monkeypatch.syspath_prepend(tmp_path)
+    own = "--config.joint.linking_loss=flag_loss:margin_of_flags"
+    config = parse("--config=configs/default.py", own, "--config.joint.margin=0.3")
+    assert config.joint.margin == 0.3
+    assert "margin" not in config.bi_encoder
+    assert "most" not in config.joint  # The configuration is as it is without the flag.
+    config = parse("--config=configs/default.py", own, "--config.joint.most", "3")
+    assert config.joint.most == 3
+    config = parse("--config=configs/default.py", "--config.linking.threshold=-2")
+    assert config.linking.threshold == -2.0
+    for arguments, hint in (
+        ((own, "--config.joint.magrin=1"), "did you mean margin?"),
+        (("--config.joint.margin=1",), "joint.margin: no such setting; configs/default.py lists"),
+        (("--config.jiont.margin=1",), "did you mean joint?"),
+        (("--config.joint.linking_loss=no", "--config.joint.margin=1"), "linking_loss: 'no'; exp"),
+    ):
+        with pytest.raises(flags.IllegalFlagValueError, match=re.escape(hint)):
+            parse("--config=configs/default.py", *arguments)
 
 
 @pytest.mark.parametrize(

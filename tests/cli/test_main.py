@@ -59,6 +59,24 @@ def test_flags_and_arguments_reach_the_program():
     assert done.stderr.startswith("error: extra: unexpected; everything is given with flags")
 
 
+def test_modules_of_the_folder_are_found(tmp_path):
+    """As with `python -m`, where an installed command would look in its own folder alone."""
+    (tmp_path / "my_losses.py").write_text("raise ImportError('found, but broken')")
+    code = f"import sys; sys.path[0] = '/nowhere'; sys.path.append({str(ROOT)!r}); "
+    code += "from elq_jax.cli.main import main; main()"
+    own = "--config.joint.linking_loss=my_losses:margin"
+    arguments = ["train", f"--config={ROOT}/configs/default.py", own, "--config.joint.margin=1"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "'my_losses:margin': found, but broken" in done.stderr
+
+
 def test_programs_that_are_not_there():
     done = elq_jax("lnik", "--linker=x")
     assert (done.returncode, done.stderr) == (
