@@ -11,7 +11,7 @@ Recall depends on the queries. With --linker, --questions takes labelled questio
 the vectors of their mentions; --queries takes vectors of your own. Without either, entity vectors
 with noise added stand in for them.
 
---index chooses what is built; --help shows the settings of the index that is named before it.
+--index chooses the kind of index; `--index NAME --help` shows the settings of that kind.
 --index exact builds nothing, since exact search needs only the vectors: it measures the speed.
 """
 
@@ -35,25 +35,27 @@ if TYPE_CHECKING:
 
     from elq_jax.entities.embeddings import Embeddings
 
-_LINKER = define_path("linker", "Linker directory: its vectors, and its index/.")
-_EMBEDDINGS = define_path("embeddings", "Or a folder that encode_entities wrote.")
+_LINKER = define_path("linker", "Linker directory whose vectors are indexed.")
+_EMBEDDINGS = define_path(
+    "embeddings", "Folder of vectors that encode_entities wrote, instead of --linker."
+)
 _OUTPUT = define_path(
     "output", "Folder of the index, replaced if it is there; by default the linker's index/."
 )
 _INDEX = define_index("scann")
 _QUERIES = define_path("queries", "Query vectors to measure with: .npy, float [Q, D].")
 _QUESTIONS = define_path("questions", "Labelled questions to measure with, .jsonl; needs --linker.")
-_SAMPLE = flags.DEFINE_integer("sample", 1000, "Queries to measure with.", lower_bound=1)
+_SAMPLE = flags.DEFINE_integer("sample", 1000, "Number of queries to measure with.", lower_bound=1)
 _NOISE = flags.DEFINE_float(
     "noise", 0.7, "Without --queries: length of the noise relative to the vector.", lower_bound=0
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of the sample and its noise.")
-_SECONDS = flags.DEFINE_float("seconds", 3, "How long each speed is measured.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the sample and its noise.")
+_SECONDS = flags.DEFINE_float("seconds", 3, "Seconds that each speed is measured.", lower_bound=0)
 _SETTINGS = define_settings_of(INDEXES, "index", "scann")
 
 
 def main(arguments: list[str]) -> None:
-    """Builds, saves, opens again, measures, prints and writes the report."""
+    """Builds and saves the index, opens it again, measures it and reports."""
     del arguments
     start_jax()
     from elq_jax.core.machine import describe_machine
@@ -78,7 +80,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _places() -> tuple[pathlib.Path, pathlib.Path | None]:
-    """The folder of the embeddings and the one of the index, None for an index without files."""
+    """Returns the folders of embeddings and index; None for an index without files."""
     has_files = INDEXES.get(_INDEX.value).has_files
     if (_LINKER.value is None) == (_EMBEDDINGS.value is None):
         raise ElqError("give either --linker DIR or --embeddings DIR")
@@ -99,7 +101,7 @@ def _places() -> tuple[pathlib.Path, pathlib.Path | None]:
 
 
 def _queries(embeddings: Embeddings) -> tuple[np.ndarray, str]:
-    """Queries [Q, D] and where they are from."""
+    """Returns the queries [Q, D] to measure with, and words for where they are from."""
     from elq_jax.evaluation.evaluate import gold_vectors
     from elq_jax.linking.linker import EntityLinker
     from elq_jax.retrieval import measure

@@ -6,18 +6,18 @@
 
 writes what `EntityLinker.from_pretrained("elq_wiki")` opens. Without --embeddings, encode_entities
 computes them; without --catalogue, the result is a model to encode or train with. Files of torch of
-any age are read and written without torch, which need not be installed; the matrix in parts, so
-that memory does not depend on its size. Stopped at any moment, or by a full disk, the same command
-resumes; after any other error nothing is left behind.
+any age are read and written without torch, which need not be installed. The matrix is read in
+parts, so memory does not depend on its size. After a stop at any moment, or a full disk, the same
+command resumes; after any other error nothing is left behind.
 
 With --entity_checkpoint instead of --checkpoint, BLINK's bi-encoder becomes a model to encode and
-train with; its mention head is at random.
+train with; its mention head starts at random.
 
     python -m elq_jax.convert --linker elq_wiki --to_torch elq.bin
 
 writes a state dict that the original loads, and its parameter file elq_params.txt.
 
-docs/migrating-from-elq.md has the rest.
+docs/migrating-from-elq.md describes every step.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TO_TORCH = define_path("to_torch", "State dict to write: OUT.bin.", parse=outpu
 
 
 def main(arguments: list[str]) -> None:
-    """Converts in one direction or the other."""
+    """Converts to a linker directory, or from one to files of torch."""
     del arguments
     if _TO_TORCH.value or _LINKER.value:
         _to_torch()

@@ -4,12 +4,12 @@
         --pooling mean --normalize --output catalogue/
 
 reads one JSON object per line (`title`, `text`, optional `wikidata_id` or `kb_idx`, `aliases`; also
-.jsonl.gz, and the published entity.jsonl as it is), and writes
+.jsonl.gz, and the published entity.jsonl without any change), and writes
 
     catalogue/catalogue.arrow   the entities, memory-mapped when used; an entity's id is its row
     catalogue/embeddings/       their vectors, in shards
 
-Stopped at any moment, the same command resumes with the shards that are missing. Several hosts
+After a stop at any moment, the same command resumes with the missing shards. Several hosts
 started together (see elq_jax/train.py) encode different shards; --output is then on gs:// or on a
 disk that all of them see. It may be resumed with another number of hosts.
 """
@@ -40,7 +40,7 @@ _POOLING = flags.DEFINE_enum(
 )
 _NORMALIZE = flags.DEFINE_bool("normalize", False, "Scale vectors to unit length.")
 _MAX_TOKENS = flags.DEFINE_integer(
-    "max_tokens", 128, "Tokens kept of an entity, [CLS] and [SEP] included.", lower_bound=3
+    "max_tokens", 128, "Tokens read of an entity, [CLS] and [SEP] included.", lower_bound=3
 )
 _STORAGE_DTYPE = flags.DEFINE_enum(
     "storage_dtype",
@@ -54,10 +54,12 @@ _DTYPE = flags.DEFINE_enum(
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size",
     32,
-    "Entities per call; on a CPU small batches that fit its cache are fastest.",
+    "Number of entities per call; on a CPU small batches that fit its cache are fastest.",
     lower_bound=1,
 )
-_SHARD_ROWS = flags.DEFINE_integer("shard_rows", 16384, "Entities per shard.", lower_bound=1)
+_SHARD_ROWS = flags.DEFINE_integer(
+    "shard_rows", 16384, "Number of entities per shard.", lower_bound=1
+)
 _ON_ERROR = flags.DEFINE_enum(
     "on_error",
     "stop",
@@ -68,7 +70,7 @@ _ON_ERROR = flags.DEFINE_enum(
 
 
 def main(arguments: list[str]) -> None:
-    """Builds the catalogue if it is not there, then encodes what is missing."""
+    """Builds the catalogue if it does not exist, then encodes the missing entities."""
     del arguments
     start_jax(several_processes=True)
     from elq_jax.entities.encode import encode_entities

@@ -12,7 +12,7 @@ second. --output also receives
 
     report.json    all numbers
     curve.png      precision and recall at all thresholds
-    errors.jsonl   what is wrong, one line per error
+    errors.jsonl   wrong and missing links, one line per error
 
 --questions (and --tune) take several files as a,b. Several hosts started together (see
 elq_jax/train.py) share the work, and the first of them prints.
@@ -46,16 +46,16 @@ _ORIGINAL = flags.DEFINE_enum(
     "original",
     None,
     ("labelled", "training"),
-    "Instead of all this, count the way the original does, for files of the EL4QA form: their "
-    "token ids, cut to windows around the gold mentions, label_id as it is, mentions with [CLS] "
-    "and [SEP] allowed, positions in tokens. labelled: as its evaluation of labelled questions; "
+    "Count the way the original does instead, for files of the EL4QA form: with their token ids, "
+    "cut to windows around the gold mentions, label_id not checked, mentions with [CLS] and "
+    "[SEP] allowed, positions in tokens. labelled: as its evaluation of labelled questions; "
     "training: as its evaluation while it trains with a frozen entity encoder (thresholds and "
     "numbers of candidates of its own, overlapping links, mentions of one token never found).",
 )
 
 
 def main(arguments: list[str]) -> None:
-    """Links, counts, writes and prints."""
+    """Links the questions, counts right and wrong links, writes and prints the results."""
     del arguments
     if _TUNE.value and _FLAGS.threshold.value is not None:
         raise ElqError("--tune, --threshold: either of them decides the threshold; give one")

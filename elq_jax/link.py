@@ -7,16 +7,16 @@
 
 Questions come from the command line, from --input, or from stdin (a question a line); without any,
 on a terminal, they are asked for. An input line of .jsonl is {"text": ..., "id": ...}, the id being
-optional; with "mentions": [[start, end], ...] only the entities of these are looked for, and every
-one of them gets a link. Links go to --output, or to stdout, a line of JSON for each question:
+optional. A line with "mentions": [[start, end], ...] gets a link for each of these mentions and
+no others. Links go to --output, or to stdout, a line of JSON for each question:
 
     {"id": 1, "text": "who wrote dune?", "links": [{"start": 10, "end": 14, "mention": "dune",
      "title": "Dune (novel)", "wikidata_id": "Q190192", "row": 17, "score": -0.21,
      "mention_score": -0.02, "candidates": [{"title": ..., "score": ...}, ...]}]}
 
 start and end are characters of the text (end is one past the last), row is a row of the
-catalogue, scores are log-probabilities. "truncated_at" is there if the question was longer than the
-model reads. On a terminal the links are shown as coloured text instead.
+catalogue, scores are log-probabilities. A question longer than the model reads is linked up to the
+character "truncated_at". On a terminal the links are shown as coloured text instead.
 
 A run with --output that is stopped at any moment is resumed when the same command is given again.
 With --batch_size=1 each question is answered as soon as it is read.
@@ -74,7 +74,7 @@ _RESTART = flags.DEFINE_bool(
 
 
 def main(arguments: list[str]) -> None:
-    """Links what is given, or asks for questions."""
+    """Links the questions of the command line, a file or stdin, or asks for questions."""
     typed, output = arguments[1:], _OUTPUT.value
     source = typed or _INPUT.value or (sys.stdin and sys.stdin.buffer)
     is_interactive = source is not None and not typed and not _INPUT.value and sys.stdin.isatty()

@@ -32,14 +32,14 @@ _WORKDIR = define_path(
 _PROFILE = flags.DEFINE_integer(
     "profile",
     0,
-    "Trace so many steps of each stage into WORKDIR/STAGE/profile, for TensorBoard or XProf.",
+    "Number of steps of each stage to trace into WORKDIR/STAGE/profile, for TensorBoard or XProf.",
     lower_bound=0,
 )
 flags.mark_flag_as_required("config")
 
 
 def main(arguments: list[str]) -> None:
-    """Trains, then prints where the linker is."""
+    """Trains a linker, then prints its folder."""
     del arguments
     start_jax(several_processes=True)
     from elq_jax.core import devices

@@ -2,10 +2,10 @@
 
     python -m elq_jax.verify my_linker
 
-It checks what every program that opens a linker checks at opening (types and sizes in JSON files,
-that the parts are of one another, checksums of files up to 256 MiB), and besides that the checksums
-of large files, every row of the catalogue and every entity vector. A folder that encode_entities
-wrote can be given too. Where something is damaged it names the file and exits with status 2.
+Every program checks a linker when it opens it: types and sizes in JSON files, that the parts belong
+together, checksums of files up to 256 MiB. This program also checks large files, every row of
+the catalogue and every entity vector, and takes a folder that encode_entities wrote, too. It names
+a damaged file and exits with status 2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from elq_jax.core.errors import ElqError
 
 
 def main(arguments: list[str]) -> None:
-    """Verifies the folders of the command line, and prints what was found in each part."""
+    """Verifies the folders of the command line and prints a line for each part."""
     if len(arguments) < 2:
         raise ElqError("no folder given; expected one or more: python -m elq_jax.verify my_linker")
     from elq_jax.linking import directory

@@ -1,4 +1,4 @@
-"""What people give to a linker, checked."""
+"""Checks of the arguments of a linker: texts and spans."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from elq_jax.text.tokenization import EncodedQuestion
 
 
 def texts_of(texts: Iterable[str] | str, or_one: bool = False) -> list[str]:
-    """The texts of anything that can be iterated over; what they are is checked later.
+    """Returns a list of texts from any iterable; the type of each text is checked later.
 
     Args:
-      texts: texts.
-      or_one: a single string is a list of one.
+      texts: iterable of texts.
+      or_one: whether a single string is taken as a list of one text.
 
     Raises:
-      ElqError: it is a string, or nothing that has elements.
+      ElqError: `texts` is a string (without `or_one`), or cannot be iterated over.
     """
     if isinstance(texts, str) and or_one:
         return [texts]
@@ -32,7 +32,7 @@ def texts_of(texts: Iterable[str] | str, or_one: bool = False) -> list[str]:
 
 
 def stream_of(texts: Iterable[str]) -> Iterable[str]:
-    """As `texts_of`, without reading anything."""
+    """Returns an iterator over texts, without reading any; raises as `texts_of` does."""
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         kind = "one string" if isinstance(texts, str) else type(texts).__name__
         raise ElqError(f"texts: found {kind}; give a list of strings")
@@ -42,7 +42,7 @@ def stream_of(texts: Iterable[str]) -> Iterable[str]:
 def check_bounds(
     encoded: Sequence[EncodedQuestion], bounds: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
-    """Token bounds of spans as arrays [M, 2] int32.
+    """Returns the token bounds of spans as arrays [M, 2] int32.
 
     Raises:
       ElqError: not as many as questions, or positions that a question does not have.
@@ -68,16 +68,16 @@ def token_bounds(
     encoded: Sequence[EncodedQuestion],
     names: Sequence[Any] | None = None,
 ) -> list[np.ndarray]:
-    """Finds the tokens of mentions given as characters.
+    """Finds the tokens of mentions from their character offsets.
 
     Args:
       texts: questions.
-      spans: for each a sequence of (start, end), half-open character offsets.
+      spans: sequences, one per question, of (start, end), half-open character offsets.
       encoded: tokens of the questions.
       names: names of the questions in errors; their numbers from 0 by default.
 
     Returns:
-      for each question [M, 2] int32, first and last token (inclusive).
+      one array per question, [M, 2] int32: first and last token (inclusive).
 
     Raises:
       ElqError: not as many lists of spans as questions, or a span that is not in its text or that

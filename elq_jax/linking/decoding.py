@@ -1,6 +1,6 @@
-"""From scored spans to mentions that do not overlap, in NumPy.
+"""Decoders: choose mentions that do not overlap from scored spans, in NumPy.
 
-A decoder of one's own is one file: a frozen dataclass whose fields are its settings.
+A decoder of your own is one file: a frozen dataclass whose fields are its settings.
 
     from elq_jax.linking.decoding import DECODERS, Decoder
 
@@ -40,7 +40,7 @@ class Decoded:
       question: [m] int32, number of the question, ascending.
       bounds: [m, 2] int32, first and last token (inclusive).
       characters: [m, 2] int64, half-open character offsets in the question.
-      scores: [m] float64, what mentions were ranked by.
+      scores: [m] float64, scores that the mentions were ranked by.
       mention_scores: [m] float64, log p(mention).
       rows: [m, C] int32, candidates, best first; -1 where the index found fewer than C.
       candidate_scores: [m, C] float64, their joint log-probabilities; -inf where the row is -1.
@@ -55,17 +55,18 @@ class Decoded:
     candidate_scores: np.ndarray
 
     def of(self, number: int) -> slice:
-        """The rows of one question."""
+        """Returns the rows of one question."""
         return slice(*np.searchsorted(self.question, [number, number + 1]).tolist())
 
 
 class Decoder(abc.ABC):
-    """Decides which spans may be mentions, and which of the scored ones are.
+    """Decides which spans are searched for, and which of the scored spans become mentions.
 
     Attributes:
-      log_probabilities: scores that the threshold is compared with are log-probabilities.
-      special_tokens_in_text: a literal "[SEP]" in a question is read as that token.
-      keep_any: the best spans of a question are searched for where none passes the threshold.
+      log_probabilities: whether the threshold is compared with log-probabilities.
+      special_tokens_in_text: whether a literal "[SEP]" in a question is read as that token.
+      keep_any: whether the best spans of a question are searched for where none passes the
+        threshold.
     """
 
     log_probabilities: ClassVar[bool] = True
@@ -73,14 +74,15 @@ class Decoder(abc.ABC):
     keep_any: ClassVar[bool] = False
 
     def prune_threshold(self, threshold: float) -> float:
-        """log p(mention) must be above this for a span to be searched for.
+        """Returns the log p(mention) that a span must exceed to be searched for.
 
-        Nothing is lost by the threshold itself: a joint score is never above log p(mention).
+        By default this is `threshold`, which loses no link: a joint score is never above
+        log p(mention).
         """
         return threshold
 
     def roles(self, question: EncodedQuestion, unknown_id: int) -> np.ndarray:
-        """What each token may be in a mention, so that no other span takes one of the K places.
+        """Returns what each token may be in a mention; no other span takes one of the K places.
 
         A span is searched for if 1. all its tokens are INSIDE, 2. its first is FIRST, 3. its last
         is LAST, 4. one of them is MEANINGFUL. Here: any span of real tokens but [CLS] and [SEP], of
@@ -103,7 +105,7 @@ class Decoder(abc.ABC):
         """Chooses mentions.
 
         Args:
-          spans: with their candidates.
+          spans: scored spans with their candidates.
           threshold: score that a mention must exceed; -inf keeps everything.
         """
 
@@ -120,13 +122,13 @@ class Joint(Decoder):
     comes first wins. All comparisons are strict, in float64.
 
     Attributes:
-      whole_words: whether no mention begins or ends inside of a word ("beatles" in "beatlesmania").
+      whole_words: whether no mention may begin or end inside a word ("beatles" in "beatlesmania").
     """
 
     whole_words: bool = True
 
     def roles(self, question: EncodedQuestion, unknown_id: int) -> np.ndarray:
-        """See the base class; with `whole_words` a mention has all tokens of its words."""
+        """Returns roles as in the base class; `whole_words` keeps the tokens of a word together."""
         roles = super().roles(question, unknown_id)
         if self.whole_words:
             inside_word = question.words[1:] == question.words[:-1]
@@ -135,7 +137,7 @@ class Joint(Decoder):
         return roles
 
     def __call__(self, spans: ScoredSpans, threshold: float) -> Decoded:
-        """See the class; mentions whose score is NaN are dropped."""
+        """Chooses mentions as the class says; mentions whose score is NaN are dropped."""
         joint, mention_scores = joint_scores(spans)
         scores = joint[:, 0]
         order = best_first(spans, scores, scores > threshold)
@@ -146,7 +148,7 @@ class Joint(Decoder):
 
 
 def joint_scores(spans: ScoredSpans) -> tuple[np.ndarray, np.ndarray]:
-    """Joint log-probabilities of every span and candidate.
+    """Computes the joint log-probability of every span and candidate.
 
     Returns:
       [n, C] float64, -inf where there is no candidate (NaN where there is none at all or an inner
@@ -159,17 +161,17 @@ def joint_scores(spans: ScoredSpans) -> tuple[np.ndarray, np.ndarray]:
 
 
 def best_first(spans: ScoredSpans, scores: np.ndarray, passes: np.ndarray) -> np.ndarray:
-    """Numbers of the spans that pass, question by question, the highest score first."""
+    """Returns the numbers of passing spans, question by question, highest score first."""
     order = np.flatnonzero(passes)
     return order[np.lexsort((-scores[order], spans.question[order]))]  # stable
 
 
 def accept(question: np.ndarray, extents: np.ndarray) -> np.ndarray:
-    """Goes through mentions and accepts those that share no place with an accepted one.
+    """Accepts, in order, each mention that shares no place with an accepted one.
 
     Args:
-      question: [m] int, the question of each mention.
-      extents: [m, 2] int, half-open places in it: characters, or tokens.
+      question: [m] int, number of each mention's question.
+      extents: [m, 2] int, half-open extents of mentions in it, in characters or tokens.
 
     Returns:
       [m] bool.
@@ -196,12 +198,12 @@ def take(
     mention_scores: np.ndarray,
     joint: np.ndarray,
 ) -> Decoded:
-    """The mentions that a decoder chose.
+    """Makes `Decoded` of the mentions that a decoder chose.
 
     Args:
-      spans: n of them.
-      order: [m] int, numbers of those chosen.
-      characters: [m, 2] int, their character offsets.
+      spans: n scored spans.
+      order: [m] int, numbers of the chosen spans.
+      characters: [m, 2] int, character offsets of the chosen spans.
       scores, mention_scores, joint: [n], [n] and [n, C], as in `Decoded`.
     """
     return Decoded(
@@ -216,7 +218,7 @@ def take(
 
 
 def character_spans(spans: ScoredSpans, order: np.ndarray) -> np.ndarray:
-    """Half-open character offsets [m, 2] int64 of some spans, see `character_span`."""
+    """Returns half-open character offsets [m, 2] int64 of spans, see `character_span`."""
     places = zip(spans.question[order].tolist(), spans.bounds[order].tolist(), strict=True)
     offsets = [
         character_span(*bounds, spans.encoded[number].offsets, spans.texts[number])
@@ -226,7 +228,7 @@ def character_spans(spans: ScoredSpans, order: np.ndarray) -> np.ndarray:
 
 
 def character_span(start: int, end: int, offsets: np.ndarray, text: str) -> tuple[int, int]:
-    """Half-open character offsets of the tokens start..end (inclusive).
+    """Returns the half-open character offsets of the tokens start..end (inclusive).
 
     Tokens without characters ([CLS] and [SEP] have offsets (0, 0)) add nothing, so a span of only
     such tokens gives (0, 0). Combining marks that the tokenizer stripped after the last token are

@@ -1,4 +1,4 @@
-"""The linker directory: what a person carries around.
+"""Writes, copies and verifies a linker directory, the folder that holds a whole linker.
 
 config.json        what the model computes (`ElqConfig`), the fingerprint of its entity encoder,
                    and how it links
@@ -37,14 +37,15 @@ def write_linker(
     catalogue: str | os.PathLike[str],
     embeddings: str | os.PathLike[str] | Embeddings | np.ndarray,
 ) -> None:
-    """Writes a whole linker directory; it appears under its name when it is complete.
+    """Writes a linker directory, which appears under its name when it is complete.
 
     Args:
-      folder: replaced if it is a linker directory.
-      model: both encoders; without the entity encoder's parameters, its fingerprint is kept.
+      folder: path of the directory; an older linker directory there is replaced.
+      model: model with both encoders. Without the parameters of the entity encoder, its fingerprint
+        is recorded.
       linking: defaults of `EntityLinker` (threshold and so on).
-      catalogue: a catalogue.arrow.
-      embeddings: the folder of its entity vectors, or the vectors themselves [E, D]. Files are
+      catalogue: path of a catalogue.arrow.
+      embeddings: folder of its entity vectors, or the vectors themselves [E, D]. Files are
         hard-linked where the file system can.
     """
     if isinstance(embeddings, Embeddings):
@@ -59,7 +60,7 @@ def write_linker(
 
 
 def _write_embeddings(folder: pathlib.Path, model: Model, vectors: np.ndarray) -> None:
-    """Writes entity vectors [E, D] of the catalogue in `folder` there."""
+    """Writes entity vectors [E, D] into `folder`, for the catalogue there."""
     fingerprint = Catalogue.open(folder / layout.CATALOGUE).fingerprint
     writer = EmbeddingsWriter(
         folder / layout.EMBEDDINGS,
@@ -89,7 +90,7 @@ def copy_linker(
 
 
 def _replacing(folder: str | os.PathLike[str]) -> contextlib.AbstractContextManager[pathlib.Path]:
-    """A temporary folder that takes the place of `folder` when the block succeeds."""
+    """Yields a temporary folder that takes the place of `folder` when the block succeeds."""
     return atomic_folder(folder, "a linker directory", bundle.is_linker_directory)
 
 
@@ -118,10 +119,10 @@ def verify(folder: str | os.PathLike[str]) -> dict[str, str]:
     """Reads everything in a linker directory, or in a folder of encode_entities, and checks it.
 
     Returns:
-      what was found of each part that is there; a part that older versions wrote has no checksums.
+      a line about each part; a part that older versions wrote has no checksums.
 
     Raises:
-      ElqError: a part is damaged, does not fit the others, or there is none.
+      ElqError: a part is damaged or does not fit the others, or the folder has no parts.
     """
     folder = pathlib.Path(folder)
     found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The public API: questions in, links out."""
+"""EntityLinker, the public API: links the mentions of questions to entities."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ class EntityLinker:
             print(link.mention, link.title, link.wikidata_id, link.score)
 
     One linker may be called from many threads; they take turns. It can be pickled and copied if it
-    was opened from a directory, which is then opened again. A process that was forked after a
-    linker was opened can use none, since JAX does not survive a fork: open it in the child, or
-    start children with the method "spawn".
+    was opened from a directory, which is then opened again. A process forked after a linker was
+    opened cannot use any linker, since JAX does not survive a fork: open it in the child, or start
+    children with the method "spawn".
 
     Attributes:
       model: model whose question encoder is used.
-      config: what the model computes.
-      settings: defaults of linking; replace it to change them for good.
+      config: description of what the model computes.
+      settings: defaults of linking; replace the object to change them for good.
       tokenizer: tokenizer of questions.
-      catalogue: the entities.
-      index: what is searched.
+      catalogue: catalogue of entities.
+      index: index that is searched.
     """
 
     def __init__(
@@ -67,15 +67,15 @@ class EntityLinker:
         dtype: str = "float32",
         devices: str | Sequence[jax.Device] | None = None,
     ):
-        """Puts a linker together; most people want `from_pretrained`.
+        """Makes a linker from its parts in memory; to open a directory, use `from_pretrained`.
 
         Args:
           model: model whose question encoder is used; it is put on the devices with the first
             question, if it is not there already.
-          catalogue: E entities.
+          catalogue: catalogue of E entities.
           index: index over their E embeddings.
           settings: defaults of linking.
-          embeddings: [E, D], those that the index was built over; `save_pretrained` writes them.
+          embeddings: [E, D] vectors that the index was built over; `save_pretrained` writes them.
           dtype: dtype of the matrix products, "float32" or "bfloat16".
           devices: devices, or the name of a platform such as "cpu"; all local ones by default.
 
@@ -122,7 +122,7 @@ class EntityLinker:
             the settings of its decoder.
 
         Raises:
-          ElqError: a part is missing or broken, or the parts are not of one another.
+          ElqError: a part is missing or broken, or the parts do not belong together.
         """
         _check_process()
         devices_lib.use_compilation_cache()
@@ -150,15 +150,15 @@ class EntityLinker:
 
     @property
     def folder(self) -> pathlib.Path | None:
-        """Linker directory that this was opened from; None if it was put together in memory."""
+        """Returns the directory that this linker was opened from; None if made in memory."""
         return None if self._source is None or self._is_changed else self._source["path"]
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Writes a linker directory with these settings; big files are linked where possible.
 
         Args:
-          path: folder to write, which appears under its name when it is whole. A linker directory
-            that is there is replaced.
+          path: folder to write, which appears under its name when it is whole. An older linker
+            directory is replaced.
 
         Raises:
           ElqError: `path` holds something else, or this linker was put together without
@@ -191,9 +191,9 @@ class EntityLinker:
         return _reopen, (self._source, self.settings, places)
 
     def with_params(self, params: Mapping[str, Any]) -> EntityLinker:
-        """The same linker with other parameters of the question encoder; see `Scorer.with_params`.
+        """Returns the linker with other question encoder parameters; see `Scorer.with_params`.
 
-        Nothing is compiled again, and what the devices hold already is not moved.
+        Nothing is compiled again, and arrays that the devices hold already are not moved.
         """
         other = copy.copy(self)
         other.model = self.model.replace(params={**self.model.params, "question": params})
@@ -202,7 +202,7 @@ class EntityLinker:
         return other
 
     def with_settings(self, **changes: Any) -> EntityLinker:
-        """The same linker with other `LinkingSettings`, such as threshold=-2.0."""
+        """Returns the linker with other `LinkingSettings`, such as threshold=-2.0."""
         other = copy.copy(self)
         other.settings = self.settings.replace(**changes)
         return other
@@ -214,10 +214,10 @@ class EntityLinker:
 
     @property
     def max_question_tokens(self) -> int:
-        """T at most: the settings' own, or the model's.
+        """Returns the largest T: that of the settings, or else the model's.
 
         Raises:
-          ElqError: the encoder has not so many positions.
+          ElqError: the encoder has fewer positions.
         """
         size, positions = self.settings.max_question_tokens, self.config.question_bert.max_positions
         if size is None:
@@ -234,13 +234,13 @@ class EntityLinker:
         """Links one question, or many.
 
         Args:
-          texts: question, or any number of them. One of more than `max_question_tokens` tokens is
-            cut; a single warning says how many were.
+          texts: question, or any number of them. A question of more than `max_question_tokens`
+            tokens is cut; a single warning says how many were.
           threshold: score that links must exceed, instead of the settings' own.
-          batch_size: questions encoded at a time.
+          batch_size: number of questions encoded at a time.
 
         Returns:
-          for a string its links in the order of the text, without overlaps; for several strings a
+          links of one question in the order of its text, without overlaps; for several questions a
           list of such lists.
         """
         scored = self.score_batch(arguments.texts_of(texts, or_one=True), threshold, batch_size)
@@ -251,16 +251,17 @@ class EntityLinker:
     def pipe(
         self, texts: Iterable[str], threshold: float | None = None, batch_size: int = 64
     ) -> Iterator[list[Link]]:
-        """Links a stream of questions, reading no more of it than is linked together.
+        """Links a stream of questions, reading only a few batches ahead.
 
         Args:
-          texts: questions; may be endless.
+          texts: iterable of questions; may be endless.
           threshold: score that links must exceed, instead of the settings' own.
-          batch_size: questions encoded at a time; 16 times as many are read at once, so that
-            questions of one length meet, but with a size of 1 each is linked as it comes.
+          batch_size: number of questions encoded at a time. 16 times as many are read at once, so
+            that questions of similar length are encoded together; with a size of 1 each question
+            is linked as soon as it is read.
 
         Yields:
-          the links of each question, in their order.
+          the links of each question, in the order of the questions.
         """
         return self._pipe(iter(arguments.stream_of(texts)), threshold, batch_size)
 
@@ -287,12 +288,13 @@ class EntityLinker:
           batch_size: questions encoded at a time.
 
         Returns:
-          for a string a link for every span, in their order, whatever its score: log p(entity |
-          mention), the mention's own being 0; for several strings a list of such lists.
+          a link for every span, in the order of `spans`, whatever its score. The score is
+          log p(entity | mention), and the mention score is 0. For several strings, a list of such
+          lists.
 
         Raises:
-          ElqError: a span lies outside its text, begins or ends inside of a token, holds nothing,
-            or is in a part that was cut.
+          ElqError: a span lies outside its text, begins or ends inside a token, is empty, or is in
+            a part of the text that was cut.
 
         Example:
           linker.disambiguate("who wrote dune?", [(10, 14)])
@@ -314,18 +316,18 @@ class EntityLinker:
     def score_batch(
         self, texts: Iterable[str], threshold: float | None = None, batch_size: int = 64
     ) -> ScoredSpans:
-        """Runs the model and the index; `decode` can then be called at any threshold from here up.
+        """Finds spans and their candidates; `decode` makes links of them at several thresholds.
 
         Args:
-          texts: any strings.
-          threshold: lowest threshold to be asked for later; the settings' own by default.
+          texts: iterable of questions.
+          threshold: lowest threshold that `decode` can use later; the settings' own by default.
           batch_size: questions encoded at a time.
         """
         texts = arguments.texts_of(texts)
         return self.score_encoded(texts, self.encode(texts), threshold, batch_size)[0]
 
     def encode(self, texts: Iterable[str]) -> list[EncodedQuestion]:
-        """Tokens of questions, cut to `max_question_tokens`."""
+        """Tokenises questions, cut to `max_question_tokens`."""
         _check_process()
         return self.tokenizer.encode_questions(
             arguments.texts_of(texts),
@@ -341,17 +343,18 @@ class EntityLinker:
         batch_size: int = 64,
         bounds: Sequence[np.ndarray] | None = None,
     ) -> tuple[ScoredSpans, ScoredSpans]:
-        """Finds spans, and looks at given ones, with one pass of the encoder.
+        """Scores the spans that the model finds, and spans at known bounds, in one encoder pass.
 
         Args:
           texts: questions.
           encoded: their tokens.
           threshold: as for `score_batch`.
           batch_size: questions encoded at a time.
-          bounds: for each question [M, 2] int, first and last token of the given spans (inclusive).
+          bounds: arrays, one per question, [M, 2] int: first and last token (inclusive) of spans to
+            score besides.
 
         Returns:
-          spans that were found, and the given ones, these in their order.
+          spans that the model finds, and the spans at `bounds` in their order.
 
         Raises:
           ElqError: not as many bounds as texts, or positions that a question does not have.
@@ -367,7 +370,7 @@ class EntityLinker:
         return self._score(texts, encoded, batch_size, search, bounds, settings.threshold)
 
     def decode(self, scored: ScoredSpans, threshold: float | None = None) -> list[list[Link]]:
-        """Links of scored questions, in the order of the text; fast, no model is run.
+        """Returns the links of scored questions in text order; fast, since no model is run.
 
         Raises:
           ElqError: the threshold is below the one the questions were scored at.
@@ -376,7 +379,7 @@ class EntityLinker:
         return [sorted(found, key=lambda link: link.start) for found in links]
 
     def decode_tokens(self, scored: ScoredSpans, threshold: float | None = None) -> Decoded:
-        """As `decode`, but token positions and catalogue rows, best score first."""
+        """Returns what `decode` does as token positions and catalogue rows, best score first."""
         settings = self._settings(threshold)
         if settings.threshold < scored.scored_at:
             raise ElqError(
@@ -388,15 +391,15 @@ class EntityLinker:
     def candidates_at(
         self, texts: Sequence[str], bounds: Sequence[np.ndarray], batch_size: int = 64
     ) -> list[np.ndarray]:
-        """Candidates of given spans (disambiguation only).
+        """Finds the candidates of spans whose tokens are known (disambiguation only).
 
         Args:
           texts: questions.
-          bounds: for each an array [M, 2] of inclusive token positions ([CLS] is 0).
-          batch_size: questions encoded at a time.
+          bounds: arrays, one per question, [M, 2] of inclusive token positions ([CLS] is 0).
+          batch_size: number of questions encoded at a time.
 
         Returns:
-          for each question the candidate rows [M, C] int32, best first.
+          candidate rows of each question, [M, C] int32, best first.
 
         Raises:
           ElqError: not as many bounds as texts, or positions that a question does not have.
@@ -407,7 +410,7 @@ class EntityLinker:
     def vectors_at(
         self, texts: Sequence[str], bounds: Sequence[np.ndarray], batch_size: int = 64
     ) -> list[np.ndarray]:
-        """Query vectors of given spans: for each question [M, D] float32; see `candidates_at`."""
+        """Returns query vectors [M, D] float32 of each question's spans; see `candidates_at`."""
         encoded = self.encode(texts)
         bounds = arguments.check_bounds(encoded, bounds)
         with self._lock:
@@ -440,7 +443,7 @@ class EntityLinker:
         bounds: Sequence[np.ndarray] | None,
         scored_at: float = -np.inf,
     ) -> tuple[ScoredSpans, ScoredSpans]:
-        """Encodes and searches; what is found and what is given of 16 batches in one search."""
+        """Encodes and searches; all spans of 16 batches are searched for together."""
         if bounds is not None:
             bounds = arguments.check_bounds(encoded, bounds)
         count = min(self.settings.num_candidates, len(self.catalogue))
@@ -458,7 +461,7 @@ class EntityLinker:
         return _scored(*whole, results[::2]), _scored(*whole, results[1::2])
 
     def _links(self, texts: Sequence[str], decoded: Decoded) -> list[list[Link]]:
-        """The links of each question, in the order of `decoded`."""
+        """Makes the links of each question, in the order of `decoded`."""
         rows = np.unique(decoded.rows[decoded.rows != _NO_ROW]).tolist()
         names = zip(self.catalogue.titles(rows), self.catalogue.wikidata_ids(rows), strict=True)
         entities = dict(zip(rows, names, strict=True))
@@ -507,7 +510,7 @@ def _check_process() -> None:
 def _reopen(
     source: Mapping[str, Any], settings: LinkingSettings, places: Sequence[tuple[str, int]]
 ) -> EntityLinker:
-    """Opens the directory of a pickled linker, on the same devices if they are here."""
+    """Opens the directory of a pickled linker, on the same devices if this machine has them."""
     here = {(device.platform, device.id): device for device in jax.local_devices()}
     devices = [here[place] for place in places if place in here]
     linker = EntityLinker.from_pretrained(**source, devices=devices or None)
@@ -543,7 +546,7 @@ def _scored(
     scored_at: float,
     parts: Sequence[tuple[SpanVectors, np.ndarray, np.ndarray]],
 ) -> ScoredSpans:
-    """Spans and their candidates, in the order of the questions."""
+    """Joins spans and their candidates, in the order of the questions."""
     columns = (
         [np.zeros(0, np.int32), *(found.question for found, _, _ in parts)],
         [np.zeros((0, 2), np.int32), *(found.bounds for found, _, _ in parts)],
@@ -559,6 +562,6 @@ def _scored(
 
 
 def _split(rows: np.ndarray, bounds: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Rows of all given spans -> for each question those of its own."""
+    """Splits rows of all spans into those of each question."""
     ends = np.cumsum([len(own) for own in bounds])
     return np.split(rows, ends[:-1]) if len(ends) else []

@@ -1,4 +1,4 @@
-"""What linking makes of questions: scored spans on the way, links in the end."""
+"""Results of linking: links, their candidates, and scored spans before decoding."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class ScoredSpans:
     """Spans of Q questions with their candidates, one row per span: n rows in all.
 
     Attributes:
-      texts: Q questions.
-      encoded: tokens of each of them.
+      texts: texts of the Q questions.
+      encoded: tokens of each question.
       question: [n] int32, number of the question that the span is of, ascending.
       bounds: [n, 2] int32, first and last token (inclusive; [CLS] is 0).
-      logits: [n] float32, span logits; inf for a span that was given and not found.
+      logits: [n] float32, span logits; inf for a span whose bounds the caller gave.
       scores: [n, C] float32, inner products with the candidates, descending.
       rows: [n, C] int32, catalogue rows of the candidates; -1 where the index found fewer than C.
-      scored_at: the threshold that spans had to pass to be searched for.
+      scored_at: threshold that spans had to pass to be searched for.
     """
 
     texts: Sequence[str]
@@ -59,15 +59,15 @@ class Link:
 
     Attributes:
       start: first character of the mention in the question.
-      end: one past its last character.
-      mention: text[start:end].
+      end: offset one past the mention's last character.
+      mention: text of the mention, text[start:end].
       title: title of the entity.
       wikidata_id: Wikidata id of the entity, if the catalogue has one.
       row: row of the entity in the catalogue.
       score: joint log-probability, log p(mention) + log p(entity | mention); another decoder than
         ours may rank mentions by something else.
-      mention_score: log p(mention); 0 for a mention that was given.
-      candidates: the best entities for the mention, the linked one first.
+      mention_score: log p(mention); 0 for a mention whose place the caller gave.
+      candidates: best entities for the mention, the linked one first.
     """
 
     start: int
@@ -81,7 +81,7 @@ class Link:
     candidates: tuple[Candidate, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The link as plain JSON values."""
+        """Returns the link as plain JSON values."""
         values = dataclasses.asdict(self)
         values["candidates"] = list(values["candidates"])
         return values

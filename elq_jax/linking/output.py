@@ -1,4 +1,4 @@
-"""Where lines of results go: a file that appears when it is whole, or a stream."""
+"""Writes lines of results to a file that appears when it is whole, or to a stream."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _FULL_DISK = "free some space and give the same command again, which resumes whe
 def check_output(
     output: str | os.PathLike[str] | None, source: str | os.PathLike[str] | int
 ) -> None:
-    """Sees to it that writing `output` does not overwrite what is read.
+    """Raises an ElqError if writing `output` would overwrite the input.
 
     Args:
       output: file to write, as for `open_output`; None where there is none.
       source: path, or descriptor, of the input.
 
     Raises:
-      ElqError: they are one file, by whatever name.
+      ElqError: output and input are the same file, by whatever name.
     """
     if output is None:
         return
@@ -53,24 +53,24 @@ def check_output(
 def open_output(
     output: str | os.PathLike[str], settings: Mapping[str, Any], restart: bool = False
 ) -> PartFile | Stream:
-    """Opens what lines of results are written to.
+    """Opens a file, pipe or device for lines of results.
 
     Args:
-      output: file, which may be there and is replaced when the lines are all written; or a pipe, a
-        device or an open descriptor such as /dev/stdout, which gets the lines as they come.
+      output: path of a file, which is replaced when all lines are written; or of a pipe, a device
+        or an open descriptor such as /dev/stdout, which gets each line at once.
       settings: everything that the lines depend on besides the rows, as for a `ResumeRecord`.
       restart: whether to remove lines that an interrupted run left.
 
     Raises:
-      ElqError: no file can be written there; the lines that are there are of other settings, or are
-        being written.
+      ElqError: no file can be written there; an earlier run wrote lines with other settings; or
+        another process is writing them.
     """
     path = output_file(output, may_be_gzip=True)
     return Stream(path) if is_stream(path) else PartFile(path, settings, restart)
 
 
 class Stream:
-    """A pipe or a device that takes lines as they come; nothing can be resumed."""
+    """A pipe or a device that takes each line at once; nothing can be resumed."""
 
     def __init__(self, path: pathlib.Path):
         self._path = path
@@ -84,11 +84,11 @@ class Stream:
             self._file.close()
 
     def has(self, chunk: Sequence[Row]) -> bool:
-        """Returns False: what was written cannot be read."""
+        """Returns False: lines written to a stream cannot be read again."""
         return False
 
     def write(self, lines: Iterable[bytes]) -> None:
-        """Writes lines; they are with the reader when this returns."""
+        """Writes lines; the reader has them when this returns."""
         with full_disk(self._path):
             self._file.writelines(lines)
             self._file.flush()
@@ -98,7 +98,7 @@ class Stream:
 
 
 def _part_paths(output: str | os.PathLike[str]) -> tuple[pathlib.Path, pathlib.Path]:
-    """Where the lines of `output` are until it is whole, and their settings."""
+    """Returns the paths of the unfinished lines of `output` and of their settings."""
     final = os.path.realpath(output)
     return pathlib.Path(f"{final}.part"), pathlib.Path(f"{final}.part.json")
 
@@ -107,7 +107,7 @@ class PartFile:
     """A file of result lines in the making: `output`.part, and beside it the settings.
 
     Attributes:
-      path: of the lines.
+      path: path of the lines.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class PartFile:
             self._file.close()
 
     def _check(self) -> None:
-        """Compares the settings of the lines that are there; keeps the settings of new ones."""
+        """Compares the settings with those of earlier lines, or records them."""
         if os.fstat(self._file.fileno()).st_size == 0:
             self._record.write()
             return
@@ -158,7 +158,7 @@ class PartFile:
         )
 
     def has(self, chunk: Sequence[Row]) -> bool:
-        """Whether the next lines are there already; if not all are, the rest is cut off.
+        """Returns whether the next lines are already written; if only some are, cuts them off.
 
         Raises:
           ElqError: the lines are those of other rows.
@@ -186,17 +186,17 @@ class PartFile:
         """Appends lines; they are with the operating system when this returns.
 
         Raises:
-          DiskFullError: the disk is full. What is there stays, to be resumed from.
+          DiskFullError: the disk is full. Lines already written stay, so a later run can resume.
         """
         with full_disk(self.path, _FULL_DISK):
             self._file.writelines(lines)
             self._file.flush()
 
     def finish(self) -> None:
-        """Gives the file its name, compressed if it is that of a gzip file.
+        """Gives the file its final name; compresses it if the name ends in .gz.
 
         Raises:
-          ElqError: it has more lines than there were rows.
+          ElqError: the file has more lines than there were rows.
           DiskFullError: the disk is full.
         """
         if not self._appending and self._file.readline():
@@ -217,7 +217,7 @@ class PartFile:
 
 
 def _is_of(line: Mapping[str, Any], row: Row) -> bool:
-    """Whether a line of the output is of a row, whose id it has."""
+    """Returns whether a line of the output has the id of a row."""
     if row.error is not None or (row.spans is not None and "error" in line):
         return line.get("error") == row.error or row.error is None
     spans = [(link["start"], link["end"]) for link in line["links"]]

@@ -1,4 +1,4 @@
-"""Files of questions in, lines of links out, in bounded memory; a stopped run is resumed."""
+"""Links files of questions to lines of JSON in bounded memory; resumes a stopped run."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _SHOWN = 20  # messages of one kind
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Linked:
-    """What became of a row.
+    """The links of a row.
 
     Attributes:
-      row: of the input.
-      links: in the order of the text; none if the row is no question.
-      truncated_at: only the text before this character was read; None if all of it was.
+      row: row of the input.
+      links: links in the order of the text; none if the row is not a question.
+      truncated_at: number of the character from which on the text was not read; None if all was.
     """
 
     row: Row
@@ -44,10 +44,10 @@ class Linked:
 
 
 def chunks(rows: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:
-    """Cuts rows into what is linked at a time.
+    """Cuts rows into chunks that are linked together.
 
-    That is 16 batches, so that questions of a length meet; one question for a `batch_size` of 1,
-    so that questions that trickle in are answered at once.
+    A chunk is 16 batches, so that questions of similar length are encoded together. With a
+    `batch_size` of 1 it is one question, so that each is answered as soon as it is read.
     """
     size = 1 if batch_size == 1 else BATCHES_IN_FLIGHT * batch_size
     rows = iter(rows)
@@ -61,17 +61,17 @@ def link_rows(
     batch_size: int = 64,
     on_error: OnError = "stop",
 ) -> list[Linked]:
-    """Links the questions among some rows; where a row gives mentions, only their entities.
+    """Links the questions of rows; a row with mentions gets links for these mentions only.
 
     Args:
-      linker: linker with the settings wanted.
+      linker: linker with the wanted settings.
       rows: rows, as many as fit in memory.
-      batch_size: questions encoded at a time.
-      on_error: what happens at a row whose mentions no tokens express: "stop", or "skip": it is
-        returned with its `error`.
+      batch_size: number of questions encoded at a time.
+      on_error: action at a row whose mentions no tokens express: "stop", or "skip" to return the
+        row with its `error`.
 
     Returns:
-      what became of each row, in their order.
+      links of each row, in the order of the rows.
 
     Raises:
       ElqError: such a row (`on_error="stop"`).
@@ -91,7 +91,7 @@ def link_rows(
 
 
 def _with_checked_spans(linker: EntityLinker, rows: Sequence[Row], on_error: OnError) -> list[Row]:
-    """The rows; one whose mentions no tokens express has its error."""
+    """Returns the rows; a row whose mentions no tokens express gets an error."""
     checked = []
     for row in rows:
         if row.error is None and row.spans:
@@ -106,7 +106,7 @@ def _with_checked_spans(linker: EntityLinker, rows: Sequence[Row], on_error: OnE
 
 
 def to_dict(linked: Linked) -> dict[str, Any]:
-    """A row and its links as plain JSON values: a line of the output.
+    """Returns a row and its links as plain JSON values.
 
     Returns:
       `id`, `text`, `links`, and `truncated_at` where the text was cut; or `id` and `error`. Scores
@@ -127,7 +127,7 @@ def to_dict(linked: Linked) -> dict[str, Any]:
 
 
 def to_line(linked: Linked) -> bytes:
-    """A line of .jsonl."""
+    """Returns a row and its links as a line of .jsonl."""
     return json.dumps(to_dict(linked), ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
@@ -145,19 +145,19 @@ def link_file(
     """Links rows to a .jsonl file that appears when it is whole.
 
     Until then its lines are in `output`.part. A second call with the same rows and settings resumes
-    where the first was stopped, and writes the same bytes as a call that was not. A pipe or device
-    gets the lines as they come.
+    a stopped one; the file is the same to the byte as if nothing had been stopped. A pipe or device
+    gets each line at once.
 
     Args:
-      linker: linker with the settings wanted.
+      linker: linker with the wanted settings.
       rows: rows; may be more than fit in memory.
-      output: file to write; a name that ends in .gz is written as gzip.
+      output: path of the file; a name that ends in .gz is written as gzip.
       settings: everything the lines depend on besides the rows, as JSON values.
       batch_size: questions encoded at a time.
       on_error: as for `link_rows`.
-      restart: whether to remove what an earlier call left, instead of resuming.
-      progress: function called after each chunk, whose lines are written then, with its rows, and
-        what became of them or None if an earlier call had written that.
+      restart: whether to remove the lines of an earlier call instead of resuming it.
+      progress: function called after the lines of each chunk are written, with its rows and their
+        `Linked`; None in place of these if an earlier call wrote the lines.
 
     Raises:
       ElqError: an earlier call had other rows or other settings, another process is writing the
@@ -183,11 +183,11 @@ def link_and_show(
     on_error: OnError = "stop",
     progress: Callable[[Sequence[Row], Sequence[Linked] | None], None] | None = None,
 ) -> None:
-    """Links rows to stdout, as lines of JSON or as coloured text, until its reader has enough.
+    """Links rows to stdout, as lines of JSON or coloured text, until its reader closes it.
 
     Args:
       linker, rows, batch_size, on_error, progress: as for `link_file`.
-      console: console that makes text of links; None: lines of JSON.
+      console: console that shows links as text; None: lines of JSON.
     """
     for chunk in chunks(rows, batch_size):
         linked = link_rows(linker, chunk, batch_size, on_error)
@@ -207,7 +207,7 @@ def link_and_show(
 
 
 def _as_text(linker: EntityLinker, linked: Iterable[Linked], console: Console) -> Iterator[bytes]:
-    """What a terminal shows of each question."""
+    """Yields the text that a terminal shows of each question."""
     for result in linked:
         if result.row.error is None:
             question = result.row.text, result.links, 0, result.truncated_at
@@ -217,7 +217,7 @@ def _as_text(linker: EntityLinker, linked: Iterable[Linked], console: Console) -
 
 
 class Tally:
-    """Counts what is linked, and says on stderr what is not.
+    """Counts linked questions, and reports on stderr the rows that are not linked.
 
     Args:
       advance: function called with the number of rows just done, for a progress bar.
@@ -229,7 +229,7 @@ class Tally:
         self._started = time.monotonic()
 
     def add(self, rows: Sequence[Row], linked: Sequence[Linked] | None) -> None:
-        """Counts a chunk: `progress` of `link_file`."""
+        """Counts a chunk; to be passed to `link_file` as `progress`."""
         if linked is None:
             self._done_before += len(rows)
             return
@@ -251,7 +251,7 @@ class Tally:
                 self._say(self._cut, f"question {row.id}: cut, linked up to {size}")
 
     def summary(self) -> str:
-        """Says in a line what was done, how fast, and in how much memory."""
+        """Returns a line with the number of questions and links, speed and memory."""
         seconds = time.monotonic() - self._started
         parts = [f"{self._linked:,} questions in {seconds:.1f} s ({self._linked / seconds:,.1f}/s)"]
         if self._given:
@@ -273,7 +273,7 @@ class Tally:
 
 
 def everything_that_matters(linker: EntityLinker, dtype: str) -> dict[str, Any]:
-    """What lines of links depend on besides the input, to be compared when a run is resumed."""
+    """Returns all that links depend on besides the input, to compare when a run resumes."""
     files = [path for path in sorted(linker.folder.rglob("*")) if path.is_file()]
     return {
         **linker.settings.to_dict(),

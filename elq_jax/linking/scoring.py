@@ -1,4 +1,4 @@
-"""The device half of linking: tokens in, flat spans with their query vectors out."""
+"""Runs the question encoder on devices: finds spans and their query vectors."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ BATCHES_IN_FLIGHT = 16  # bounds memory, however many questions are given at onc
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Search:
-    """What to look for in each question.
+    """Conditions of the spans to find in each question.
 
     Attributes:
-      roles: for each question [T] uint8, see `Decoder.roles`.
-      max_mentions: K, spans found in a question at most.
+      roles: arrays, one per question, [T] uint8, see `Decoder.roles`.
+      max_mentions: K, largest number of spans found in a question.
       threshold: log p(mention) that a span must exceed.
-      keep_any: the K best spans are found where none exceeds it.
+      keep_any: whether the K best spans are found where none exceeds the threshold.
     """
 
     roles: Sequence[np.ndarray]
@@ -48,12 +48,12 @@ class Search:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class SpanVectors:
-    """Spans of some questions, one row per span.
+    """Spans of several questions, one row per span.
 
     Attributes:
       question: [n] int32, number of the question.
       bounds: [n, 2] int32, first and last token (inclusive).
-      logits: [n] float32, span logits; inf for a span that was given.
+      logits: [n] float32, span logits; inf for a span whose bounds the caller gave.
       vectors: [n, D] float32, query vectors.
     """
 
@@ -96,7 +96,7 @@ class Scorer:
         self._placed = _are_placed(self._params, devices_lib.local(devices))
 
     def with_params(self, params: Mapping[str, Any]) -> Scorer:
-        """The same scorer with other parameters; nothing is compiled again.
+        """Returns the scorer with other parameters; nothing is compiled again.
 
         Args:
           params: the question encoder's tree: arrays [...] of this host, copied to the devices when
@@ -110,11 +110,11 @@ class Scorer:
 
     @property
     def params(self) -> Mapping[str, Any]:
-        """One copy of the parameters: the question encoder's tree of arrays [...]."""
+        """Returns one copy of the parameters: the question encoder's tree of arrays [...]."""
         return devices_lib.unreplicate(self._params) if self._placed else self._params
 
     def place(self) -> None:
-        """Copies the parameters to the devices, if they are not there yet."""
+        """Copies the parameters to the devices, unless they hold them already."""
         if not self._placed:
             self._params = devices_lib.replicate(self._params, self._devices)
             self._placed = True
@@ -127,18 +127,18 @@ class Scorer:
         search: Search | None = None,
         given: Sequence[np.ndarray] | None = None,
     ) -> Iterator[tuple[SpanVectors, SpanVectors]]:
-        """Encodes questions once, finding spans in them and looking at given ones.
+        """Encodes questions once: finds spans, and reads the vectors of spans at known bounds.
 
         Args:
           encoded: tokens of the questions.
-          longest: T at most.
-          batch_size: questions encoded at a time.
-          search: what to find; None: nothing.
-          given: for each question [M, 2] int, inclusive bounds of spans whose vectors are wanted.
+          longest: largest T.
+          batch_size: number of questions encoded at a time.
+          search: conditions of the spans to find; None: no spans are found.
+          given: arrays, one per question, [M, 2] int: inclusive bounds of spans to read.
 
         Yields:
-          found and given spans of up to 16 batches: question by question within a batch, but
-          the batches are of questions of one length.
+          found spans and spans at `given` bounds, of up to 16 batches. Batches hold questions of
+          similar length; within a batch, spans are in the order of its questions.
         """
         self.place()
         most = max((len(bounds) for bounds in given), default=0) if given else 0
@@ -168,7 +168,7 @@ class Scorer:
         given: Sequence[np.ndarray] | None,
         most: int,
     ) -> Any:
-        """Starts the encoder on one batch; returns device arrays that are not waited for."""
+        """Starts the encoder on one batch; returns device arrays without waiting for them."""
         tokens = [encoded[i].ids for i in batch.indices]
         input_ids, mask = pad_tokens(tokens, batch.length, batch.size, self._pad_id)
         roles = np.zeros((batch.size, batch.length), np.uint8)
@@ -194,9 +194,9 @@ class Scorer:
 
 
 def allowed_spans(roles: jax.Array, max_width: int) -> jax.Array:
-    """Cells of the grid that may be mentions.
+    """Returns which cells of the span grid may be mentions.
 
-    A span [i, j] is one if
+    A span [i, j] may be a mention if
       1. it has at most `max_width` tokens, i <= j,
       2. all its tokens are INSIDE,
       3. token i is FIRST and token j is LAST,
@@ -204,7 +204,7 @@ def allowed_spans(roles: jax.Array, max_width: int) -> jax.Array:
 
     Args:
       roles: [B, T] uint8, see `Decoder.roles`.
-      max_width: W.
+      max_width: W, largest number of tokens of a mention.
 
     Returns:
       [B, T, T] bool.
@@ -223,7 +223,7 @@ def allowed_spans(roles: jax.Array, max_width: int) -> jax.Array:
 
 
 def _are_placed(params: Mapping[str, Any], devices: Sequence[jax.Device]) -> bool:
-    """Whether a tree has one copy of everything on each device, as `replicate` lays it out."""
+    """Returns whether a tree has one copy of each array on each device, as by `replicate`."""
     return all(
         isinstance(leaf, jax.Array)
         and leaf.sharding.device_set == set(devices)
@@ -236,7 +236,7 @@ def _are_placed(params: Mapping[str, Any], devices: Sequence[jax.Device]) -> boo
 def _found(
     indices: np.ndarray, logits: np.ndarray, bounds: np.ndarray, keep: np.ndarray, vectors: Any
 ) -> SpanVectors:
-    """The kept cells of a batch [B, K, ...] as rows."""
+    """Returns the spans found in a batch [B, K, ...], one row per span."""
     row, column = np.nonzero(keep)
     cells = (array[row, column] for array in (bounds, logits, vectors))
     return SpanVectors(np.asarray(indices, np.int32)[row], *cells)
@@ -245,7 +245,7 @@ def _found(
 def _given(
     indices: Sequence[int], given: Sequence[np.ndarray] | None, vectors: np.ndarray
 ) -> SpanVectors:
-    """The given spans of a batch, whose vectors [B, M, D] are padded, as rows."""
+    """Returns the spans at known bounds, padded vectors [B, M, D], one row per span."""
     counts = np.array([len(given[i]) for i in indices] if given else [], np.int64)
     question = np.repeat(np.asarray(indices, np.int32)[: len(counts)], counts)
     row = np.repeat(np.arange(len(counts)), counts)

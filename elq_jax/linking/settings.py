@@ -1,4 +1,4 @@
-"""How scores become links."""
+"""Settings of linking, the "linking" part of config.json."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ _OLD_DECODER = "elq_jax.original.decoding:original"
 
 @dataclasses.dataclass(frozen=True)
 class LinkingSettings:
-    """How scores become links; the "linking" part of config.json.
+    """Settings that decide how scores become links; the "linking" part of config.json.
 
     Attributes:
-      threshold: keep links with score > threshold; a log-probability, so below 0.
-      max_mentions: K, mentions searched for at most in a question.
-      num_candidates: C, entities retrieved for a mention; the linking softmax runs over them.
-      max_question_tokens: T at most, [CLS] and [SEP] included; None: the model's own.
-      decoder: name in `decoding.DECODERS` of what chooses among scored spans; "joint" is ours.
+      threshold: score that links must exceed; a log-probability, so below 0.
+      max_mentions: K, largest number of mentions searched for in a question.
+      num_candidates: C, number of entities retrieved for a mention; the linking softmax runs over
+        them.
+      max_question_tokens: largest T, [CLS] and [SEP] included; None: the model's own.
+      decoder: name in `decoding.DECODERS` of the decoder, which chooses among scored spans.
       decoder_settings: settings of the decoder, by name.
     """
 
@@ -72,7 +73,7 @@ class LinkingSettings:
         return cls().replace(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The inverse of `from_dict`."""
+        """Returns the settings as JSON values, the inverse of `from_dict`."""
         return dataclasses.asdict(self)
 
     def replace(self, **changes: Any) -> LinkingSettings:
@@ -98,7 +99,7 @@ class LinkingSettings:
 
     @functools.cached_property
     def decoding(self) -> Decoder:
-        """The decoder of these settings.
+        """Makes the decoder of these settings.
 
         Raises:
           ElqError: the decoder, or one of its settings, is unknown or of another type.
@@ -114,6 +115,6 @@ class LinkingSettings:
 
 
 def _check_number(name: str, value: Any) -> None:
-    """A real number, infinite or not."""
+    """Raises an ElqError unless a value is a real number, infinite or not."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != value:
         raise ElqError(f"{name}: {value!r}; expected a number")

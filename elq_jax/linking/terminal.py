@@ -1,4 +1,4 @@
-"""Links on a terminal: coloured text, and a prompt that answers questions as they are typed."""
+"""Shows links on a terminal as coloured text, and answers questions typed at a prompt."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def print_links(
     """Shows a question with its mentions marked, then a line for each link.
 
     Args:
-      console: where.
-      catalogue: of the entities; their texts are shown.
-      text: the question.
-      links: in the order of the text.
-      candidates: how many candidates of each link are shown besides.
-      truncated_at: the question was linked up to this character only.
+      console: console to print on.
+      catalogue: catalogue whose texts of entities are shown.
+      text: text of the question.
+      links: links in the order of the text.
+      candidates: number of candidates shown below each link.
+      truncated_at: number of the first character that was not read; None if all was read.
     """
     question = Text(_printable(text), "bold")
     for number, link in enumerate(links):
@@ -79,19 +79,19 @@ def _colour(number: int) -> str:
 
 
 def _printable(text: str) -> str:
-    """Control characters, which a terminal would obey, replaced one by one."""
+    """Replaces each control character, which a terminal would obey."""
     return _CONTROL.sub(lambda found: " " if found[0].isspace() else "\ufffd", text)
 
 
 class Session:
-    """Questions typed at a prompt.
+    """A prompt that links each question typed at it.
 
     A question is scored once, for every threshold; another threshold only decodes again.
 
     Args:
-      linker: with the settings to begin with.
-      console: where answers are shown.
-      read: returns a line typed after a prompt; EOFError at the end.
+      linker: linker with the settings to begin with.
+      console: console that answers are shown on.
+      read: function from a prompt to the line typed after it; raises EOFError at the end.
     """
 
     def __init__(self, linker: EntityLinker, console: Console, read: Callable[[str], str] = input):
@@ -101,7 +101,7 @@ class Session:
         self._last: ScoredSpans | None = None
 
     def run(self) -> None:
-        """Answers until an empty line or the end of the input."""
+        """Answers questions until an empty line or the end of the input."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 (gives `input` a history and editing keys)
         self._print(
