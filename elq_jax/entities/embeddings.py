@@ -342,7 +342,7 @@ class Embeddings:
         layout, without = self._layout, []
         for shard in range(layout.num_shards):
             path = layout.path(shard)
-            if not layout.path(shard, "digest").exists():
+            if not os.path.lexists(layout.path(shard, "digest")):
                 without.append(path.name)
                 continue
             digests = read_digests(layout.path(shard, "digest"), _AGAIN)

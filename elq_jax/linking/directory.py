@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from elq_jax.core.errors import ElqError
+from elq_jax.core.errors import DataError, ElqError
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter, checked_shards
+from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model import bundle
 from elq_jax.model.bundle import Model
 from elq_jax.retrieval.base import check_files, read_description
@@ -115,6 +116,20 @@ def open_embeddings(folder: str | os.PathLike[str], catalogue: Catalogue) -> Emb
     return embeddings
 
 
+def read_linking(
+    folder: str | os.PathLike[str], linking: Mapping[str, Any]
+) -> LinkingSettings:
+    """Checks what config.json of a linker directory says of how it links.
+
+    Raises:
+      DataError: a setting that there is not, or a value that it cannot have.
+    """
+    try:
+        return LinkingSettings.from_dict(linking)
+    except ElqError as error:
+        raise DataError(f'"linking": {error}', pathlib.Path(folder) / layout.CONFIG) from error
+
+
 def verify(folder: str | os.PathLike[str]) -> dict[str, str]:
     """Reads everything in a linker directory, or in a folder of encode_entities, and checks it.
 
@@ -126,26 +141,48 @@ def verify(folder: str | os.PathLike[str]) -> dict[str, str]:
     """
     folder = pathlib.Path(folder)
     found: dict[str, str] = {}
-    if (folder / layout.CONFIG).exists():
-        agree = bundle.read_description(folder).check_files(folder)
+    present = _parts_that_belong_together(folder)
+    if layout.CONFIG in present:
+        described = bundle.read_description(folder)
+        read_linking(folder, described.linking)
+        agree = described.check_files(folder)
         Model.open(folder)
         names = f"{layout.PARAMETERS}, {layout.TOKENIZER}"
         found[names] = "checksums agree" if agree else "can be read, no checksums"
     catalogue: Catalogue | None = None
-    if (folder / layout.CATALOGUE).exists():
+    if layout.CATALOGUE in present:
         catalogue = Catalogue.open(folder / layout.CATALOGUE)
         has_checksum = catalogue.check_bytes()
         catalogue.check_fingerprint()
         agree = "checksum and fingerprint agree" if has_checksum else "fingerprint agrees"
         found[layout.CATALOGUE] = f"{len(catalogue):,} entities, {agree}"
-    if (folder / layout.EMBEDDINGS).exists():
+    if layout.EMBEDDINGS in present:
         found[layout.EMBEDDINGS] = _verify_embeddings(folder, catalogue)
-    if (folder / layout.INDEX).exists():
+    if layout.INDEX in present:
         check_files(folder / layout.INDEX, read_description(folder / layout.INDEX))
         found[layout.INDEX] = "checksums agree"
     if not found:
         raise ElqError(f"{folder}: nothing to verify; expected a linker directory")
     return found
+
+
+def _parts_that_belong_together(folder: pathlib.Path) -> set[str]:
+    """Names of what is in a folder, links to nothing too.
+
+    Raises:
+      ElqError: a part is there without the one that it is of.
+    """
+    names = set(os.listdir(folder)) if folder.is_dir() else set()
+    for part, needed in (
+        (layout.PARAMETERS, layout.CONFIG),
+        (layout.EMBEDDINGS, layout.CATALOGUE),
+        (layout.INDEX, layout.EMBEDDINGS),
+    ):
+        if part in names and needed not in names:
+            raise ElqError(
+                f"{folder / needed}: missing, and {part} is there; copy the folder again"
+            )
+    return names
 
 
 def _verify_embeddings(folder: pathlib.Path, catalogue: Catalogue | None) -> str:

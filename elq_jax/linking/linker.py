@@ -15,7 +15,7 @@ import numpy as np
 
 from elq_jax.core import devices as devices_lib
 from elq_jax.core.devices import COMPUTE_DTYPES
-from elq_jax.core.errors import DataError, ElqError
+from elq_jax.core.errors import ElqError
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings
 from elq_jax.linking import arguments, directory
@@ -127,11 +127,7 @@ class EntityLinker:
         _check_process()
         devices_lib.use_compilation_cache()
         path = resolve_linker(path).absolute()
-        linking = read_description(path).linking
-        try:
-            saved = LinkingSettings.from_dict(linking)
-        except ElqError as error:
-            raise DataError(f'"linking": {error}', path / layout.CONFIG) from error
+        saved = directory.read_linking(path, read_description(path).linking)
         devices = devices_lib.choose(devices)
         catalogue = Catalogue.open(path / layout.CATALOGUE)
         embeddings = directory.open_embeddings(path, catalogue)

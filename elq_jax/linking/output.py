@@ -20,6 +20,7 @@ from elq_jax.storage.files import (
     is_gzip_name,
     is_stream,
     lock_file,
+    make_folder,
     open_stream,
     output_file,
 )
@@ -117,7 +118,7 @@ class PartFile:
         self._output = pathlib.Path(os.path.realpath(output))
         self.path, record = _part_paths(self._output)
         self._record = ResumeRecord(record, settings)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         self._file: io.BufferedRandom = open(self.path, "a+b")  # noqa: SIM115 (closed in __exit__)
         self._appending = False
         try:

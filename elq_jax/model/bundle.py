@@ -23,7 +23,7 @@ from elq_jax.model.bert import BertConfig, params_from_huggingface
 from elq_jax.model.elq import ElqConfig, parameter_shapes
 from elq_jax.model.huggingface import load_bert_checkpoint
 from elq_jax.storage.checksums import Sha256, are_cheap, check_digest, read_json
-from elq_jax.storage.files import check_not_a_pointer, write_json
+from elq_jax.storage.files import check_not_a_pointer, make_folder, write_json
 from elq_jax.storage.hub import resolve_encoder
 from elq_jax.storage.layout import CONFIG, PARAMETERS, TOKENIZER
 from elq_jax.storage.resume import digest
@@ -136,7 +136,7 @@ class Model:
           linking: defaults of `EntityLinker` (threshold and so on).
         """
         folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.tokenizer.save(folder)
         flat = traverse_util.flatten_dict(dict(self.params), sep="/")
         shapes = {name: np.shape(array) for name, array in flat.items()}

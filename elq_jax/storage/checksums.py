@@ -52,9 +52,12 @@ def read_digests(path: str | os.PathLike[str], advice: str) -> dict[str, str]:
     """Reads a file of lines "SHA-256  name", as `sha256sum` writes and checks them.
 
     Raises:
-      DataError: it has no line, or one that is something else.
+      DataError: it is no file, has no line, or one that is something else.
     """
-    lines = pathlib.Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    path = pathlib.Path(path)
+    if not path.is_file():  # of a pipe, nothing might ever come
+        raise DataError(f"not a file, expected checksums; {advice}", path)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     digests = {}
     for number, line in enumerate(lines, 1):
         value, separator, name = line.partition("  ")

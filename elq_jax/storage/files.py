@@ -138,7 +138,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
                 yield file
             return
         final = pathlib.Path(os.path.realpath(path))
-        final.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(final.parent)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{final.name}.", dir=final.parent)
         try:
             with os.fdopen(descriptor, mode, encoding=encoding) as file:
@@ -156,6 +156,23 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
 def open_stream(path: pathlib.Path) -> int:
     """Opens a stream so that it is added to: what /dev/stdout has (`>> log`) stays."""
     return os.open(path, os.O_WRONLY | os.O_APPEND)
+
+
+def make_folder(folder: str | os.PathLike[str]) -> None:
+    """Makes a folder and those above it, unless they are there; a symbolic link is followed.
+
+    Raises:
+      ElqError: it, or something above it, is there and is not a folder.
+    """
+    final = pathlib.Path(os.path.realpath(folder))
+    try:
+        final.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        found = next(path for path in (final, *final.parents) if os.path.lexists(path))
+        raise ElqError(
+            f"{os.fspath(folder)}: {found} is not a folder; give the name of a folder, which is "
+            "made if it is not there"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -216,7 +233,7 @@ def atomic_folder(
     final = pathlib.Path(os.path.realpath(folder))
     check_replaceable(final, holds, is_replaceable)
     with full_disk(folder):
-        final.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(final.parent)
         temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
         try:
             temporary.chmod(0o777 & ~_umask())

@@ -11,7 +11,7 @@ from typing import Any
 
 from elq_jax.core import devices as devices_lib
 from elq_jax.core.errors import ElqError
-from elq_jax.storage.files import folder_lock, user_address
+from elq_jax.storage.files import folder_lock, make_folder, user_address
 
 
 class Workdir:
@@ -43,7 +43,7 @@ class Workdir:
             scratch = pathlib.Path(scratch or pathlib.Path.home() / ".cache/elq_jax/runs")
             name = hashlib.sha256(self.address.encode()).hexdigest()[:16]
             self.path = scratch / f"{pathlib.PurePosixPath(self.address).name}-{name}"
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
 
     def publish(self, *names: str, again: bool = True) -> None:
         """Copies what is here to the address; unless `again`, only what is not there."""

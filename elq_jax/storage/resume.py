@@ -16,6 +16,7 @@ from elq_jax.core.errors import DataError, DiskFullError, ElqError
 from elq_jax.storage.files import (
     folder_lock,
     is_empty_folder,
+    make_folder,
     plain_json,
     take_place,
     write_json,
@@ -167,7 +168,7 @@ def resumable_folder(
         raise ElqError(f"{folder}: exists; give another name, or remove it first")
     partial = final.with_name(f"{final.name}.partial")
     record = ResumeRecord(partial / "inputs.json", inputs)
-    partial.mkdir(parents=True, exist_ok=True)
+    make_folder(partial)
     with folder_lock(partial):
         if record.is_same():
             print(f"{partial}: resuming with what is there", file=sys.stderr)

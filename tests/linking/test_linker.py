@@ -519,6 +519,39 @@ def test_verify(folder, copy):
         directory.verify(copy.parent)
 
 
+@pytest.mark.parametrize("part", ["config.json", "catalogue.arrow"])
+@pytest.mark.parametrize("dangling", [False, True])
+def test_verify_finds_what_is_missing(copy, part, dangling):
+    (copy / part).unlink()
+    if dangling:
+        (copy / part).symlink_to("nowhere")
+    with pytest.raises(ElqError, match=part):
+        directory.verify(copy)
+
+
+def test_verify_looks_at_the_settings_of_linking(copy):
+    config = json.loads((copy / "config.json").read_text())
+    config["linking"]["treshold"] = -1
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ElqError, match=r'config.json: "linking": setting 'treshold': unknown'):
+        directory.verify(copy)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "dangling link"])
+def test_checksums_that_are_no_file(copy, kind):
+    """A pipe that nobody writes to was waited for."""
+    [path] = (copy / "embeddings").glob("digest-*")
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("nowhere")
+    with pytest.raises(ElqError, match=f"{path.name}: not a file, expected checksums"):
+        directory.open_embeddings(copy, Catalogue.open(copy / "catalogue.arrow"))
+
+
 def test_parameters_of_another_model(copy):
     """config.json and model.safetensors say different things; or there are NaNs."""
     config = json.loads((copy / "config.json").read_text())

@@ -225,3 +225,15 @@ def test_a_folder_is_held_by_one_process(tmp_path):
     with files.folder_lock(tmp_path):
         pass
     assert names(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("made")
+    files.make_folder(tmp_path / "link/below")
+    assert (tmp_path / "made/below").is_dir()
+    assert (tmp_path / "link").is_symlink()
+    for folder in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(ElqError, match=r"file is not a folder; give the name of a folder"):
+            files.make_folder(folder)
+    assert (tmp_path / "file").read_text() == "old"
