@@ -116,9 +116,7 @@ def open_embeddings(folder: str | os.PathLike[str], catalogue: Catalogue) -> Emb
     return embeddings
 
 
-def read_linking(
-    folder: str | os.PathLike[str], linking: Mapping[str, Any]
-) -> LinkingSettings:
+def read_linking(folder: str | os.PathLike[str], linking: Mapping[str, Any]) -> LinkingSettings:
     """Checks what config.json of a linker directory says of how it links.
 
     Raises:
