@@ -73,20 +73,10 @@ def main(arguments: list[str]) -> None:
     """Builds the catalogue if it does not exist, then encodes the missing entities."""
     del arguments
     start_jax(several_processes=True)
-    from elq_jax.entities.encode import encode_entities
-    from elq_jax.model.bundle import Model, is_linker_directory
+    from elq_jax.entities.encode import encode_entities, open_encoder
 
-    if is_linker_directory(user_address(_ENCODER.value)):
-        model = Model.open(user_address(_ENCODER.value), ("entity",))
-    else:
-        model = Model.from_encoders(
-            _ENCODER.value,
-            entity_pooling=_POOLING.value,
-            normalize_entities=_NORMALIZE.value,
-            max_entity_tokens=_MAX_TOKENS.value,
-        )
     embeddings = encode_entities(
-        model,
+        open_encoder(_ENCODER.value, _POOLING.value, _NORMALIZE.value, _MAX_TOKENS.value),
         _CATALOGUE.value,
         _OUTPUT.value,
         batch_size=_BATCH_SIZE.value,

@@ -29,13 +29,13 @@ from elq_jax.cli.run import define_path, define_paths, run, start_jax
 from elq_jax.core.errors import ElqError
 
 _FLAGS = LinkerFlags.define()
-_QUESTIONS = define_paths("questions", "Labelled questions, .jsonl or .jsonl.gz.", required=True)
+_QUESTIONS = define_paths("questions", "Labelled questions, .jsonl or .jsonl.gz", required=True)
 _TUNE = define_paths(
-    "tune", "Labelled questions to choose the threshold on; never the ones to report on."
+    "tune", "Labelled questions to choose the threshold on; never the ones to report on"
 )
 _METRIC = flags.DEFINE_enum("metric", "weak", ("weak", "strong"), "The F1 that --tune maximises.")
 _FLOOR = flags.DEFINE_float(
-    "floor", -8.0, "Link at this score; thresholds can be tried from here up."
+    "floor", -8.0, "Score at which everything is linked; thresholds can be tried from there up."
 )
 _OUTPUT = define_path("output", "Folder for report.json, curve.png, errors.jsonl.")
 _ON_ERROR = flags.DEFINE_enum(

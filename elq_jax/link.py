@@ -24,7 +24,6 @@ With --batch_size=1 each question is answered as soon as it is read.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import sys
 
@@ -34,7 +33,6 @@ from elq_jax.cli.flags import LinkerFlags
 from elq_jax.cli.run import define_path, is_closed, run
 from elq_jax.core.errors import ElqError
 from elq_jax.storage.files import output_file
-from elq_jax.storage.progress import progress
 
 _FLAGS = LinkerFlags.define()
 _INPUT = define_path("input", "Questions: .txt, .jsonl, or either with .gz.")
@@ -111,18 +109,16 @@ def main(arguments: list[str]) -> None:
         if is_interactive:
             terminal.Session(linker, console).run()
             return
-        with_bar = total and not as_text
-        bar = progress("linking", total, "questions") if with_bar else contextlib.nullcontext()
-        options = {"batch_size": _FLAGS.batch_size.value, "on_error": _ON_ERROR.value}
-        with bar as advance:
-            tally = rows.Tally(advance)
-            options["progress"] = tally.add
-            if output is None:
-                rows.link_and_show(linker, questions, console if as_text else None, **options)
-            else:
-                settings = rows.everything_that_matters(linker, _FLAGS.dtype.value)
-                restart = _RESTART.value
-                rows.link_file(linker, questions, output, settings, restart=restart, **options)
+        tally = rows.link_all(
+            linker,
+            questions,
+            output,
+            total=total,
+            console=console if as_text else None,
+            batch_size=_FLAGS.batch_size.value,
+            on_error=_ON_ERROR.value,
+            restart=_RESTART.value,
+        )
         print(tally.summary(), file=sys.stderr)
 
 

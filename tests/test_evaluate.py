@@ -341,7 +341,7 @@ def test_program_with_wrong_arguments(folder, arguments, message):
 def test_text_is_tokenised_and_encoded_once(linker, questions, monkeypatch):
     """Links and the candidates at the gold spans come from one pass over each text."""
     calls = collections.Counter()
-    tokenise, score = linker.tokenizer.encode_questions, linker._scorer._score
+    tokenise, score = linker.tokenizer.encode_questions, linker.scorer._score
 
     def counting_tokenise(texts, *arguments, **options):
         calls["texts"] += len(texts)
@@ -352,7 +352,7 @@ def test_text_is_tokenised_and_encoded_once(linker, questions, monkeypatch):
         return score(*arguments)
 
     monkeypatch.setattr(linker.tokenizer, "encode_questions", counting_tokenise)
-    monkeypatch.setattr(linker._scorer, "_score", counting_score)
+    monkeypatch.setattr(linker.scorer, "_score", counting_score)
     predict(linker, questions, FLOOR, batch_size=4)
     once = dict(calls)
     assert once["texts"] == len(questions)

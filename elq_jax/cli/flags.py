@@ -180,14 +180,14 @@ class LinkerFlags:
             max_mentions=flags.DEFINE_integer(
                 "max_mentions",
                 None,
-                "Mentions considered in a question; by default the linker's own.",
+                "Number of mentions considered in a question; by default the linker's own.",
                 lower_bound=1,
             ),
             candidates=flags.DEFINE_integer(
                 "candidates",
                 None,
-                "Entities retrieved for a mention, among which its probability is shared out; by "
-                "default the linker's own.",
+                "Number of entities retrieved for a mention, among which its probability is shared "
+                "out; by default the linker's own.",
                 lower_bound=1,
             ),
             whole_words=flags.DEFINE_bool(
@@ -198,10 +198,13 @@ class LinkerFlags:
             ),
             index=define_index("auto"),
             dtype=flags.DEFINE_enum(
-                "dtype", "float32", ("float32", "bfloat16"), "Matrix products of the encoder."
+                "dtype",
+                "float32",
+                ("float32", "bfloat16"),
+                "Type of the encoder's matrix products.",
             ),
             batch_size=flags.DEFINE_integer(
-                "batch_size", 64, "Questions encoded at a time.", lower_bound=1
+                "batch_size", 64, "Number of questions encoded at a time.", lower_bound=1
             ),
         )
 

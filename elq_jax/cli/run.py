@@ -172,6 +172,7 @@ def define_paths(
     """Defines a flag that takes paths as `a,b` and may be repeated, for the module that calls."""
     default = None if required else []
     flag = _PathsFlag(_PathParser(user_path), None, name, default, help)
+    flag.help = f"{help}; several as a,b."
     return flags.DEFINE_flag(flag, required=required)
 
 

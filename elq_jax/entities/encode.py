@@ -16,14 +16,40 @@ from elq_jax.core import devices as devices_lib
 from elq_jax.entities.build import open_or_build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter
-from elq_jax.model.bundle import Model
+from elq_jax.model.bundle import Model, is_linker_directory
 from elq_jax.storage import layout
+from elq_jax.storage.files import user_address
 from elq_jax.storage.progress import progress as show_progress
 from elq_jax.storage.remote import Workdir
 from elq_jax.text.padding import bucket, pad_tokens
 
 TOKEN_BUCKETS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 192, 256, 384, 512)
 _BATCHES_IN_FLIGHT = 2  # the host prepares one while the devices work on the other
+
+
+def open_encoder(
+    name: str | os.PathLike[str],
+    pooling: str = "cls",
+    normalize: bool = False,
+    max_tokens: int = 128,
+) -> Model:
+    """Opens a model for its entity encoder.
+
+    Args:
+      name: linker directory, all of whose settings are its own; or a BERT checkpoint: "minilm", a
+        folder, or a hub name, and then
+      pooling: way in which its tokens become one vector, "cls" or "mean",
+      normalize: whether vectors are scaled to unit length,
+      max_tokens: number of tokens kept of an entity, [CLS] and [SEP] included.
+
+    Raises:
+      ElqError: it cannot be read.
+    """
+    if is_linker_directory(user_address(name)):
+        return Model.open(user_address(name), ("entity",))
+    return Model.from_encoders(
+        name, entity_pooling=pooling, normalize_entities=normalize, max_entity_tokens=max_tokens
+    )
 
 
 class CatalogueEncoder:

@@ -257,24 +257,6 @@ def _of_mentions(
     return lists
 
 
-def gold_vectors(linker: EntityLinker, path: str | os.PathLike[str]) -> np.ndarray:
-    """Query vectors [n, D] float32 of the gold mentions of a file of labelled questions.
-
-    Raises:
-      ElqError: the file cannot be used, or tokens express none of its mentions.
-    """
-    questions, _ = read_questions(path, linker.catalogue)
-    texts = [question.text for question in questions]
-    pairs = zip(questions, linker.encode(texts), strict=True)
-    bounds = [_align(linker, *pair).bounds for pair in pairs]
-    if not any(map(len, bounds)):
-        raise ElqError(
-            f"{os.fspath(path)}: no mention to measure with; expected labelled questions with "
-            "mentions of whole words"
-        )
-    return np.concatenate(linker.vectors_at(texts, bounds))
-
-
 def read_files(
     linker: EntityLinker,
     paths: Sequence[str | os.PathLike[str]],

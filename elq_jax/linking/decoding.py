@@ -17,13 +17,16 @@ import abc
 import collections
 import dataclasses
 import unicodedata
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 from scipy.special import log_expit, log_softmax
 
+from elq_jax.core.errors import ElqError
 from elq_jax.core.registry import Registry
-from elq_jax.linking.links import ScoredSpans
+from elq_jax.entities.catalogue import Catalogue
+from elq_jax.linking.links import Candidate, Link, ScoredSpans
 from elq_jax.text.tokenization import EncodedQuestion
 
 DECODERS: Registry[type[Decoder]] = Registry("decoder", "elq_jax.linking.decoding")
@@ -99,6 +102,19 @@ class Decoder(abc.ABC):
         roles |= np.where(question.ids != unknown_id, MEANINGFUL, 0).astype(np.uint8)
         roles[[0, -1]] = 0
         return roles
+
+    def decode(self, spans: ScoredSpans, threshold: float) -> Decoded:
+        """Chooses mentions, if all that exceed the threshold were searched for.
+
+        Raises:
+          ElqError: the threshold is below the one the questions were scored at.
+        """
+        if threshold < spans.scored_at:
+            raise ElqError(
+                f"threshold {threshold:g} is below {spans.scored_at:g}, at which the questions "
+                "were scored; score them again at the lower one"
+            )
+        return self(spans, threshold)
 
     @abc.abstractmethod
     def __call__(self, spans: ScoredSpans, threshold: float) -> Decoded:
@@ -215,6 +231,50 @@ def take(
         spans.rows[order],
         joint[order],
     )
+
+
+def make_links(texts: Sequence[str], decoded: Decoded, catalogue: Catalogue) -> list[list[Link]]:
+    """Puts the names of entities to the mentions that a decoder chose.
+
+    Args:
+      texts: Q questions.
+      decoded: their mentions.
+      catalogue: the entities.
+
+    Returns:
+      the links of each question, in the order of `decoded`.
+
+    Raises:
+      ElqError: a mention has no candidate.
+    """
+    rows = np.unique(decoded.rows[decoded.rows >= 0]).tolist()
+    names = zip(catalogue.titles(rows), catalogue.wikidata_ids(rows), strict=True)
+    entities = dict(zip(rows, names, strict=True))
+    links: list[list[Link]] = [[] for _ in texts]
+    columns = (
+        decoded.question,
+        decoded.characters,
+        decoded.scores,
+        decoded.mention_scores,
+        decoded.rows,
+        decoded.candidate_scores,
+    )
+    for number, (start, end), score, mention_score, rows, scores in zip(
+        *(column.tolist() for column in columns), strict=True
+    ):
+        candidates = tuple(
+            Candidate(row, *entities[row], score)
+            for row, score in zip(rows, scores, strict=True)
+            if row >= 0  # The index may have found fewer than it was asked for.
+        )
+        mention = texts[number][start:end]
+        if not candidates:
+            raise ElqError(f"the index found no entity for {mention!r}")
+        row, (title, wikidata_id) = candidates[0].row, entities[candidates[0].row]
+        links[number].append(
+            Link(start, end, mention, title, wikidata_id, row, score, mention_score, candidates)
+        )
+    return links
 
 
 def character_spans(spans: ScoredSpans, order: np.ndarray) -> np.ndarray:

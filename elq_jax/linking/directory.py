@@ -26,7 +26,7 @@ from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter, checked_sh
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model import bundle
 from elq_jax.model.bundle import Model
-from elq_jax.retrieval.base import check_files, read_description
+from elq_jax.retrieval.base import Index, check_files, read_description
 from elq_jax.storage import layout
 from elq_jax.storage.files import atomic_folder, link_or_copy
 
@@ -195,3 +195,24 @@ def _verify_embeddings(folder: pathlib.Path, catalogue: Catalogue | None) -> str
     shards = len(embeddings.shards)
     agree = f"no checksums for {len(without)} of {shards} shards" if without else "checksums agree"
     return f"{rows:,} x {width} {embeddings.dtype}, {agree}"
+
+
+def check_parts(model: Model, catalogue: Catalogue, index: Index) -> None:
+    """Raises an ElqError unless the parts of a linker fit together."""
+    config, tokenizer = model.config, model.tokenizer
+    rows, width = index.shape
+    if rows != len(catalogue):
+        raise ElqError(
+            f"the index has {rows:,} rows, the catalogue {len(catalogue):,}; "
+            "encode this catalogue again"
+        )
+    if width != config.vector_width:
+        raise ElqError(
+            f"the index has vectors of width {width}, the model of {config.vector_width}; "
+            "encode the catalogue with this model's entity encoder"
+        )
+    if tokenizer.vocab_size > config.question_bert.vocab_size:
+        raise ElqError(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the question encoder "
+            f"{config.question_bert.vocab_size:,}; give the tokenizer it was trained with"
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import os
 import pathlib
 import threading
@@ -19,9 +18,10 @@ from elq_jax.core.errors import ElqError
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings
 from elq_jax.linking import arguments, directory
-from elq_jax.linking.decoding import Decoded, joint_scores, take
-from elq_jax.linking.links import Candidate, Link, ScoredSpans
-from elq_jax.linking.scoring import BATCHES_IN_FLIGHT, Scorer, Search, SpanVectors
+from elq_jax.linking.decoding import joint_scores, make_links, take
+from elq_jax.linking.links import Link, ScoredSpans
+from elq_jax.linking.process import check_process
+from elq_jax.linking.scoring import Scorer, Search, chunks, find_candidates
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model.bundle import Model, read_description
 from elq_jax.retrieval import Index, open_index
@@ -29,10 +29,6 @@ from elq_jax.storage import layout
 from elq_jax.storage.files import user_path
 from elq_jax.storage.hub import resolve_linker
 from elq_jax.text.tokenization import EncodedQuestion
-
-_NO_ROW = -1  # where an index finds fewer candidates than it was asked for
-
-_process: int | None = None  # the one in which this module was first used
 
 
 class EntityLinker:
@@ -54,6 +50,7 @@ class EntityLinker:
       tokenizer: tokenizer of questions.
       catalogue: catalogue of entities.
       index: index that is searched.
+      scorer: device half, which runs the question encoder.
     """
 
     def __init__(
@@ -82,8 +79,8 @@ class EntityLinker:
         Raises:
           ElqError: index, model and catalogue do not fit together.
         """
-        _check_process()
-        _check_parts(model, catalogue, index)
+        check_process()
+        directory.check_parts(model, catalogue, index)
         if dtype not in COMPUTE_DTYPES:
             raise ElqError(f"dtype: {dtype!r}; expected one of {COMPUTE_DTYPES}")
         self.model, self.config, self.tokenizer = model, model.config, model.tokenizer
@@ -91,7 +88,7 @@ class EntityLinker:
         self.settings = settings or LinkingSettings()
         _ = self.max_question_tokens  # for its check
         self._devices = devices_lib.choose(devices)
-        self._scorer = Scorer(model, dtype, self._devices)
+        self.scorer = Scorer(model, dtype, self._devices)
         self._embeddings = embeddings
         self._lock = threading.RLock()
         self._source: dict[str, Any] | None = None  # arguments of `from_pretrained`
@@ -124,7 +121,7 @@ class EntityLinker:
         Raises:
           ElqError: a part is missing or broken, or the parts do not belong together.
         """
-        _check_process()
+        check_process()
         devices_lib.use_compilation_cache()
         path = resolve_linker(path).absolute()
         saved = directory.read_linking(path, read_description(path).linking)
@@ -140,7 +137,7 @@ class EntityLinker:
             dtype=dtype,
             devices=devices,
         )
-        linker._scorer.place()
+        linker.scorer.place()
         linker._source = {"path": path, "index": index, "dtype": dtype}
         return linker
 
@@ -169,7 +166,7 @@ class EntityLinker:
                 "embeddings: this linker was put together without them; give EntityLinker those "
                 "that its index was built over"
             )
-        params = {**self.model.params, "question": self._scorer.params}
+        params = {**self.model.params, "question": self.scorer.params}
         if "entity" not in params and self._source is not None:
             params |= Model.open(self._source["path"], ("entity",)).params
         model = self.model.replace(params=params)
@@ -193,7 +190,7 @@ class EntityLinker:
         """
         other = copy.copy(self)
         other.model = self.model.replace(params={**self.model.params, "question": params})
-        other._scorer = self._scorer.with_params(params)
+        other.scorer = self.scorer.with_params(params)
         other._is_changed = True
         return other
 
@@ -264,9 +261,8 @@ class EntityLinker:
     def _pipe(
         self, texts: Iterator[str], threshold: float | None, batch_size: int
     ) -> Iterator[list[Link]]:
-        size = 1 if batch_size == 1 else BATCHES_IN_FLIGHT * batch_size
         warned = False
-        while chunk := list(itertools.islice(texts, size)):
+        for chunk in chunks(texts, batch_size):
             scored = self.score_batch(chunk, threshold, batch_size)
             if not warned:
                 warned = arguments.warn_of_cuts(scored, self.max_question_tokens, 3)
@@ -304,9 +300,8 @@ class EntityLinker:
         joint, mention_scores = joint_scores(scored)
         characters = np.array([span for own in spans for span in own], np.int64).reshape(-1, 2)
         everything = np.arange(len(characters))
-        links = self._links(
-            texts, take(scored, everything, characters, joint[:, 0], mention_scores, joint)
-        )
+        decoded = take(scored, everything, characters, joint[:, 0], mention_scores, joint)
+        links = make_links(texts, decoded, self.catalogue)
         return links if several else links[0]
 
     def score_batch(
@@ -324,7 +319,7 @@ class EntityLinker:
 
     def encode(self, texts: Iterable[str]) -> list[EncodedQuestion]:
         """Tokenises questions, cut to `max_question_tokens`."""
-        _check_process()
+        check_process()
         return self.tokenizer.encode_questions(
             arguments.texts_of(texts),
             self.max_question_tokens,
@@ -371,64 +366,15 @@ class EntityLinker:
         Raises:
           ElqError: the threshold is below the one the questions were scored at.
         """
-        links = self._links(scored.texts, self.decode_tokens(scored, threshold))
-        return [sorted(found, key=lambda link: link.start) for found in links]
-
-    def decode_tokens(self, scored: ScoredSpans, threshold: float | None = None) -> Decoded:
-        """Returns what `decode` does as token positions and catalogue rows, best score first."""
         settings = self._settings(threshold)
-        if settings.threshold < scored.scored_at:
-            raise ElqError(
-                f"threshold {settings.threshold:g} is below {scored.scored_at:g}, at which the "
-                "questions were scored; score them again at the lower one"
-            )
-        return settings.decoding(scored, settings.threshold)
-
-    def candidates_at(
-        self, texts: Sequence[str], bounds: Sequence[np.ndarray], batch_size: int = 64
-    ) -> list[np.ndarray]:
-        """Finds the candidates of spans whose tokens are known (disambiguation only).
-
-        Args:
-          texts: questions.
-          bounds: arrays, one per question, [M, 2] of inclusive token positions ([CLS] is 0).
-          batch_size: number of questions encoded at a time.
-
-        Returns:
-          candidate rows of each question, [M, C] int32, best first.
-
-        Raises:
-          ElqError: not as many bounds as texts, or positions that a question does not have.
-        """
-        _, scored = self._score(texts, self.encode(texts), batch_size, None, bounds)
-        return _split(scored.rows, bounds)
-
-    def vectors_at(
-        self, texts: Sequence[str], bounds: Sequence[np.ndarray], batch_size: int = 64
-    ) -> list[np.ndarray]:
-        """Returns query vectors [M, D] float32 of each question's spans; see `candidates_at`."""
-        encoded = self.encode(texts)
-        bounds = arguments.check_bounds(encoded, bounds)
-        with self._lock:
-            parts = [given for _, given in self._run(encoded, batch_size, None, bounds)]
-        nothing = np.zeros((0, self.config.vector_width), np.float32)
-        order = np.argsort(np.concatenate([[], *(p.question for p in parts)]), kind="stable")
-        return _split(np.concatenate([nothing, *(p.vectors for p in parts)])[order], bounds)
+        decoded = settings.decoding.decode(scored, settings.threshold)
+        links = make_links(scored.texts, decoded, self.catalogue)
+        return [sorted(found, key=lambda link: link.start) for found in links]
 
     def _settings(self, threshold: float | None) -> LinkingSettings:
         if threshold is None:
             return self.settings
         return self.settings.replace(threshold=threshold)
-
-    def _run(
-        self,
-        encoded: Sequence[EncodedQuestion],
-        batch_size: int,
-        search: Search | None,
-        bounds: Sequence[np.ndarray] | None,
-    ) -> Iterator[tuple[SpanVectors, SpanVectors]]:
-        _check_process()
-        return self._scorer(encoded, self.max_question_tokens, batch_size, search, bounds)
 
     def _score(
         self,
@@ -439,68 +385,16 @@ class EntityLinker:
         bounds: Sequence[np.ndarray] | None,
         scored_at: float = -np.inf,
     ) -> tuple[ScoredSpans, ScoredSpans]:
-        """Encodes and searches; all spans of 16 batches are searched for together."""
+        """Spans that were found and given ones, with their candidates."""
+        check_process()
         if bounds is not None:
             bounds = arguments.check_bounds(encoded, bounds)
         count = min(self.settings.num_candidates, len(self.catalogue))
-        results: list[tuple[SpanVectors, np.ndarray, np.ndarray]] = []
+        longest = self.max_question_tokens
         with self._lock:
-            for both in self._run(encoded, batch_size, search, bounds):
-                vectors = np.concatenate([part.vectors for part in both])
-                scores = np.zeros((0, count), np.float32)
-                rows = np.zeros((0, count), np.int32)
-                if len(vectors):
-                    scores, rows = self.index.search(vectors, count)
-                cut = [len(both[0].vectors)]
-                results += zip(both, np.split(scores, cut), np.split(rows, cut), strict=True)
-        whole = (texts, encoded, count, scored_at)
-        return _scored(*whole, results[::2]), _scored(*whole, results[1::2])
-
-    def _links(self, texts: Sequence[str], decoded: Decoded) -> list[list[Link]]:
-        """Makes the links of each question, in the order of `decoded`."""
-        rows = np.unique(decoded.rows[decoded.rows != _NO_ROW]).tolist()
-        names = zip(self.catalogue.titles(rows), self.catalogue.wikidata_ids(rows), strict=True)
-        entities = dict(zip(rows, names, strict=True))
-        links: list[list[Link]] = [[] for _ in texts]
-        columns = (
-            decoded.question,
-            decoded.characters,
-            decoded.scores,
-            decoded.mention_scores,
-            decoded.rows,
-            decoded.candidate_scores,
-        )
-        for number, (start, end), score, mention_score, rows, scores in zip(
-            *(column.tolist() for column in columns), strict=True
-        ):
-            candidates = tuple(
-                Candidate(row, *entities[row], score)
-                for row, score in zip(rows, scores, strict=True)
-                if row != _NO_ROW
-            )
-            if not candidates:
-                raise ElqError(f"the index found no entity for {texts[number][start:end]!r}")
-            row, (title, wikidata_id) = candidates[0].row, entities[candidates[0].row]
-            mention = texts[number][start:end]
-            links[number].append(
-                Link(start, end, mention, title, wikidata_id, row, score, mention_score, candidates)
-            )
-        return links
-
-
-def _check_process() -> None:
-    """Raises an ElqError in a child forked from a process that has used a linker.
-
-    JAX has threads, which a fork leaves behind with the locks that they hold: the child would hang.
-    """
-    global _process
-    _process = _process or os.getpid()
-    if _process != os.getpid():
-        raise ElqError(
-            "this process was forked from one that had opened a linker, and JAX does not survive a "
-            "fork; open the linker in the child alone (with gunicorn: no --preload), or start "
-            'children with multiprocessing.get_context("spawn")'
-        )
+            parts = self.scorer(encoded, longest, batch_size, search, bounds)
+            found, given = find_candidates(parts, self.index, count)
+        return tuple(ScoredSpans(texts, encoded, *own, scored_at) for own in (found, given))
 
 
 def _reopen(
@@ -512,52 +406,3 @@ def _reopen(
     linker = EntityLinker.from_pretrained(**source, devices=devices or None)
     linker.settings = settings
     return linker
-
-
-def _check_parts(model: Model, catalogue: Catalogue, index: Index) -> None:
-    """Raises an ElqError unless the parts of a linker fit together."""
-    config, tokenizer = model.config, model.tokenizer
-    rows, width = index.shape
-    if rows != len(catalogue):
-        raise ElqError(
-            f"the index has {rows:,} rows, the catalogue {len(catalogue):,}; "
-            "encode this catalogue again"
-        )
-    if width != config.vector_width:
-        raise ElqError(
-            f"the index has vectors of width {width}, the model of {config.vector_width}; "
-            "encode the catalogue with this model's entity encoder"
-        )
-    if tokenizer.vocab_size > config.question_bert.vocab_size:
-        raise ElqError(
-            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the question encoder "
-            f"{config.question_bert.vocab_size:,}; give the tokenizer it was trained with"
-        )
-
-
-def _scored(
-    texts: Sequence[str],
-    encoded: Sequence[EncodedQuestion],
-    count: int,
-    scored_at: float,
-    parts: Sequence[tuple[SpanVectors, np.ndarray, np.ndarray]],
-) -> ScoredSpans:
-    """Joins spans and their candidates, in the order of the questions."""
-    columns = (
-        [np.zeros(0, np.int32), *(found.question for found, _, _ in parts)],
-        [np.zeros((0, 2), np.int32), *(found.bounds for found, _, _ in parts)],
-        [np.zeros(0, np.float32), *(found.logits for found, _, _ in parts)],
-        [np.zeros((0, count), np.float32), *(scores for _, scores, _ in parts)],
-        [np.zeros((0, count), np.int32), *(rows for _, _, rows in parts)],
-    )
-    question, *rest = map(np.concatenate, columns)
-    order = np.argsort(question, kind="stable")
-    return ScoredSpans(
-        texts, encoded, question[order], *(column[order] for column in rest), scored_at
-    )
-
-
-def _split(rows: np.ndarray, bounds: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Splits rows of all spans into those of each question."""
-    ends = np.cumsum([len(own) for own in bounds])
-    return np.split(rows, ends[:-1]) if len(ends) else []

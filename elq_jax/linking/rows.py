@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import sys
@@ -19,9 +19,10 @@ from elq_jax.linking import arguments
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.links import Link
 from elq_jax.linking.output import open_output
-from elq_jax.linking.scoring import BATCHES_IN_FLIGHT
+from elq_jax.linking.scoring import chunks
 from elq_jax.linking.terminal import print_links
 from elq_jax.questions.rows import Row
+from elq_jax.storage.progress import progress as progress_bar
 from elq_jax.storage.resume import stamp
 
 OnError = Literal["stop", "skip"]
@@ -41,18 +42,6 @@ class Linked:
     row: Row
     links: Sequence[Link] = ()
     truncated_at: int | None = None
-
-
-def chunks(rows: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:
-    """Cuts rows into chunks that are linked together.
-
-    A chunk is 16 batches, so that questions of similar length are encoded together. With a
-    `batch_size` of 1 it is one question, so that each is answered as soon as it is read.
-    """
-    size = 1 if batch_size == 1 else BATCHES_IN_FLIGHT * batch_size
-    rows = iter(rows)
-    while chunk := list(itertools.islice(rows, size)):
-        yield chunk
 
 
 def link_rows(
@@ -129,6 +118,42 @@ def to_dict(linked: Linked) -> dict[str, Any]:
 def to_line(linked: Linked) -> bytes:
     """Returns a row and its links as a line of .jsonl."""
     return json.dumps(to_dict(linked), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def link_all(
+    linker: EntityLinker,
+    rows: Iterable[Row],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    total: int | None = None,
+    console: Console | None = None,
+    batch_size: int = 64,
+    on_error: OnError = "stop",
+    restart: bool = False,
+) -> Tally:
+    """Links rows to a file, which resumes what is there, or to stdout, with a progress bar.
+
+    Args:
+      linker, rows, batch_size, on_error: as for `link_file`.
+      output: file to write; None: stdout.
+      total: number of rows, for the bar; None: there is no bar.
+      console: as for `link_and_show`.
+      restart: as for `link_file`.
+
+    Returns:
+      the counts of what was linked and what was not.
+    """
+    with_bar = total and console is None
+    bar = progress_bar("linking", total, "questions") if with_bar else contextlib.nullcontext()
+    with bar as advance:
+        tally = Tally(advance)
+        options = {"batch_size": batch_size, "on_error": on_error, "progress": tally.add}
+        if output is None:
+            link_and_show(linker, rows, console, **options)
+        else:
+            settings = everything_that_matters(linker)
+            link_file(linker, rows, output, settings, restart=restart, **options)
+    return tally
 
 
 def link_file(
@@ -272,12 +297,12 @@ class Tally:
             print("(more of these are counted, not shown)", file=sys.stderr)
 
 
-def everything_that_matters(linker: EntityLinker, dtype: str) -> dict[str, Any]:
+def everything_that_matters(linker: EntityLinker) -> dict[str, Any]:
     """Returns all that links depend on besides the input, to compare when a run resumes."""
     files = [path for path in sorted(linker.folder.rglob("*")) if path.is_file()]
     return {
         **linker.settings.to_dict(),
         "index": linker.index.name,
-        "dtype": dtype,
+        "dtype": linker.scorer.dtype,
         "linker": {path.relative_to(linker.folder).as_posix(): stamp(path) for path in files},
     }

@@ -6,8 +6,8 @@ import copy
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from elq_jax.core import devices as devices_lib
 from elq_jax.linking.decoding import FIRST, INSIDE, LAST, MEANINGFUL
 from elq_jax.model import spans
 from elq_jax.model.bundle import Model
+from elq_jax.retrieval.base import Index
 from elq_jax.text.padding import (
     BATCH_BUCKETS,
     LENGTH_BUCKETS,
@@ -26,7 +27,20 @@ from elq_jax.text.padding import (
 )
 from elq_jax.text.tokenization import EncodedQuestion
 
+T = TypeVar("T")
 BATCHES_IN_FLIGHT = 16  # bounds memory, however many questions are given at once
+
+
+def chunks(questions: Iterable[T], batch_size: int) -> Iterator[list[T]]:
+    """Cuts a stream of questions, or of rows, into chunks that are linked together.
+
+    A chunk is 16 batches, so that questions of similar length are encoded together. With a
+    `batch_size` of 1 it is one question, so that each is answered as soon as it is read.
+    """
+    size = 1 if batch_size == 1 else BATCHES_IN_FLIGHT * batch_size
+    questions = iter(questions)
+    while chunk := list(itertools.islice(questions, size)):
+        yield chunk
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +90,7 @@ class Scorer:
     """
 
     def __init__(self, model: Model, dtype: str, devices: Sequence[jax.Device]):
+        self.dtype = dtype
         self._pad_id, self._devices = model.tokenizer.pad_id, devices
         apply = functools.partial(model.question_apply, dtype=dtype)
         max_width = model.config.max_mention_width
@@ -191,6 +206,48 @@ class Scorer:
             min(search.max_mentions, batch.length**2) if search else 0,
             bool(search and search.keep_any),
         )
+
+
+def find_candidates(
+    parts: Iterable[Sequence[SpanVectors]], index: Index, count: int
+) -> list[tuple[np.ndarray, ...]]:
+    """Searches for the entities of spans; those of one element of `parts` are one search.
+
+    Args:
+      parts: found and given spans of some batches, and so on, as a `Scorer` yields them.
+      index: index over E entities.
+      count: C, number of entities found for each span.
+
+    Returns:
+      of the found and of the given spans the arrays of `ScoredSpans`: question, bounds, logits,
+      scores and rows, in the order of the questions.
+    """
+    empty = (
+        np.zeros(0, np.int32),
+        np.zeros((0, 2), np.int32),
+        np.zeros(0, np.float32),
+        np.zeros((0, count), np.float32),
+        np.zeros((0, count), np.int32),
+    )
+    columns = [[[values] for values in empty] for _ in ("found", "given")]
+    for both in parts:
+        vectors = np.concatenate([part.vectors for part in both])
+        if not len(vectors):
+            continue
+        scores, rows = index.search(vectors, count)
+        ends = [len(both[0].vectors)]
+        for own, part, *found in zip(
+            columns, both, np.split(scores, ends), np.split(rows, ends), strict=True
+        ):
+            for column, values in zip(
+                own, (part.question, part.bounds, part.logits, *found), strict=True
+            ):
+                column.append(values)
+    whole = [tuple(map(np.concatenate, own)) for own in columns]
+    orders = [np.argsort(question, kind="stable") for question, *_ in whole]
+    return [
+        tuple(values[order] for values in own) for own, order in zip(whole, orders, strict=True)
+    ]
 
 
 def allowed_spans(roles: jax.Array, max_width: int) -> jax.Array:

@@ -36,7 +36,8 @@ class Conversion:
       token_ids: path of entity_token_ids_128.t7, to check catalogue and tokenizer with; not needed
         for anything else.
       storage_dtype: type of the vectors on disk; int8 has a scale for each row.
-      index: whether a ScaNN index is built too; build_index does so later, with more choices.
+      index: name of the index that is built too, such as scann; exact needs none, and build_index
+        builds one later, with more choices.
       preset: published settings to link with by default.
       max_question_tokens: number of tokens of a question to link with by default, [CLS] and [SEP]
         included; none: the preset's, or the model's.
@@ -54,7 +55,7 @@ class Conversion:
     embeddings: str | None = None
     token_ids: str | None = None
     storage_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
-    index: bool = False
+    index: str = "exact"
     preset: Literal[tuple(PRESETS)] = "interactive"
     max_question_tokens: Annotated[int, msgspec.Meta(ge=3)] | None = None
     output: str | None = None
@@ -69,5 +70,5 @@ class Conversion:
         for name in ("wikidata_ids", "embeddings", "token_ids"):
             if getattr(self, name) and not self.catalogue:
                 raise ElqError(f"{name}: needs a catalogue, whose entities its rows are")
-        if self.index and not self.embeddings:
+        if self.index != "exact" and not self.embeddings:
             raise ElqError("index: needs embeddings; without them, build_index comes later")

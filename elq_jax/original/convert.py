@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from elq_jax.core.errors import DataError, ElqError
+from elq_jax.core.settings import fields_of
 from elq_jax.entities.build import open_or_build_catalogue, source_note
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter
@@ -27,6 +28,7 @@ from elq_jax.original import checkpoint as original
 from elq_jax.original.conversion import Conversion
 from elq_jax.original.presets import with_preset
 from elq_jax.original.torch_files import StoredTensor, open_torch_file
+from elq_jax.retrieval.base import INDEXES
 from elq_jax.storage import layout
 from elq_jax.storage.files import user_path
 from elq_jax.storage.progress import progress
@@ -59,6 +61,7 @@ def convert(conversion: Conversion) -> pathlib.Path:
       ElqError: a file is missing, foreign or cut short, or does not fit the others.
     """
     conversion.check()
+    index = INDEXES.get(conversion.index)
     files = {
         name: _existing(user_path(path))
         for name in _FILES
@@ -89,13 +92,20 @@ def convert(conversion: Conversion) -> pathlib.Path:
     inputs |= {"storage_dtype": conversion.storage_dtype, "tokenizer": tokenizer.fingerprint}
     records = [source_note(pathlib.Path(layout.CATALOGUE)).name]
     with resumable_folder(output, inputs, records) as folder:
-        if not conversion.index:  # one that an interrupted call with it was done with
+        if not index.has_files:  # one that an interrupted call with it was done with
             shutil.rmtree(folder / layout.INDEX, ignore_errors=True)
         original.save_model(folder, model, tokenizer, linking.to_dict())
         if "catalogue" in files:
             catalogue = _write_catalogue(files, matrices, tokenizer, folder / layout.CATALOGUE)
             if "embeddings" in matrices:
-                _write_vectors(conversion, matrices["embeddings"], model, catalogue, folder)
+                embeddings = _write_vectors(
+                    conversion, matrices["embeddings"], model, catalogue, folder
+                )
+                if index.has_files:
+                    settings = {"reorder_dtype": conversion.storage_dtype}
+                    settings = {n: settings[n] for n in fields_of(index.Settings) if n in settings}
+                    built = index.build(embeddings, index.Settings(**settings))
+                    built.save(folder / layout.INDEX)
     return output
 
 
@@ -157,8 +167,8 @@ def _write_vectors(
     model: original.OriginalModel,
     catalogue: Catalogue,
     folder: pathlib.Path,
-) -> None:
-    """Copies the entity vectors, and builds the index if it is asked for."""
+) -> Embeddings:
+    """Copies the entity vectors."""
     tokenizer = Tokenizer.from_pretrained(folder)
     fingerprint = _encoder_fingerprint(model, matrix, catalogue, tokenizer)
     with progress("embeddings", len(catalogue), "entities") as advance:
@@ -170,11 +180,7 @@ def _write_vectors(
             fingerprint,
             advance,
         )
-    if conversion.index:
-        from elq_jax.retrieval.scann import ScannIndex, ScannSettings
-
-        settings = ScannSettings(reorder_dtype=conversion.storage_dtype)
-        ScannIndex.build(embeddings, settings).save(folder / layout.INDEX)
+    return embeddings
 
 
 def _say(message: str) -> None:

@@ -184,7 +184,10 @@ def _link(
         part = questions[start : start + step]
         windows = [_window(linker, question) for question in part]
         scored = _score(linker, part, windows, mention_threshold, batch_size)
-        decoded = linker.decode_tokens(scored, threshold)
+        settings = linker.settings
+        decoded = settings.decoding.decode(
+            scored, settings.threshold if threshold is None else threshold
+        )
         rows, bounds = decoded.rows[:, 0].tolist(), np.add(decoded.bounds, [0, 1]).tolist()
         triples = [(row, start, end) for row, (start, end) in zip(rows, bounds, strict=True)]
         scores = decoded.scores.tolist()

@@ -16,7 +16,7 @@ from elq_jax.text.padding import LENGTH_BUCKETS, bucket, pad_tokens
 class TrainingBatches:
     """Batches by step number: `batches[step]` is the same whenever and wherever it is asked for.
 
-    So the position of a run in its data is the number of its step, and a run goes on after any
+    So the position of a run in its data is the number of its step, and a run resumes after any
     step as if it had not stopped. Every epoch has its own order, decided by the seed and the epoch.
 
     A batch is a dict of the rows of this process:

@@ -102,8 +102,9 @@ def test_given_spans(linker):
         offsets = encoded[0].offsets
         inside = (offsets[:, 0] < link.end) & (offsets[:, 1] > link.start)
         tokens = np.flatnonzero(inside)
-        [rows] = linker.candidates_at([text], [[[tokens[0], tokens[-1]]]])
-        assert [candidate.row for candidate in link.candidates] == rows[0].tolist()
+        bounds = [[[tokens[0], tokens[-1]]]]
+        _, scored = linker.score_encoded([text], encoded, bounds=bounds)
+        assert [candidate.row for candidate in link.candidates] == scored.rows[0].tolist()
         assert link.title == linker.catalogue[link.row].title
     # Where linking finds the span too, its candidates are the same but for the mention's share.
     [found] = linker(text, -np.inf)[:1]

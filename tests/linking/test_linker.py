@@ -93,7 +93,7 @@ def slow_normalize(text):
 
 def test_offsets_index_the_original_string(linker):
     scored = linker.score_batch(QUESTIONS, -np.inf)
-    tokens = linker.decode_tokens(scored, -np.inf)
+    tokens = linker.settings.decoding.decode(scored, -np.inf)
     links = linker.decode(scored, -np.inf)
     assert sum(map(len, links)) > 15
     assert links[1] == []  # the empty question
@@ -303,12 +303,13 @@ def test_arguments_that_cannot_be(folder, linker):
         linker(SHORT[0], "high")
     with pytest.raises(ElqError, match="dtype: 'fp16'; expected one of"):
         EntityLinker.from_pretrained(folder, dtype="fp16")
+    encoded = ["who is obama"], linker.encode(["who is obama"])
     with pytest.raises(
         ElqError, match=r"bounds\[0\]: \[1, 200\]; expected first and last token of"
     ):
-        linker.candidates_at(["who is obama"], [np.array([[1, 200]])])
+        linker.score_encoded(*encoded, bounds=[np.array([[1, 200]])])
     with pytest.raises(ElqError, match="bounds: found 0, expected one for each"):
-        linker.candidates_at(["who is obama"], [])
+        linker.score_encoded(*encoded, bounds=[])
 
 
 def test_texts_of_any_iterable(linker):

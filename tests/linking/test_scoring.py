@@ -170,14 +170,13 @@ def test_found_and_given_in_one_pass(linker):
     np.testing.assert_allclose(found.scores, alone.scores, atol=2e-5)
     assert given.question.tolist() == [0, 0, 2, 2, 2]
     assert given.bounds.tolist() == [[5, 6], [1, 1], [3, 3], [1, 1], [1, 3]]
-    at = linker.candidates_at(texts, bounds)
-    assert [len(rows) for rows in at] == [2, 0, 3, 0]
-    np.testing.assert_array_equal(given.rows, np.concatenate(at))
-    vectors = linker.vectors_at(texts, bounds)
-    for rows, queries in zip(at, vectors, strict=True):
-        if len(queries):
-            np.testing.assert_array_equal(linker.index.search(queries, 10)[1], rows)
+    pairs = [np.reshape(own, (-1, 2)) for own in bounds]
+    [(_, vectors)] = linker.scorer(encoded, linker.max_question_tokens, 8, None, pairs)
+    order = np.argsort(vectors.question, kind="stable")
+    scores, rows = linker.index.search(vectors.vectors[order], 10)
+    np.testing.assert_array_equal(given.rows, rows)
+    np.testing.assert_allclose(given.scores, scores, atol=2e-5)
     with pytest.raises(
         ElqError, match=r"bounds\[1\]: \[0, 2\]; expected first and last token of 2"
     ):
-        linker.candidates_at(texts, [[], [[0, 2]], [], []])
+        linker.score_encoded(texts, encoded, bounds=[[], [[0, 2]], [], []])

@@ -596,7 +596,7 @@ def test_only_some_files(release):
 
 def test_index(release):
     release.write().write_entities()
-    folder = release.convert(index=True, storage_dtype="int8")
+    folder = release.convert(index="scann", storage_dtype="int8")
     embeddings = Embeddings.open(folder / "embeddings")
     index = open_index(folder / "index", embeddings)
     assert index.name == "scann"
@@ -661,7 +661,7 @@ def test_what_a_killed_run_leaves(release, monkeypatch):
 
     monkeypatch.setattr(ScannIndex, "save", killed_while_it_writes)
     with pytest.raises(Killed):
-        release.convert(index=True)
+        release.convert(index="scann")
     names = sorted(path.name for path in release.convert().rglob("*"))
     release.output = release.folder / "unbroken"
     assert names == sorted(path.name for path in release.convert().rglob("*"))

@@ -113,7 +113,7 @@ def test_linking(number, make_linker):
     linker = make_linker(**settings)
     texts = [sample["text"] for sample in PIPELINE["samples"]]
     scored = linker.score_batch(texts, batch_size=batch_size)
-    decoded = linker.decode_tokens(scored)
+    decoded = linker.settings.decoding.decode(scored, linker.settings.threshold)
     for number, expected in enumerate(run["results"]):
         tokens = [int(token) for token in scored.encoded[number].ids[1:-1] if token != 0]
         assert tokens == expected["tokens"]
