@@ -39,7 +39,7 @@ from elq_jax.text.tokenization import Tokenizer
 _ROWS = flags.DEFINE_integer("rows", 5_903_527, "Entities.")
 _WIDTH = flags.DEFINE_integer("width", 1024, "Of the vectors and the encoder.")
 _LAYERS = flags.DEFINE_integer("layers", 24, "Of the encoder.")
-_DTYPE = flags.DEFINE_enum("dtype", "int8", DTYPES, "Of the vectors on disk.")
+_DTYPE = flags.DEFINE_enum("storage_dtype", "int8", DTYPES, "Type of the vectors on disk.")
 _FOLDER = flags.DEFINE_string("folder", "open_large", "Linker directory to make and open.")
 _SCANN = flags.DEFINE_bool("scann", False, "Build and measure a ScaNN index too.")
 _MEASURE = flags.DEFINE_string("measure", None, "Only open --folder with this index and link.")

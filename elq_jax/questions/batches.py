@@ -186,7 +186,7 @@ def _check_training_arguments(
 ) -> None:
     if len(sets) != len(repeats):
         raise ElqError(f"found {len(sets)} sets of examples and {len(repeats)} repeats")
-    if not sets or not all(len(one) for one in sets):
+    if not sets or not all(len(examples) for examples in sets):
         raise ElqError("found a set without examples; every set to train on needs at least one")
     if not all(repeat > 0 and math.isfinite(repeat) for repeat in repeats):
         raise ElqError(f"repeats are {list(repeats)}, expected numbers above 0")

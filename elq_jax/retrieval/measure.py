@@ -71,8 +71,8 @@ def compare(
         indexes[index], report[index] = _build(kind, embeddings, settings, folder)
     _say(f"searching for the nearest entities of {len(queries):,} queries ...")
     _, nearest = exact.search(queries, min(max(CUTS), len(embeddings)))
-    for name, one in indexes.items():
-        report[name] |= _measure(name, one, queries, nearest, seconds)
+    for name, searched in indexes.items():
+        report[name] |= _measure(name, searched, queries, nearest, seconds)
     if folder is not None and kind.has_files:
         write_json(pathlib.Path(folder) / REPORT, report)
     return report

@@ -122,8 +122,8 @@ def mine_negatives(
 
     encode = devices_lib.parallel(vectors_of, devices)
     mined, hits, total = [], np.zeros(2), 0
-    for one in examples:
-        batches = TrainingBatches(one, batch_size, shuffle=False, pad_id=model.tokenizer.pad_id)
+    for part in examples:
+        batches = TrainingBatches(part, batch_size, shuffle=False, pad_id=model.tokenizer.pad_id)
         found_negatives = []
         for step in range(batches.steps_per_epoch):
             batch = batches[step]
@@ -145,7 +145,7 @@ def mine_negatives(
             width = min(num_negatives, k)
             negatives[:, :width] = ranked[:, :width]
             found_negatives.append(negatives)
-        mined.append(ExamplesWithNegatives(one, np.concatenate(found_negatives)))
+        mined.append(ExamplesWithNegatives(part, np.concatenate(found_negatives)))
     recall = hits / max(total, 1)
     return mined, {"mined_recall_at_1": recall[0], f"mined_recall_at_{k}": recall[1]}
 
