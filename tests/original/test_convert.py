@@ -232,7 +232,7 @@ def test_program_errors(release):
 
 def test_to_torch_takes_nothing_else():
     """Not a flag of the other direction is silently ignored, though it has a default."""
-    given = ("entity_checkpoint=x", "tokenizer=x", "token_ids=x", "index", "noindex", "output=x")
+    given = ("entity_checkpoint=x", "tokenizer=x", "token_ids=x", "index=scann", "output=x")
     given += ("preset=webqsp", "max_question_tokens=32", "wikidata_ids=x", "storage_dtype=int8")
     program = """
 import sys
