@@ -19,6 +19,8 @@ import msgspec
 import numpy as np
 from flax import traverse_util
 
+from elq_jax.core import typed
+
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
@@ -77,8 +79,9 @@ class BertConfig:
         try:
             return msgspec.convert(values, cls)
         except msgspec.ValidationError as error:
-            names = {ours: name for name, ours in {**_REQUIRED, **_OPTIONAL}.items()}
-            message = re.sub(r"\$\.(\w+)", lambda found: names[found[1]], str(error))
+            message = str(error.__cause__ or typed.explain(error, values))
+            for name, ours in {**_REQUIRED, **_OPTIONAL}.items():
+                message = re.sub(rf"\b{ours}\b", name, message)
             raise ValueError(f"config.json: {message}") from error
 
 

@@ -534,11 +534,14 @@ FILE_ERRORS = {
     "binary parameters": (overwrite("params", b"\x80\x02"), r"params\.txt: found '.*'"),
     "list as key": (overwrite("params", b"{[1]: 2}"), r"params\.txt: found '\{\[1\]: 2\}'"),
     "set as value": (overwrite("params", b"{'a': {1}}"), r"params\.txt: found "),
-    "no heads": (bert_config(num_attention_heads=0), r"num_attention_heads: 0; expected an int"),
+    "no heads": (bert_config(num_attention_heads=0), r"_heads': found 0, expected an integer"),
     "heads": (bert_config(num_attention_heads=5), r"num_attention_heads: 5; expected a divisor"),
-    "text as heads": (bert_config(num_attention_heads="4"), r"num_attention_heads: '4'; expected"),
-    "null as heads": (bert_config(num_attention_heads=None), r"bert\.json: .*_heads: None; exp"),
-    "text as epsilon": (bert_config(layer_norm_eps="1e-12"), r"bert\.json: .*layer_norm_eps: '1e"),
+    "text as heads": (
+        bert_config(num_attention_heads="4"),
+        r"_heads': found \"4\", expected",
+    ),
+    "null as heads": (bert_config(num_attention_heads=None), r"bert\.json: .*_heads': found null"),
+    "text as epsilon": (bert_config(layer_norm_eps="1e-12"), r"bert\.json: .*_eps': found \"1e-12"),
     "no dictionary": (overwrite("params", b"[1]"), r"params\.txt: found a list"),
     "embeddings cut": (cut("embeddings", -1), r"all\.t7: not a whole file"),
     "fewer embeddings": (
