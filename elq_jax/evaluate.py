@@ -27,6 +27,7 @@ from absl import flags
 from elq_jax.cli.flags import LinkerFlags
 from elq_jax.cli.run import define_path, define_paths, run, start_jax
 from elq_jax.core.errors import ElqError
+from elq_jax.storage.files import make_folder
 
 _FLAGS = LinkerFlags.define()
 _QUESTIONS = define_paths("questions", "Labelled questions, .jsonl or .jsonl.gz", required=True)
@@ -59,8 +60,8 @@ def main(arguments: list[str]) -> None:
     del arguments
     if _TUNE.value and _FLAGS.threshold.value is not None:
         raise ElqError("--tune, --threshold: either of them decides the threshold; give one")
-    if _OUTPUT.value and _OUTPUT.value.is_file():
-        raise ElqError(f"--output {_OUTPUT.value}: is a file; give a folder")
+    if _OUTPUT.value:  # before hours of work
+        make_folder(_OUTPUT.value)
     start_jax(several_processes=True)
     from rich.console import Console
 

@@ -322,7 +322,10 @@ def test_program_counting_as_the_original(folder, tmp_path):
         (["--questions=a.jsonl", "--tune=b.jsonl", "--threshold=-1"], "give one"),
         (["--questions=no/such.jsonl"], "no/such.jsonl: no such file"),
         (["--questions=a.jsonl", "--linker=no/linker"], "linker 'no/linker': n"),
-        (["--questions=a.jsonl", f"--output={__file__}"], "is a file; give a folder"),
+        (
+            ["--questions=a.jsonl", f"--output={__file__}"],
+            "is not a folder; give the name of a folder",
+        ),
         (["--questions=a.jsonl", "--max-mentions=0"], "--max_mentions=0: 0 is not a positive"),
         (["--questions=a.jsonl", "--treshold=-1"], "Did you mean: threshold"),
         (["--questions=a.jsonl", "--original=training", "--threshold=-1"], "of its own, -2.5"),

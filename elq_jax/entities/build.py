@@ -20,7 +20,7 @@ from elq_jax.entities.catalogue import SCHEMA, Catalogue, CatalogueWriter, Finge
 from elq_jax.entities.embeddings import recorded_catalogue
 from elq_jax.entities.names import WIKIDATA_ID
 from elq_jax.storage.files import atomic_write
-from elq_jax.storage.layout import EMBEDDINGS
+from elq_jax.storage.layout import CATALOGUE, EMBEDDINGS
 from elq_jax.storage.lines import LineReader, open_lines, parse_object
 from elq_jax.storage.progress import progress
 from elq_jax.storage.resume import ResumeRecord
@@ -176,7 +176,7 @@ def _parse_entity(line: bytes, source: str | os.PathLike[str], line_number: int)
     if not isinstance(text, str):
         fail("text", 'a string ("" if there is no description)')
     wikidata_id = record.get("wikidata_id")
-    if wikidata_id is None:
+    if wikidata_id in (None, ""):
         other = record.get("kb_idx")
         wikidata_id = other if isinstance(other, str) and WIKIDATA_ID.fullmatch(other) else None
     elif not isinstance(wikidata_id, str) or not WIKIDATA_ID.fullmatch(wikidata_id):
@@ -220,13 +220,15 @@ def open_or_build_catalogue(
         whose catalogue it would replace by another one. Nothing is changed then.
     """
     source, path = pathlib.Path(source), pathlib.Path(path)
-    if source.suffix == ".arrow":
+    if source.is_dir():
+        raise ElqError(f"{source}: is a folder; give a file, such as the {CATALOGUE} in it")
+    if _is_arrow(source):
         catalogue = Catalogue.open(source)
         if not (path.exists() and path.samefile(source)):
             _check_embeddings_beside(path, catalogue.fingerprint, source)
             catalogue.save(path)
         return Catalogue.open(path)
-    if not source.exists() or source.is_dir():
+    if not source.exists():
         raise ElqError(f"{source}: no such file; expected a catalogue")
     can_be_read_again = source.is_file()  # not a pipe
     record = ResumeRecord(source_note(path), {"source": source, "on_error": on_error})
@@ -248,6 +250,16 @@ def open_or_build_catalogue(
         file=sys.stderr,
     )
     return Catalogue.open(path)
+
+
+def _is_arrow(path: pathlib.Path) -> bool:
+    """Whether a file is an Arrow file, by its first bytes, or should be one, by its name."""
+    if path.suffix.lower() == ".arrow":
+        return True
+    if not path.is_file():  # What is read of a pipe is gone.
+        return False
+    with open(path, "rb") as file:
+        return file.read(6) == b"ARROW1"
 
 
 def _check_embeddings_beside(path: pathlib.Path, fingerprint: str, source: pathlib.Path) -> None:

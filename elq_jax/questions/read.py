@@ -136,7 +136,7 @@ def _parse(
     try:
         header = convert(row, TextRow)
         check_whole("field 'text'", header.text)
-        question = Question(str(line_number if header.id is None else header.id), header.text)
+        question = Question(str(line_number if header.id in (None, "") else header.id), header.text)
         form = next((name for field, name in OTHER_FORMS.items() if field in row), "plain")
         parse = RECORD_FORMS.get(form)
         return _Parsed(*parse(row, question, require_mentions, allow_overlaps), line_number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -172,7 +173,7 @@ def _parse_object(line: bytes, name: str | os.PathLike[str], number: int) -> Row
         return Row(_identifier(line, number), error=str(error))
     except ElqError as error:
         return Row(_identifier(line, number), error=str(DataError(str(error), name, number)))
-    return Row(number if record.id is None else record.id, record.text, spans=spans)
+    return Row(number if record.id in (None, "") else record.id, record.text, spans=spans)
 
 
 def _identifier(line: bytes, number: int) -> Any:
@@ -181,6 +182,8 @@ def _identifier(line: bytes, number: int) -> Any:
         found = parse_object(line, "", number).get("id")
     except DataError:
         return number
-    if isinstance(found, bool) or not isinstance(found, str | int | float):
+    if isinstance(found, bool) or not isinstance(found, str | int | float) or found == "":
+        return number
+    if isinstance(found, float) and not math.isfinite(found):
         return number
     return made_whole(found) if isinstance(found, str) else found

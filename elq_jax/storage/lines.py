@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import gzip
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterator
@@ -194,7 +195,7 @@ class LineDecoder:
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             value = parse_object(line, path, number)
         try:
-            _check_whole(value, "")
+            _check_values(value, "")
             return convert(value, self._kind)
         except RecursionError:
             raise DataError("JSON that is nested too deeply", path, number) from None
@@ -202,14 +203,16 @@ class LineDecoder:
             raise DataError(str(error), path, number) from None
 
 
-def _check_whole(value: Any, field: str) -> None:
-    """Raises an ElqError that names the field where a string of a JSON value is not whole."""
+def _check_values(value: Any, field: str) -> None:
+    """Raises an ElqError naming a field where a JSON value is half a string or no finite number."""
     if isinstance(value, dict):
         for name, part in value.items():
-            _check_whole(name, field)
-            _check_whole(part, f"{field}.{name}".removeprefix("."))
+            _check_values(name, field)
+            _check_values(part, f"{field}.{name}".removeprefix("."))
     elif isinstance(value, list):
         for position, part in enumerate(value):
-            _check_whole(part, f"{field}[{position}]")
+            _check_values(part, f"{field}[{position}]")
     elif isinstance(value, str):
         check_whole(f"field {field!r}", value)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ElqError(f"field {field!r}: {value}; expected a finite number")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import copy
 import functools
 import hashlib
@@ -105,7 +106,7 @@ class Tokenizer:
         if path.is_file():
             check_not_a_pointer(path)
             try:  # Not `from_file`, which takes no name that is not UTF-8.
-                backend = tokenizers.Tokenizer.from_buffer(path.read_bytes())
+                backend = tokenizers.Tokenizer.from_buffer(_without_mark(path.read_bytes()))
             except Exception as error:  # the library raises bare Exception
                 raise ElqError(f"{path}: not a tokenizer file ({error})") from error
         elif (folder / "vocab.txt").is_file():
@@ -232,6 +233,11 @@ class Tokenizer:
         backend = copy.deepcopy(self._backend)
         backend.encode_special_tokens = False
         return backend
+
+
+def _without_mark(content: bytes) -> bytes:
+    """Takes off the byte order mark that some editors write."""
+    return content.removeprefix(codecs.BOM_UTF8)
 
 
 def _from_vocabulary(folder: pathlib.Path) -> tokenizers.Tokenizer:

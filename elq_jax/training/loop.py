@@ -29,6 +29,8 @@ import ml_collections
 import numpy as np
 
 from elq_jax.core import devices as devices_lib
+from elq_jax.core.errors import ElqError
+from elq_jax.core.strings import is_whole
 from elq_jax.evaluation.evaluate import Evaluation, predict
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.settings import LinkingSettings
@@ -72,6 +74,7 @@ def train_and_evaluate(
         run or in use, or the loss is not finite.
     """
     configuration.check(config)
+    _check_name(workdir)
     folder = Workdir(workdir)
     with folder.lock() if devices_lib.is_main() else contextlib.nullcontext():
         run = Run(config, folder)
@@ -83,6 +86,15 @@ def train_and_evaluate(
                         run.save_result(stage, state.params)
                 run.take_result(stage)
         return run.write_linker()
+
+
+def _check_name(workdir: str | os.PathLike[str]) -> None:
+    """Raises an ElqError where array_record and TensorStore could not write below a folder."""
+    if not is_whole(os.fspath(workdir)):
+        raise ElqError(
+            f"{os.fspath(workdir)}: a name that is not UTF-8, or is read in a locale without it, "
+            "in which nothing can be trained; give another workdir, or set PYTHONUTF8=1"
+        )
 
 
 @dataclasses.dataclass

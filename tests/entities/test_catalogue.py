@@ -472,3 +472,21 @@ def test_a_catalogue_from_a_pipe_is_built_every_time(tmp_path):
         os.close(reading)
         assert catalogue.titles(range(len(catalogue))) == titles
     assert [file.name for file in tmp_path.iterdir()] == ["catalogue.arrow"]
+
+
+def test_an_empty_id_is_none(tmp_path):
+    _, catalogue = build(tmp_path, [entity("A", wikidata_id=""), entity("B", kb_idx="")])
+    assert catalogue.wikidata_ids([0, 1]) == [None, None]
+
+
+@pytest.mark.parametrize("name", ["copy.ARROW", "copy"])
+def test_an_arrow_file_is_told_by_its_content(tmp_path, name):
+    _, catalogue = build(tmp_path, [entity("A"), entity("B")])
+    (tmp_path / name).write_bytes(catalogue.path.read_bytes())
+    opened = open_or_build_catalogue(tmp_path / name, tmp_path / "out/catalogue.arrow")
+    assert opened.fingerprint == catalogue.fingerprint
+
+
+def test_a_folder_given_as_a_catalogue(tmp_path):
+    with pytest.raises(ElqError, match=r"is a folder; give a file, such as the catalogue\.arrow"):
+        open_or_build_catalogue(tmp_path, tmp_path / "out/catalogue.arrow")

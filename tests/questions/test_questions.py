@@ -13,6 +13,7 @@ from elq_jax.entities.catalogue import Catalogue
 from elq_jax.questions.prepared import prepare
 from elq_jax.questions.read import read_questions
 from elq_jax.questions.records import Mention, Question
+from elq_jax.questions.rows import open_rows
 
 ENTITIES = [
     ("Dune (novel)", "Q190192"),
@@ -384,3 +385,18 @@ assert "tensorflow" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "who wrote dune?\n", done.stderr
+
+
+def test_ids_of_questions_to_link(tmp_path):
+    """An empty id is none; a number that JSON cannot write again is no id."""
+    path = tmp_path / "questions.jsonl"
+    ids = ('""', "null", "1e400", "NaN", "-0.5", '"a"', "99999999999999999999999")
+    path.write_text("".join(f'{{"text": "x", "id": {text}}}\n' for text in ids))
+    with open_rows(path, on_error="skip") as (rows, total):
+        rows = list(rows)
+    assert total == len(ids)
+    assert [row.id for row in rows if row.error is None] == [1, 2, -0.5, "a", rows[6].id]
+    wrong = [row for row in rows if row.error is not None]
+    assert [row.id for row in wrong] == [3, 4]
+    assert "questions.jsonl:3: field 'id': inf; expected a finite number" in wrong[0].error
+    json.dumps([row.id for row in rows], allow_nan=False)

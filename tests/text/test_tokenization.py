@@ -338,3 +338,10 @@ def test_transformers_is_not_imported():
         "sys.exit('transformers' in sys.modules or 'jax' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_a_byte_order_mark_in_tokenizer_json(tmp_path):
+    whole = (resolve_encoder("minilm") / "tokenizer.json").read_bytes()
+    (tmp_path / "tokenizer.json").write_bytes(b"\xef\xbb\xbf" + whole)
+    expected = Tokenizer.from_pretrained("minilm").fingerprint
+    assert Tokenizer.from_pretrained(tmp_path).fingerprint == expected

@@ -400,6 +400,13 @@ def test_training_data_without_a_mention_to_learn_from(config, tmp_path):
         loop.train_and_evaluate(config, tmp_path / "run")
 
 
+def test_a_workdir_whose_name_is_not_utf8(config, tmp_path):
+    """array_record and TensorStore write nothing there; said before anything is made."""
+    with pytest.raises(ElqError, match="a name that is not UTF-8"):
+        loop.train_and_evaluate(config, tmp_path / "caf\udce9")
+    assert not (tmp_path / "caf\udce9").exists()
+
+
 def test_two_runs_in_one_workdir(config, tmp_path):
     with (
         Workdir(tmp_path / "run").lock(),
