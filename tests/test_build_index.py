@@ -89,6 +89,8 @@ def test_help():
 def test_refusals(linker, tmp_path):
     np.save(tmp_path / "wide.npy", np.ones((3, 9)))
     (tmp_path / "text.npy").write_text("hello")
+    (tmp_path / "lfs.npy").write_text("version https://git-lfs.github.com/spec/v1\n")
+    np.save(tmp_path / "complex.npy", np.ones((3, 8), complex))
     embeddings = ("--embeddings", linker / "embeddings")
     output = ("--output", tmp_path / "index")
     for arguments, message in (
@@ -97,7 +99,11 @@ def test_refusals(linker, tmp_path):
         (("--linker", tmp_path), "not a linker directory"),
         (("--embeddings", tmp_path, *output), "no entity embeddings here"),
         ((*embeddings, *output, "--queries", tmp_path / "wide.npy"), "expected (Q, 8)"),
-        ((*embeddings, *output, "--queries", tmp_path / "text.npy"), "not a .npy file of numbers"),
+        ((*embeddings, *output, "--queries", tmp_path / "text.npy"), "not a .npy file"),
+        ((*embeddings, *output, "--queries", tmp_path / "none.npy"), "none.npy: no such file"),
+        ((*embeddings, *output, "--queries", tmp_path / "lfs.npy"), "run: git lfs pull"),
+        ((*embeddings, *output, "--queries", tmp_path / "complex.npy"), "found complex128"),
+        ((*embeddings, "--output", tmp_path / "text.npy"), "exists and is not an index"),
         ((*embeddings, *output, "--queries", "q.npy", "--questions", "q.jsonl"), "give one"),
         ((*embeddings, *output, "--index", "exact"), "--output, --index=exact: this search needs"),
     ):
@@ -106,6 +112,7 @@ def test_refusals(linker, tmp_path):
         assert done.stderr.splitlines()[-1].startswith("error: ")
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+        assert "building" not in done.stderr  # What it costs hours to find out is asked first.
     assert not (tmp_path / "index").exists()
 
 

@@ -306,11 +306,10 @@ def read_description(folder: str | os.PathLike[str]) -> Description:
     advice = "not the configuration of a linker; expected one that train wrote"
     content = read_json(path, dict[str, Any], advice)
     if content.get("format") != FORMAT:
-        hint = "as train and save_pretrained write it"
-        if is_linker_directory(path.parent / "linker"):
-            hint = f"this is the workdir of a training, whose linker is {path.parent / 'linker'}"
+        _check_is_no_workdir(path.parent, content)
         found = content.get("format")
-        raise DataError(f'"format" is {found!r}; expected {FORMAT!r}, {hint}', path)
+        expected = f"expected {FORMAT!r}, as train and save_pretrained write it"
+        raise DataError(f'"format" is {found!r}; {expected}', path)
     file = read_json(path, _ConfigFile, advice)
     if file.sha256 is not msgspec.UNSET and file.sha256.keys() != {PARAMETERS, TOKENIZER}:
         found = ", ".join(sorted(file.sha256)) or "nothing"
@@ -322,6 +321,18 @@ def read_description(folder: str | os.PathLike[str]) -> Description:
         raise DataError(f'"model": {error}; {advice}', path) from error
     digests = None if file.sha256 is msgspec.UNSET else file.sha256
     return Description(config, file.linking, file.entity_encoder, digests)
+
+
+def _check_is_no_workdir(folder: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Raises an ElqError that says where the linker of a training run is."""
+    linker = folder / "linker"
+    if is_linker_directory(linker):
+        raise ElqError(f"{folder}: the workdir of a training run; its linker is {linker}")
+    if "stages" in content:
+        raise ElqError(
+            f"{folder}: the workdir of a training run that has not come to its end; resume it with "
+            f"the same train command, which writes {linker}"
+        )
 
 
 class _ConfigFile(msgspec.Struct):

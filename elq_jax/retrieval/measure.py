@@ -14,9 +14,9 @@ import numpy as np
 
 from elq_jax.core.errors import ElqError
 from elq_jax.entities.embeddings import Embeddings
-from elq_jax.retrieval.base import INDEXES, REPORT, Index, check_queries
+from elq_jax.retrieval.base import INDEXES, REPORT, Index, check_queries, is_saved
 from elq_jax.retrieval.exact import ExactIndex
-from elq_jax.storage.files import write_json
+from elq_jax.storage.files import check_not_a_pointer, check_replaceable, write_json
 
 T = TypeVar("T")
 CUTS = (1, 10, 100)
@@ -85,6 +85,8 @@ def _build(
     folder: str | os.PathLike[str] | None,
 ) -> tuple[Index, dict[str, Any]]:
     """Builds an index, saves it and opens it again: the index, and what there is to say of it."""
+    if folder is not None and kind.has_files:  # before hours of work
+        check_replaceable(pathlib.Path(os.path.realpath(folder)), "an index", is_saved)
     _say(f"building the index over {len(embeddings):,} entities ...")
     index, build_seconds = _timed(lambda: kind.build(embeddings, settings))
     facts = {"settings": dataclasses.asdict(index.settings), "build_seconds": build_seconds}
@@ -129,10 +131,18 @@ def read_queries(path: str | os.PathLike[str], embeddings: Embeddings) -> np.nda
     Raises:
       ElqError: not such a file, of another width, without a query, or with NaN or infinity.
     """
+    if not os.path.isfile(path):
+        raise ElqError(f"{path}: no such file; give a .npy file, float [Q, D]")
+    check_not_a_pointer(path)
     try:
-        queries = np.asarray(np.load(path, allow_pickle=False), np.float32)
+        queries = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ElqError(f"{path}: not a .npy file of numbers ({error})") from error
+        raise ElqError(f"{path}: not a .npy file ({error})") from error
+    if getattr(queries, "dtype", np.dtype(object)).kind not in "fiu":
+        found = getattr(queries, "dtype", "several arrays")
+        raise ElqError(f"{path}: found {found}, expected one array of real numbers [Q, D]")
+    with np.errstate(over="ignore"):  # Infinity is found below.
+        queries = queries.astype(np.float32)
     try:
         queries = check_queries(queries, 1, embeddings.shape)
     except ElqError as error:
