@@ -1,1 +1,1 @@
-"""What the programs share: running one, flags, configurations, the command elq-jax."""
+"""Code that all programs share: running, flags, configurations, the command elq-jax."""

@@ -1,4 +1,4 @@
-"""The flag --config of programs that take a configuration, with errors for people."""
+"""Defines the flag --config and loads configuration files, with errors in one line."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ PACKAGE = "configs"  # Configurations that come with this library, and those tha
 def define_config(
     default: str | None = None, flag_values: flags.FlagValues = flags.FLAGS
 ) -> flags.FlagHolder[ConfigDict]:
-    """Defines, for the module that calls, --config and --config.NAME for each of its settings.
+    """Defines --config and --config.NAME for each setting, as flags of the calling module.
 
     Args:
-      default: configuration file, where the flag is not given.
+      default: path of the configuration file that is used without the flag.
       flag_values: flags of the program.
     """
     config_flags.register_flag_parser_for_type(tuple, _ListParser())
@@ -42,7 +42,7 @@ def define_config(
 
 
 def own_configs() -> pathlib.Path:
-    """The folder of the configurations that come with this library.
+    """Returns the folder of the configurations that come with this library.
 
     It is elq_jax/configs where the package was installed, and configs/ beside elq_jax/ in a
     checkout.
@@ -53,11 +53,11 @@ def own_configs() -> pathlib.Path:
 
 
 def find_config(name: str) -> pathlib.Path:
-    """Returns the file of a configuration; says so if it is not the one asked for.
+    """Finds the file of a configuration; prints its path if it is another than `name`.
 
     Args:
-      name: path of a file. Where there is none, configs/NAME.py is the one of that name that came
-        with this library.
+      name: path of a file. If it does not exist, a configuration configs/NAME.py of this library is
+        looked up.
 
     Raises:
       ValueError: there is no such file.
@@ -76,9 +76,9 @@ def load_config(path: pathlib.Path, variant: str | None = None) -> ConfigDict:
     """Calls `get_config` of a configuration file.
 
     Args:
-      path: of the file. It may import others as `from configs import default`: those beside it, if
-        its folder is named configs, then those that come with this library.
-      variant: given to `get_config` if there is one.
+      path: path of the file. It may import other configurations as `from configs import default`:
+        from its own folder if that is named configs, then from this library.
+      variant: argument of `get_config`, if any.
 
     Raises:
       ValueError: the file cannot be run, or does not return a ConfigDict.
@@ -100,7 +100,7 @@ def load_config(path: pathlib.Path, variant: str | None = None) -> ConfigDict:
 
 
 def _import_file(path: pathlib.Path) -> types.ModuleType:
-    """Runs a file as a module that is known to nobody else."""
+    """Runs a file as a module that nothing else can import."""
     loader = importlib.machinery.SourceFileLoader(f"{path.stem}_config", str(path))
     module = types.ModuleType(loader.name)
     module.__file__ = str(path)
@@ -111,8 +111,8 @@ def _import_file(path: pathlib.Path) -> types.ModuleType:
 def _make_importable(folder: pathlib.Path) -> None:
     """Lets a configuration file in `folder` import others from the package `configs`.
 
-    Those in `folder` come first, if it is named so, then those that Python finds by itself, in the
-    current folder for instance, then those that came with this library.
+    Files in `folder` come first, if it is named configs, then those that Python finds by itself,
+    then those that come with this library.
     """
     package = sys.modules.get(PACKAGE)
     if package is None:
@@ -125,7 +125,7 @@ def _make_importable(folder: pathlib.Path) -> None:
 
 
 class _ListParser(tuple_parser.TupleParser):
-    """Reads lists: a.jsonl,b.jsonl as well as "('a.jsonl', 'b.jsonl')"; nothing is no element."""
+    """Reads lists: a.jsonl,b.jsonl as well as "('a.jsonl', 'b.jsonl')"; "" is an empty list."""
 
     def parse(self, argument: object) -> tuple[object, ...]:
         if not isinstance(argument, str):
@@ -141,7 +141,7 @@ class _ListParser(tuple_parser.TupleParser):
 
 
 def _literal(text: str) -> object:
-    """A number or a quoted string as Python reads it; any other text as it is."""
+    """Reads a number or a quoted string as Python does; returns any other text unchanged."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -150,7 +150,7 @@ def _literal(text: str) -> object:
 
 
 class _ConfigParser(config_flags.ConfigFileFlagParser):
-    """Makes one-line errors of the flag of what ml_collections answers with a traceback."""
+    """Parses --config with one-line errors where ml_collections raises a traceback."""
 
     def parse(self, path: str) -> ConfigDict:
         file, colon, variant = path.partition(":")

@@ -1,4 +1,4 @@
-"""Flags that several programs have: those of a linker, of an index, and of any settings dataclass.
+"""Flags that several programs share: of a linker, of an index, of any settings dataclass.
 
 Flags defined here are shown by the --help of the program that asked for them.
 """
@@ -36,10 +36,10 @@ _INDEX_HELP = {
 
 
 def define_index(default: str) -> flags.FlagHolder[str]:
-    """Defines, for the module that calls, --index: a name in `INDEXES`.
+    """Defines --index, a name in `INDEXES`, as a flag of the calling module.
 
     Args:
-      default: "auto", which such a flag then also takes, or "scann".
+      default: value without the flag: "auto", which is then allowed too, or "scann".
     """
 
     def registry() -> Registry[Any]:
@@ -51,7 +51,7 @@ def define_index(default: str) -> flags.FlagHolder[str]:
 
 
 def on_command_line(name: str, default: str) -> str:
-    """Value of a flag before flags are parsed: what it chooses decides which others there are."""
+    """Returns the value of a flag before flags are parsed, since it decides which others exist."""
     value = default
     for argument, following in zip(sys.argv[1:], [*sys.argv[2:], ""], strict=False):
         if argument == "--":
@@ -63,7 +63,7 @@ def on_command_line(name: str, default: str) -> str:
 
 
 class _NameParser(flags.ArgumentParser):
-    """Takes the default, and names of a registry, which is asked only for other names."""
+    """Accepts the default and the names of a registry, which is only imported for other names."""
 
     syntactic_help = "a name"
 
@@ -77,7 +77,7 @@ class _NameParser(flags.ArgumentParser):
 
 
 class _ValueParser(flags.ArgumentParser):
-    """Takes text for a value of a type; "none" where the type has None."""
+    """Parses text as a value of a type; "none" is None where the type allows it."""
 
     def __init__(self, setting: Setting):
         self._setting = setting
@@ -96,19 +96,19 @@ class _ValueParser(flags.ArgumentParser):
 
 @dataclasses.dataclass(frozen=True)
 class SettingsFlags(Generic[T]):
-    """Flags with the names, types, defaults and texts of a settings dataclass; made by `define`."""
+    """Flags made from the fields of a settings dataclass; see `define`."""
 
     settings: type[T]
     names: Mapping[str, str]  # of the flags, by those of the fields
 
     @classmethod
     def define(cls, settings: type[T], prefix: str) -> SettingsFlags[T]:
-        """Defines one flag for each field, for the module that calls.
+        """Defines one flag for each field, as flags of the calling module.
 
         Args:
-          settings: a dataclass as `core.settings` describes them.
-          prefix: what is put before the name of a field that the program has a flag of: the
-            setting seed of an index becomes --index_seed.
+          settings: settings dataclass, see `core.settings`.
+          prefix: text put before the name of a field if the program already has a flag of that
+            name: the setting seed of an index becomes --index_seed.
         """
         names = {}
         for name, setting in fields_of(settings).items():
@@ -123,7 +123,7 @@ class SettingsFlags(Generic[T]):
         return cls(settings, names)
 
     def value(self) -> T:
-        """Settings as given on the command line."""
+        """Returns the settings of the command line."""
         values = {name: flags.FLAGS[flag].value for name, flag in self.names.items()}
         return make_settings(self.settings, values)
 
@@ -134,9 +134,9 @@ def define_settings_of(registry: Registry[Any], flag: str, default: str) -> Sett
     A name that is not in the registry defines none; the other flag's own parser refuses it.
 
     Args:
-      registry: of classes with an attribute `Settings`.
+      registry: registry of classes with an attribute `Settings`.
       flag: name of that other flag.
-      default: its default.
+      default: default of that other flag.
     """
     try:
         entry = registry.get(on_command_line(flag, default))
@@ -161,7 +161,7 @@ class LinkerFlags:
 
     @classmethod
     def define(cls) -> LinkerFlags:
-        """Defines them for the module that calls."""
+        """Defines the flags for the calling module."""
         return cls(
             linker=flags.DEFINE_string("linker", None, "Linker directory.", required=True),
             preset=flags.DEFINE_enum(
@@ -180,21 +180,21 @@ class LinkerFlags:
             max_mentions=flags.DEFINE_integer(
                 "max_mentions",
                 None,
-                "Number of mentions considered in a question; by default the linker's own.",
+                "Largest number of mentions in a question; by default the linker's own.",
                 lower_bound=1,
             ),
             candidates=flags.DEFINE_integer(
                 "candidates",
                 None,
-                "Number of entities retrieved for a mention, among which its probability is shared "
-                "out; by default the linker's own.",
+                "Number of entities retrieved for a mention; their probabilities add up to 1; by "
+                "default the linker's own.",
                 lower_bound=1,
             ),
             whole_words=flags.DEFINE_bool(
                 "whole_words",
                 None,
-                "No mention begins or ends inside of a word, as beatles does in beatlesmania; by "
-                "default as the linker says.",
+                "Whether no mention may begin or end inside a word, as beatles does in "
+                "beatlesmania; by default the linker's own.",
             ),
             index=define_index("auto"),
             dtype=flags.DEFINE_enum(
@@ -209,7 +209,7 @@ class LinkerFlags:
         )
 
     def open(self, devices: Sequence[jax.Device] | None = None) -> EntityLinker:
-        """The linker that the command line asks for; `devices` as in `from_pretrained`."""
+        """Opens the linker that the command line names; `devices` as in `from_pretrained`."""
         start_jax()
         from elq_jax.linking.linker import EntityLinker
 

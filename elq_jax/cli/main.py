@@ -1,4 +1,4 @@
-"""The command `elq-jax`: `elq-jax link ...` is `python -m elq_jax.link ...`, and so for the others.
+"""The command `elq-jax`: `elq-jax link ...` runs `python -m elq_jax.link ...`, and so on.
 
 Nothing heavy is imported before the program itself does.
 """
@@ -16,7 +16,7 @@ _PROGRAMS = pathlib.Path(__file__).parent.parent
 
 
 def programs() -> dict[str, str]:
-    """Returns the first line of what each program says about itself, by the program's name."""
+    """Returns a line of description for each program, by the program's name."""
     found = {}
     for path in sorted(_PROGRAMS.glob("*.py")):
         if not path.name.startswith("_"):

@@ -1,4 +1,4 @@
-"""Running a program: its flags, its errors in one line, and the streams it was started with."""
+"""Runs a program: parses flags, prints errors in one line, copes with closed streams."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ def run(
     takes_arguments: bool = False,
     is_resumable: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Runs a program: flags parsed, user errors printed as one line (exit 2), Ctrl-C exits 130.
+    """Runs a program: parses flags, prints user errors as one line (exit 2), Ctrl-C exits 130.
 
-    What a program is started without does not stop it: where stdout or stderr is closed, what it
-    prints goes nowhere. `sys.stdin` is None where stdin is closed.
+    Closed streams do not stop a program: where stdout or stderr is closed, its output is discarded.
+    `sys.stdin` is None where stdin is closed.
 
     Args:
-      main: function that gets what `sys.argv` would hold without the flags, as UTF-8 whatever the
-        locale.
-      takes_arguments: whether that may be more than the program's name.
+      main: function of the arguments in `sys.argv` that are not flags, as UTF-8 in any locale.
+      takes_arguments: whether there may be arguments besides the program's name.
       is_resumable: function that says, with the flags parsed, whether the same command resumes an
         interrupted run.
     """
@@ -75,8 +74,8 @@ def run(
 def describe_error(error: Exception) -> str | None:
     """Returns one line that tells a person about an exception; None for a fault of the program.
 
-    Files that cannot be read or written, memory that is used up and an accelerator that is not
-    there are the user's to know, as what is wrong with their input is.
+    Besides errors in the input, these are files that cannot be read or written, too little memory,
+    and a missing accelerator.
     """
     if isinstance(error, ElqError):
         return str(error)
@@ -104,7 +103,7 @@ def describe_error(error: Exception) -> str | None:
 
 
 def open_closed_streams() -> None:
-    """Puts /dev/null where stdin, stdout or stderr is closed, as `>&-` and some daemons leave them.
+    """Opens /dev/null in place of closed stdin, stdout or stderr, as `>&-` and daemons leave them.
 
     Otherwise the next file that is opened would take the place of the stream, and get what
     libraries print there. `sys.stdin` stays None, so that a program can tell.
@@ -120,14 +119,14 @@ def open_closed_streams() -> None:
 
 
 def is_closed(stream: io.TextIOBase | None) -> bool:
-    """Whether the program was started without `sys.stdin`, `sys.stdout` or `sys.stderr`."""
+    """Returns whether the program was started without this stream (stdin, stdout, stderr)."""
     return stream is None or getattr(stream, "name", None) == os.devnull
 
 
 def start_jax(*, several_processes: bool = False) -> None:
-    """Makes JAX ready: the compilation cache, and devices that are really there.
+    """Starts JAX: sets the compilation cache and checks that devices can be used.
 
-    It is here, and not at the top of a program, so that flags are parsed before JAX is imported.
+    Programs call this after flags are parsed, so that --help does not wait for JAX.
 
     Args:
       several_processes: whether the program can be one of several that work together.
@@ -153,7 +152,7 @@ def define_path(
     default: str | None = None,
     required: bool = False,
 ) -> flags.FlagHolder[Any]:
-    """Defines a flag whose value is a `pathlib.Path`, for the module that calls.
+    """Defines a flag of the calling module whose value is a `pathlib.Path`.
 
     Args:
       name: name of the flag.
@@ -161,7 +160,7 @@ def define_path(
       parse: function from text to value: `files.user_path`, `files.output_file` for a file to be
         written, `files.user_address` for a folder that may be on object storage.
       default: default, as text.
-      required: whether the program cannot do without.
+      required: whether the flag must be given.
     """
     return flags.DEFINE(_PathParser(parse), name, default, help, required=required)
 
@@ -169,7 +168,7 @@ def define_path(
 def define_paths(
     name: str, help: str, *, required: bool = False
 ) -> flags.FlagHolder[list[pathlib.Path]]:
-    """Defines a flag that takes paths as `a,b` and may be repeated, for the module that calls."""
+    """Defines a flag of the calling module that takes paths as `a,b` and may be repeated."""
     default = None if required else []
     flag = _PathsFlag(_PathParser(user_path), None, name, default, help)
     flag.help = f"{help}; several as a,b."
@@ -209,13 +208,13 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, line_number: int, *_: object
 ) -> str:
-    """One line for the person who runs the program; where it is from, if it is for programmers."""
+    """Formats a warning as one line; names the source line only in warnings for programmers."""
     place = "" if category is UserWarning else f"{filename}:{line_number}: {category.__name__}: "
     return f"warning: {place}{message}\n"
 
 
 def _with_underscores(argument: str) -> str:
-    """`--max-mentions=3` as `--max_mentions=3`: flags have underscores, people type dashes."""
+    """Replaces dashes in flag names by underscores: `--max-mentions=3` is --max_mentions=3."""
     name, equals, value = argument.partition("=")
     if not name.startswith("--") or " " in name:
         return argument
@@ -223,5 +222,5 @@ def _with_underscores(argument: str) -> str:
 
 
 def _utf8(argument: str) -> str:
-    """An argument in which bytes were decoded by the locale, as the UTF-8 that people type."""
+    """Returns an argument as UTF-8, whatever the locale decoded its bytes as."""
     return os.fsencode(argument).decode("utf-8", "surrogateescape")

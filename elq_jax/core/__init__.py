@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, devices."""
+"""Errors, devices, registries and settings: the base of all other packages."""

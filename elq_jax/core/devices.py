@@ -1,4 +1,4 @@
-"""The one home of multi-device execution: `jax.pmap` over the devices of one or several hosts.
+"""Runs functions on several devices: the only module that uses `jax.pmap`.
 
 A step body sees its own slice of the batch and `AXIS`, over which it uses `lax.psum`-style
 collectives and nothing else, so that a move to shard_map is a change of this file alone.
@@ -6,8 +6,8 @@ Arrays given to a parallel function have a leading axis [P, ...], the devices of
 those of the function.
 
 Where a program runs as several processes (one per host), each runs the same lines with the same
-inputs; `split` hands a process the part of a batch that its devices work on, `merge` brings the
-results of all together in every process. Files are written by the first process.
+inputs; `split` returns the part of a batch for the devices of a process, `merge` gathers the
+results of all devices in every process. The first process writes files.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "ELQ_JAX_DISTRIBUTED")
 def initialize() -> None:
     """Joins the other processes of this program, if it was started as one of several.
 
-    That is so if $JAX_COORDINATOR_ADDRESS is set (with $JAX_NUM_PROCESSES and $JAX_PROCESS_ID), or
+    It was if $JAX_COORDINATOR_ADDRESS is set (with $JAX_NUM_PROCESSES and $JAX_PROCESS_ID), or
     $ELQ_JAX_DISTRIBUTED, where JAX itself finds the others: on TPU slices, under Slurm or Open MPI.
-    To be called before anything else is done with JAX.
+    Call this before anything else is done with JAX.
 
     Raises:
       ElqError: the others cannot be found or reached.
@@ -58,9 +58,8 @@ def initialize() -> None:
 def use_compilation_cache() -> None:
     """Keeps compiled programs on disk, so that the next start does not compile them again.
 
-    The folder is $ELQ_JAX_CACHE, else the one that JAX has been given
-    (`jax_compilation_cache_dir`), else `~/.cache/elq_jax`; an empty $ELQ_JAX_CACHE leaves all as it
-    is, and so does a user without a home.
+    The folder is $ELQ_JAX_CACHE, else JAX's setting `jax_compilation_cache_dir`, else
+    `~/.cache/elq_jax`. Nothing changes if $ELQ_JAX_CACHE is empty or the user has no home.
     """
     given = jax.config.jax_compilation_cache_dir
     default = given or os.path.expanduser("~/.cache/elq_jax")
@@ -81,25 +80,25 @@ def _number(name: str) -> int | None:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files and talks to people."""
+    """Returns whether this process is the one that writes files and prints."""
     return jax.process_index() == 0
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process is here; `what` names the place in errors."""
+    """Waits until every process calls this; `what` names the place in errors."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def all_devices(count: int | None = None) -> list[jax.Device]:
-    """The devices of all processes, in one order everywhere.
+    """Returns the devices of all processes, in the same order in each.
 
     Args:
-      count: only the first so many, where there is one process.
+      count: number of devices to return, in a single process; None: all.
 
     Raises:
-      ElqError: there are fewer, or several processes; or $JAX_PLATFORMS asks for an accelerator
-        that is not here.
+      ElqError: there are fewer devices, or several processes; or $JAX_PLATFORMS names an
+        accelerator that this machine lacks.
     """
     try:
         devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
@@ -122,14 +121,14 @@ def all_devices(count: int | None = None) -> list[jax.Device]:
 
 
 def choose(devices: str | Sequence[jax.Device] | None = None) -> list[jax.Device]:
-    """The devices that somebody asks for.
+    """Returns devices by a platform's name.
 
     Args:
-      devices: devices; the name of a platform ("cpu", "gpu", "tpu"): its local ones; None: all
-        local ones.
+      devices: list of devices, or the name of a platform ("cpu", "gpu", "tpu") for its local
+        devices; None: all local devices.
 
     Raises:
-      ElqError: there is no such platform here, or something else was given.
+      ElqError: this machine has no such platform, or the argument is something else.
     """
     if devices is None:
         return local(all_devices())
@@ -148,7 +147,7 @@ def choose(devices: str | Sequence[jax.Device] | None = None) -> list[jax.Device
 
 
 def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
-    """Those of `devices` that belong to this process."""
+    """Returns those `devices` that belong to this process."""
     return [device for device in devices if device.process_index == jax.process_index()]
 
 
@@ -162,9 +161,9 @@ def parallel(
     """Compiles `function` to run on every device at once, each on its slice [P, ...] -> [...].
 
     Args:
-      function: the step body; may use collectives over `AXIS`, whose index is the place in
+      function: step body, which may use collectives over `AXIS`, whose index is the place in
         `devices`.
-      devices: of this process alone, or `all_devices()`; then every process has to call.
+      devices: devices of this process, or `all_devices()`; then every process must call the result.
       donate: positions of arguments whose memory may be reused for the results.
       static: positions of arguments that are compiled in.
     """
@@ -199,22 +198,22 @@ def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 def unreplicate(tree: Any) -> Any:
-    """The first device's copy of a replicated tree, without moving the others."""
+    """Returns the first device's copy of a replicated tree, without moving the others."""
     return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
 
 
 def prefetch(
     batches: Iterable[Mapping[str, np.ndarray]], devices: Sequence[jax.Device], ahead: int = 2
 ) -> Iterator[tuple[Mapping[str, np.ndarray], dict[str, jax.Array]]]:
-    """Cuts batches over the devices and starts copying them before they are asked for.
+    """Splits batches over the devices and starts copying them before they are needed.
 
     Args:
-      batches: of this process, each array [B, ...].
-      devices: of `parallel`; only those of this process get something.
-      ahead: batches on their way.
+      batches: batches of this process, each array [B, ...].
+      devices: devices of `parallel`; only those of this process get data.
+      ahead: number of batches copied in advance.
 
     Yields:
-      a batch as it was, and on the devices: each array [P, B / P, ...].
+      each batch on the host, and on the devices: arrays [P, B / P, ...].
     """
     own = local(devices)
     queue: collections.deque[Any] = collections.deque()
@@ -226,7 +225,7 @@ def prefetch(
 
 
 def split(batch: Mapping[str, np.ndarray], devices: Sequence[jax.Device]) -> dict[str, np.ndarray]:
-    """Cuts a batch over devices, each array [B, ...] -> [P, B / len(devices), ...].
+    """Splits a batch over devices, each array [B, ...] -> [P, B / len(devices), ...].
 
     Rows are added where the devices do not divide B; they are zeros, so every mask in the batch is
     False there. Where some devices are of other processes, the result has the part of this one.
@@ -237,7 +236,7 @@ def split(batch: Mapping[str, np.ndarray], devices: Sequence[jax.Device]) -> dic
 
 
 def merge(tree: Any, devices: Sequence[jax.Device], size: int | None = None) -> Any:
-    """The inverse of `split` for results: each [P, b, ...] -> [B, ...] NumPy, cut to `size` rows.
+    """Joins results of devices, the inverse of `split`: [P, b, ...] -> [B, ...] NumPy, B = `size`.
 
     Where some devices are of other processes, every process gets the results of all of them.
     """

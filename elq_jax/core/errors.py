@@ -8,23 +8,23 @@ from typing import Any
 
 
 class ElqError(ValueError):
-    """Something the user gave or asked for cannot be used; the message says what to do.
+    """Error: an input, setting or request cannot be used; the message says what to do.
 
     Programs print the message without a traceback and exit with status 2.
     """
 
 
 class DiskFullError(ElqError):
-    """There was no room for a file; what was written before can be resumed from."""
+    """Error: there was no room for a file; a later run can resume from the files before it."""
 
 
 class DataError(ElqError):
-    """A problem at one place of an input file.
+    """Error at a place of an input file.
 
     Args:
-      message: what was found, what was expected, what to do.
-      path: the file.
-      line: 1-based line number, when the file is read by lines.
+      message: text that says what was found, what was expected, what to do.
+      path: path of the file.
+      line: line number from 1, if the file is read by lines.
     """
 
     def __init__(self, message: str, path: str | os.PathLike[str], line: int | None = None):
@@ -34,6 +34,6 @@ class DataError(ElqError):
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raises an ElqError unless an argument or setting is an integer, and not too small."""
+    """Raises an ElqError unless an argument or setting is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ElqError(f"{name}: {value!r}; expected an integer, at least {least}")

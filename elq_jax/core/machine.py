@@ -1,4 +1,4 @@
-"""The machine that a number was measured on: its names, its memory, what its devices reach."""
+"""Describes the machine that a number was measured on: names, memory, peak speed."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def describe_machine() -> dict[str, Any]:
 def peak_memory() -> int:
     """Returns the most memory that this process has had resident so far, in bytes.
 
-    Mapped files count. What a parent process had before it started this one does not, unlike in
-    `resource.getrusage`, which is only asked where there is no /proc.
+    Mapped files count. Memory of the parent process does not, unlike in `resource.getrusage`, which
+    is only used where there is no /proc.
     """
     try:
         status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")

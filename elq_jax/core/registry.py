@@ -1,4 +1,4 @@
-"""Finding losses, indexes, decoders and recipes by the name that a configuration gives them."""
+"""Registries, which find losses, indexes, decoders and recipes by name."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """A table of things by name, to which any module can add its own.
+    """A table of classes or functions by name, to which any module can add its own.
 
         LINKING_LOSSES = Registry("linking_loss", "elq_jax.losses")
 
         @LINKING_LOSSES.register("margin")
         class Margin(LinkingLoss): ...
 
-    A name of the form "package.module:name" is looked up after importing that module, so that what
-    stands outside this package needs no mention in it: "my_losses:margin".
+    A name of the form "package.module:name", such as "my_losses:margin", imports that module first,
+    so that code outside this library can be used by its name.
 
     Args:
-      setting: name of the setting whose values these are, for error messages.
-      home: package of everything that comes with this library.
-      imports: module whose import registers all of that; None: the package itself.
+      setting: name of the setting whose values these names are, for error messages.
+      home: package of the entries that come with this library.
+      imports: module whose import registers them; None: the package itself.
     """
 
     def __init__(self, setting: str, home: str, imports: str | None = None):
@@ -33,7 +33,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that adds a class or a function under `name`.
+        """Adds a class or a function under `name`, as a decorator.
 
         Raises:
           ElqError: something else has that name.
@@ -48,12 +48,12 @@ class Registry(Generic[T]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names that come with this library or were registered since, in the order of adding."""
+        """Returns all names so far, of this library and of others, in the order of adding."""
         importlib.import_module(self._imports)
         return tuple(self._entries)
 
     def get(self, name: str) -> T:
-        """Looks up what was registered under `name`, or under "package.module:name".
+        """Finds the entry of `name`, or of "package.module:name".
 
         Raises:
           ElqError: there is no such name, or the module cannot be imported.
@@ -73,12 +73,12 @@ class Registry(Generic[T]):
         return self._entries[short]
 
     def is_known(self, name: str) -> bool:
-        """Whether `get` finds a name without importing a module that was not imported before."""
+        """Returns whether `get` finds a name without importing another module."""
         importlib.import_module(self._imports)
         return any(name == self.name_of(entry) for entry in self._entries.values())
 
     def name_of(self, entry: T) -> str:
-        """Name under which `get` finds an entry from anywhere: "package.module:name" of a guest.
+        """Returns the name by which `get` finds an entry: "package.module:name" if from outside.
 
         Raises:
           ElqError: the entry is not registered.

@@ -1,4 +1,4 @@
-"""Settings dataclasses: checked values in, and documented fields out.
+"""Checks the values of settings dataclasses, and reads the documentation of their fields.
 
 A part that is chosen by name (an index, a decoder, a loss) declares its settings as a dataclass.
 The types of the fields say what is allowed, and its docstring describes them; flags, files and
@@ -39,10 +39,10 @@ class Setting:
     """One field of a settings dataclass.
 
     Attributes:
-      name: of the field.
-      type: its annotation, such as `int | None`.
-      default: value where none is given.
-      help: text about it in the docstring of the dataclass, "" where there is none.
+      name: name of the field.
+      type: annotation of the field, such as `int | None`.
+      default: default of the field.
+      help: text about the field in the docstring of the dataclass, "" where there is none.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Setting:
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """Values of a `Literal`; empty for other types."""
+        """Returns the values of a `Literal`; empty for other types."""
         return typing.get_args(self.type) if typing.get_origin(self.type) is typing.Literal else ()
 
 
@@ -78,17 +78,17 @@ def fields_of(cls: type) -> dict[str, Setting]:
 
 
 def make_settings(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Makes a settings dataclass of values by name, for instance of a JSON object.
+    """Makes a settings dataclass from values by name, for instance from a JSON object.
 
         make_settings(Settings, {"num_leaves": 0})
         # ElqError: num_leaves: 0; expected `int` >= 1
 
     Args:
-      cls: a dataclass whose fields all have defaults.
-      values: those that are not left at their defaults.
+      cls: dataclass whose fields all have defaults.
+      values: values by name; other fields keep their defaults.
 
     Raises:
-      ElqError: a name that is no setting, or a value of another type or out of range.
+      ElqError: a name is not a setting, or a value is of another type or out of range.
     """
     known = fields_of(cls)
     checked = {}
@@ -114,7 +114,7 @@ def check_settings(settings: Any) -> None:
 
 
 def _attributes(docstring: str) -> dict[str, str]:
-    """Texts under "Attributes:" of a docstring by name, each as one line."""
+    """Returns the texts under "Attributes:" of a docstring by name, each as one line."""
     _, _, section = docstring.partition("\nAttributes:\n")
     texts: dict[str, str] = {}
     name = ""

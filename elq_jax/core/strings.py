@@ -1,4 +1,4 @@
-"""Strings that no UTF-8 file can hold: half of a surrogate pair, from JSON such as "\\ud83d"."""
+"""Finds strings that no UTF-8 file can hold: half a surrogate pair, from JSON "\\ud83d"."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def is_whole(text: str) -> bool:
-    """Whether a string can be written as UTF-8: it holds no half of a surrogate pair."""
+    """Returns whether a string can be written as UTF-8: it has no half of a surrogate pair."""
     return text.isascii() or not _SURROGATE.search(text)
 
 
 def check_whole(name: str, *texts: str) -> None:
-    """Raises an ElqError that says `name`, unless `is_whole` is true of each of the strings."""
+    """Raises an ElqError that names `name` unless every string can be written as UTF-8."""
     if not all(map(is_whole, texts)):
         raise ElqError(f"{name}: half of a surrogate pair (\\ud800 to \\udfff) in it; remove it")
 

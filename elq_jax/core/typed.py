@@ -1,4 +1,4 @@
-"""JSON values of a declared type, checked by msgspec, with errors for people."""
+"""Converts JSON values to declared types by msgspec, with errors for people."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _STEP = re.compile(r"\.(?P<name>[^.\[\]]+)|\[(?P<number>\d+)\]")
 def convert(value: Any, kind: type[T]) -> T:
     """Turns plain JSON values (dict, list, str, ...) into a msgspec Struct or a dataclass.
 
-    Nothing is coerced: true is no number, 1.0 is no integer.
+    Nothing is coerced: true is not a number, 1.0 is not an integer.
 
     Args:
-      value: what `json.loads` returns.
-      kind: the type expected.
+      value: value that `json.loads` returns.
+      kind: type to expect.
 
     Raises:
       ElqError: a value is of another type or out of its range; the message names it, what was
@@ -44,11 +44,11 @@ def convert(value: Any, kind: type[T]) -> T:
 
 
 def explain(error: msgspec.ValidationError, value: Any) -> str:
-    """Says where a value is not what was declared, what was found there and what was expected.
+    """Returns a message for an error of msgspec: the place, what was found and expected there.
 
     Args:
-      error: what msgspec raised.
-      value: the plain JSON value that it raised this for.
+      error: error that msgspec raised.
+      value: plain JSON value that it raised the error for.
     """
     message = str(error)
     place = _PLACE.search(message)

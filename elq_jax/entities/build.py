@@ -1,4 +1,4 @@
-"""Building a catalogue from a file of entities."""
+"""Builds a catalogue from a file of entities."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _BYTES_PER_ROW = 256 << 20
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What `build_catalogue` wrote.
+    """Counts of a catalogue that `build_catalogue` wrote.
 
     Attributes:
       rows: number of entities.
-      fingerprint: of the catalogue.
-      duplicate_titles: rows whose title an earlier row has too.
-      empty_texts: rows without a description (they are encoded by their title alone).
-      skipped: one message per line left out (`on_error="skip"`). Every row after such a line has
-        a row number smaller than its line number says.
+      fingerprint: fingerprint of the catalogue.
+      duplicate_titles: number of rows whose title an earlier row has too.
+      empty_texts: number of rows without a description (encoded by their title alone).
+      skipped: messages, one per line left out (`on_error="skip"`). After such a line, row numbers
+        are smaller than line numbers.
     """
 
     rows: int
@@ -59,16 +59,16 @@ def build_catalogue(
 
     Each line is an object with `title` and `text` (may be ""), and optionally `wikidata_id` (or
     `kb_idx`, taken if it looks like one) and `aliases` (a list); other fields are ignored, so the
-    published entity.jsonl of ELQ is read as it is. Row numbers are line numbers from 0.
+    published entity.jsonl of ELQ can be read unchanged. Row numbers are line numbers from 0.
 
     Args:
-      source: the file to read.
-      output: the file to write, usually `catalogue.arrow`; it appears when it is whole.
-      on_error: what to do with a line that cannot be used: "stop", or "skip" and report it.
+      source: path of the file to read.
+      output: path of the file to write, usually `catalogue.arrow`; it appears when it is whole.
+      on_error: action at a line that cannot be used: "stop", or "skip" and report it.
 
     Raises:
-      DataError: a line cannot be used (`on_error="stop"`), the file has none that can, or is a
-        damaged gzip file.
+      DataError: a line cannot be used (`on_error="stop"`), no line of the file can be used, or it
+        is a damaged gzip file.
       ElqError: there is no such file, or the disk is full.
     """
     return _build(source, output, on_error, lambda fingerprint: None)
@@ -80,7 +80,7 @@ def _build(
     on_error: str,
     check: Callable[[str], None],
 ) -> BuildReport:
-    """As `build_catalogue`; `check` is given the fingerprint before the file gets its name."""
+    """Builds a catalogue; `check` gets the fingerprint before the file gets its name."""
     if on_error not in ("stop", "skip"):
         raise ElqError(f"on_error is {on_error!r}, expected 'stop' or 'skip'")
     skipped: list[str] = []
@@ -130,7 +130,7 @@ def _build(
 
 
 def _record_batch(columns: dict[str, list]) -> pa.RecordBatch:
-    """The rows collected so far; empties `columns`."""
+    """Returns the rows collected so far; empties `columns`."""
     batch = pa.record_batch(
         [pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA
     )
@@ -207,17 +207,17 @@ def _parse_entity(line: bytes, source: str | os.PathLike[str], line_number: int)
 def open_or_build_catalogue(
     source: str | os.PathLike[str], path: str | os.PathLike[str], on_error: str = "stop"
 ) -> Catalogue:
-    """Opens `path`, after building it from `source` unless it was built from just that file before.
+    """Opens the catalogue at `path`; first builds it unless it was built from `source` before.
 
     Args:
-      source: JSON lines (gzip or not; a pipe is read every time), or a catalogue.arrow, which is
-        copied.
-      path: the catalogue.arrow of the output; what it was built from is noted beside it.
-      on_error: as for `build_catalogue`; what was found is reported on stderr.
+      source: path of JSON lines (gzip or not; a pipe is read every time), or of a catalogue.arrow,
+        which is copied.
+      path: path of the built catalogue.arrow; a record of its source is written beside it.
+      on_error: action as for `build_catalogue`; skipped lines are reported on stderr.
 
     Raises:
-      ElqError: there is no such file, it is no catalogue, or there are embeddings beside `path`
-        whose catalogue it would replace by another one. Nothing is changed then.
+      ElqError: there is no such file, it is not a catalogue, or it would replace the catalogue of
+        embeddings beside `path`. Nothing is changed then.
     """
     source, path = pathlib.Path(source), pathlib.Path(path)
     if source.is_dir():
@@ -272,5 +272,5 @@ def _check_embeddings_beside(path: pathlib.Path, fingerprint: str, source: pathl
 
 
 def source_note(path: pathlib.Path) -> pathlib.Path:
-    """Where it is noted what a catalogue.arrow was built from."""
+    """Returns the path of the record of what a catalogue.arrow was built from."""
     return path.with_suffix(".source.json")

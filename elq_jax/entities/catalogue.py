@@ -49,10 +49,10 @@ class Entity:
 
 
 class Matches(NamedTuple):
-    """Where values were found.
+    """Rows in which values were found.
 
     Attributes:
-      rows: [n] int64, first row that has the value; -1 where none has.
+      rows: [n] int64, first row that has the value; -1 where no row has it.
       counts: [n] int64, number of rows that have it; a title with more than one is ambiguous.
     """
 
@@ -61,23 +61,23 @@ class Matches(NamedTuple):
 
 
 class Catalogue:
-    """E entities, read from disk as they are asked for; opening costs milliseconds and no heap.
+    """A catalogue of E entities, memory-mapped: opening costs milliseconds and no memory.
 
     `len(catalogue)` is E, `catalogue[row]` an `Entity`. Rows are counted from 0; in a catalogue
     built without skipping they are the line numbers of the source.
 
-    What is read from the file has been validated, so that a damaged or hostile one is an error and
-    not a crash: all of it at opening, or, where it is large, each batch of rows at its first use.
+    The file is validated before it is used, so that damage or an attack is an error and not a
+    crash: a small file when it is opened, of a large one each batch of rows at its first use.
 
     Attributes:
-      path: the file.
+      path: path of the file.
       fingerprint: SHA-256 of all titles and texts, in order.
     """
 
     def __init__(
         self, batches: Sequence[pa.RecordBatch], summary: Mapping[bytes, bytes], path: pathlib.Path
     ):
-        """Use `Catalogue.open`."""
+        """Wraps an opened file; use `Catalogue.open`."""
         self.path = path
         self.fingerprint = summary[b"fingerprint"].decode("ascii")
         self._summary = summary
@@ -129,7 +129,7 @@ class Catalogue:
             pass
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yields all rows in their order, validated, in batches as they are in the file.
+        """Yields all rows in order, validated, in the batches of the file.
 
         Raises:
           DataError: the file is damaged.
@@ -141,7 +141,7 @@ class Catalogue:
                 yield batch
 
     def check_bytes(self) -> bool:
-        """Compares the bytes of the rows with the checksum that stands behind them.
+        """Compares the bytes of the rows with the checksum at the end of the file.
 
         Returns:
           whether there is one; catalogues of older versions have none.
@@ -200,33 +200,33 @@ class Catalogue:
         return int(self._starts[-1])
 
     def __getitem__(self, row: int) -> Entity:
-        """Entity of a row; IndexError unless 0 <= row < E."""
+        """Reads the entity of a row; IndexError unless 0 <= row < E."""
         columns = (self.titles, self.texts, self.wikidata_ids, self.aliases)
         title, text, wikidata_id, aliases = (column([row])[0] for column in columns)
         return Entity(int(row), title, text, wikidata_id, tuple(aliases))
 
     def titles(self, rows: Sequence[int] | np.ndarray) -> list[str]:
-        """Titles of rows, in the order asked; IndexError unless 0 <= row < E."""
+        """Reads the titles of rows, in the order of `rows`; IndexError unless 0 <= row < E."""
         return self._values("title", rows)
 
     def texts(self, rows: Sequence[int] | np.ndarray) -> list[str]:
-        """Descriptions of rows ("" if there is none); IndexError unless 0 <= row < E."""
+        """Reads the descriptions of rows ("" for none); IndexError unless 0 <= row < E."""
         return self._values("text", rows)
 
     def wikidata_ids(self, rows: Sequence[int] | np.ndarray) -> list[str | None]:
-        """Wikidata ids of rows, None where unknown; IndexError unless 0 <= row < E."""
+        """Reads the Wikidata ids of rows, None where unknown; IndexError unless 0 <= row < E."""
         return self._values("wikidata_id", rows)
 
     def aliases(self, rows: Sequence[int] | np.ndarray) -> list[list[str]]:
-        """Other names of the entities of rows; IndexError unless 0 <= row < E."""
+        """Reads other names of the entities of rows; IndexError unless 0 <= row < E."""
         return self._values("aliases", rows)
 
     def rows_of_titles(self, titles: Sequence[str | None]) -> np.ndarray:
-        """First row that has exactly this title, int64 [len(titles)]; -1 where none has."""
+        """Finds the first row with exactly each title, int64 [len(titles)]; -1 for none."""
         return self.find_titles(titles).rows
 
     def rows_of_wikidata_ids(self, wikidata_ids: Sequence[str | None]) -> np.ndarray:
-        """First row that has this Wikidata id, int64 [len(wikidata_ids)]; -1 where none has."""
+        """Finds the first row with each Wikidata id, int64 [len(wikidata_ids)]; -1 for none."""
         return self.find_wikidata_ids(wikidata_ids).rows
 
     def find_titles(self, titles: Sequence[str | None], *, normalised: bool = False) -> Matches:
@@ -268,7 +268,7 @@ class Catalogue:
         return self._find("wikidata_id", wanted)
 
     def _column(self, name: str, number: int) -> pa.Array:
-        """A column of one batch, validated at its first use."""
+        """Returns a column of one batch, validated at its first use."""
         column = self._batches[number].column(SCHEMA.get_field_index(name))
         if (name, number) not in self._validated:
             try:
@@ -312,7 +312,7 @@ class Catalogue:
         wanted: Sequence[str | None],
         normalise: Callable[[pa.Array], pa.Array] = lambda values: values,
     ) -> Matches:
-        """One pass over the column against a hash table of what is wanted."""
+        """Finds values of a column, in one pass against a hash table of the wanted values."""
         unique = dict.fromkeys(value for value in wanted if value and is_whole(value))
         ranks = {value: rank for rank, value in enumerate(unique)}
         values = pa.array(ranks, pa.string())
@@ -335,7 +335,7 @@ class Catalogue:
 
 
 class CatalogueWriter:
-    """Writes the batches of a catalogue, and behind them its fingerprint and a checksum.
+    """Writes the batches of a catalogue, then its fingerprint and a checksum.
 
     Args:
       file: open file to write to, from its beginning.
@@ -368,7 +368,7 @@ class CatalogueWriter:
 
 
 class Fingerprint:
-    """SHA-256 of titles and texts, in order."""
+    """Computes the SHA-256 of titles and texts, in order."""
 
     def __init__(self):
         self._digest = hashlib.sha256()
@@ -385,7 +385,7 @@ class Fingerprint:
 
 
 class _HashingFile:
-    """A file for Arrow to write to that knows what was written."""
+    """A file for Arrow to write to that keeps a checksum of the bytes."""
 
     closed = False
 

@@ -2,7 +2,7 @@
 
 A folder holds `embeddings.json` (written before the first shard and never changed) and
 `shard-00000-of-00022.npy`, ... Each shard appears under its name only when it is whole, so the set
-of existing files is the only progress record: a killed writer continues with the missing shards,
+of existing files is the only progress record: a killed writer resumes with the missing shards,
 and several hosts can write disjoint shards of one folder. `digest-00000-of-00022.sha256`, written
 before its shard, has the shard's checksum (`sha256sum --check` reads it); folders of older versions
 have none.
@@ -41,10 +41,10 @@ _STORED_AS = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
 
 
 class Shard(NamedTuple):
-    """Consecutive rows of a table as they are stored, in the host's memory or a device's.
+    """Consecutive rows of a table in their stored type, in the host's memory or a device's.
 
     Attributes:
-      start: the row in the whole table of this shard's first row.
+      start: row number, in the whole table, of this shard's first row.
       values: [n, D] float32, bfloat16 or int8.
       scale: [n] float32 for int8, otherwise None.
     """
@@ -55,7 +55,7 @@ class Shard(NamedTuple):
 
     @property
     def dtype(self) -> str:
-        """How the rows are stored, one of `DTYPES`."""
+        """Returns the stored type of the rows, one of `DTYPES`."""
         return "int8" if self.scale is not None else self.values.dtype.name
 
     def part(self, start: int, stop: int) -> Shard:
@@ -64,7 +64,7 @@ class Shard(NamedTuple):
         return Shard(start, self.values[cut], None if self.scale is None else self.scale[cut])
 
     def astype(self, dtype: str | None) -> Shard:
-        """Returns the rows stored as one of `DTYPES`; None keeps what they are."""
+        """Returns the rows stored as one of `DTYPES`; None keeps their type."""
         if dtype in (None, self.dtype):
             return self
         if dtype == "int8":
@@ -101,11 +101,11 @@ class Description(msgspec.Struct, frozen=True):
     """The file embeddings.json.
 
     Attributes:
-      format_version: `FORMAT_VERSION`.
+      format_version: version of the file, `FORMAT_VERSION`.
       rows: E, number of entities.
-      width: D.
-      dtype: how vectors are stored.
-      shard_rows: rows of every shard but the last.
+      width: D, width of the vectors.
+      dtype: stored type of the vectors.
+      shard_rows: number of rows of every shard but the last.
       catalogue_fingerprint: fingerprint of the catalogue whose entities these are.
       encoder_fingerprint: fingerprint of the encoder that computed them.
     """
@@ -159,17 +159,18 @@ class _Layout:
 
 
 class EmbeddingsWriter:
-    """Writes a folder of embeddings shard by shard, in any order, resuming where it was stopped.
+    """Writes a folder of embeddings shard by shard, in any order; resumes a stopped writer.
 
     Args:
-      folder: created if absent. If it already holds embeddings of the same settings, only what is
-        missing needs to be written.
+      folder: path of the folder, made if absent. If it holds embeddings of the same settings, only
+        the missing shards need to be written.
       rows: E, number of entities.
-      width: D.
-      dtype: "float32", "bfloat16" or "int8" (with a float32 scale per row).
-      shard_rows: rows of every shard but the last.
-      catalogue_fingerprint: of the catalogue whose line numbers are the rows.
-      encoder_fingerprint: of the encoder's weights and of everything else the vectors depend on.
+      width: D, width of the vectors.
+      dtype: stored type, "float32", "bfloat16" or "int8" (with a float32 scale per row).
+      shard_rows: number of rows of every shard but the last.
+      catalogue_fingerprint: fingerprint of the catalogue of these entities.
+      encoder_fingerprint: fingerprint of the encoder's weights and of everything else that vectors
+        depend on.
 
     Raises:
       ElqError: an argument is out of range, or the folder holds embeddings of other settings.
@@ -212,7 +213,7 @@ class EmbeddingsWriter:
 
     @property
     def num_shards(self) -> int:
-        """Number of shards of the whole table."""
+        """Returns the number of shards of the whole table."""
         return self._layout.num_shards
 
     def shard_range(self, shard: int) -> tuple[int, int]:
@@ -273,9 +274,9 @@ class EmbeddingsWriter:
 
 
 def recorded_catalogue(folder: str | os.PathLike[str]) -> str | None:
-    """Fingerprint of the catalogue that a folder's embeddings, finished or not, are of.
+    """Reads the fingerprint of the catalogue of a folder's embeddings, finished or not.
 
-    None where there are none.
+    Returns None where there are no embeddings.
     """
     if not (pathlib.Path(folder) / _DESCRIPTION).exists():
         return None
@@ -298,9 +299,9 @@ class Embeddings:
         """Opens a finished folder without reading the vectors.
 
         Args:
-          folder: what `EmbeddingsWriter` wrote.
-          catalogue_fingerprint: refuse embeddings of another catalogue (None: do not check).
-          encoder_fingerprint: refuse embeddings of another encoder (None: do not check).
+          folder: path of a folder that `EmbeddingsWriter` wrote.
+          catalogue_fingerprint: fingerprint of the catalogue to expect; None: not checked.
+          encoder_fingerprint: fingerprint of the encoder to expect; None: not checked.
 
         Raises:
           ElqError: no embeddings, unfinished, damaged, or of another catalogue or encoder.
@@ -357,27 +358,27 @@ class Embeddings:
 
     @property
     def folder(self) -> pathlib.Path:
-        """Where the embeddings are."""
+        """Returns the path of the folder."""
         return self._layout.folder
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(E, D)."""
+        """Returns the shape of the table, (E, D)."""
         return self._layout.rows, self._layout.width
 
     @property
     def dtype(self) -> str:
-        """How vectors are stored: "float32", "bfloat16" or "int8"."""
+        """Returns the stored type of the vectors: "float32", "bfloat16" or "int8"."""
         return self._layout.dtype
 
     @property
     def catalogue_fingerprint(self) -> str:
-        """Of the catalogue whose entities these are."""
+        """Returns the fingerprint of the catalogue of these entities."""
         return self._layout.description.catalogue_fingerprint
 
     @property
     def encoder_fingerprint(self) -> str:
-        """Of the encoder that computed them."""
+        """Returns the fingerprint of the encoder that computed the vectors."""
         return self._layout.description.encoder_fingerprint
 
     @property
@@ -389,7 +390,7 @@ class Embeddings:
 
     @property
     def shards(self) -> list[Shard]:
-        """All shards in order, memory-mapped, in the stored dtype."""
+        """Returns all shards in order, memory-mapped, in the stored type."""
         return list(self._shards)
 
     def __len__(self) -> int:
@@ -422,7 +423,7 @@ class Embeddings:
         return out
 
     def __getitem__(self, ids: Any) -> np.ndarray:
-        """As NumPy: one id -> [D], a slice or a list of ids -> [n, D], float32."""
+        """Returns float32 vectors as NumPy does: id -> [D], slice or list of ids -> [n, D]."""
         if isinstance(ids, slice):
             return self.rows(np.arange(*ids.indices(len(self))))
         ids = np.asarray(ids)
@@ -443,7 +444,7 @@ def checked_shards(table: Embeddings | np.ndarray) -> list[Shard]:
     """Returns the shards of embeddings, or an array as one shard, after one pass over the values.
 
     Args:
-      table: [E, D]; an array of other floats than bfloat16 is taken as float32.
+      table: [E, D] vectors; an array of other floats than bfloat16 is converted to float32.
 
     Raises:
       ElqError: not of shape (E, D) with at least one row, or a row with NaN or infinity.
@@ -473,7 +474,7 @@ def checked(shard: Shard) -> Shard:
 
 
 def _is_finite(shard: Shard) -> bool:
-    """A quick check; may be False for huge values that are finite."""
+    """Checks quickly for NaN and infinity; may be False for huge finite values."""
     if shard.scale is not None:
         return bool(np.isfinite(shard.scale).all())
     if shard.values.dtype == ml_dtypes.bfloat16:

@@ -1,4 +1,4 @@
-"""Entity vectors of a whole catalogue."""
+"""Encodes all entities of a catalogue into vectors."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def open_encoder(
 
 
 class CatalogueEncoder:
-    """A frozen entity encoder on all local devices.
+    """Encodes entities on all local devices with a frozen entity encoder.
 
     Args:
       model: model with the parameters of its entity encoder, which go to the devices when the
         first entities are encoded.
-      batch_size: entities per call; rounded up to a multiple of the devices.
+      batch_size: number of entities per call; rounded up to a multiple of the devices.
       dtype: type of the matrix products.
       devices: devices of this process; all of them by default.
     """
@@ -88,14 +88,14 @@ class CatalogueEncoder:
         texts: Sequence[str],
         progress: Callable[[int], None] | None = None,
     ) -> np.ndarray:
-        """Vectors of entities: [N, D] float32.
+        """Encodes entities into vectors [N, D] float32.
 
-        Entities of similar length go together, so that short ones are not padded to the longest.
+        Entities of similar length share a batch, so that short ones are not padded to the longest.
 
         Args:
-          titles: N titles.
-          texts: N descriptions.
-          progress: called after each batch with its number of entities.
+          titles: titles of N entities.
+          texts: descriptions of N entities.
+          progress: function called after each batch with its number of entities.
         """
         config = self.model.config
         tokens = self.model.tokenizer.encode_entities(titles, texts, config.max_entity_tokens)
@@ -122,7 +122,7 @@ class CatalogueEncoder:
         return vectors
 
     def _dispatch(self, tokens: list[np.ndarray]) -> jax.Array:
-        """Starts the encoder on one batch; returns vectors that are not waited for."""
+        """Starts the encoder on one batch; returns vectors without waiting for them."""
         length = bucket(max(len(ids) for ids in tokens), TOKEN_BUCKETS)
         input_ids, mask = pad_tokens(tokens, length, self._batch_size)
         batch = devices_lib.split({"input_ids": input_ids, "mask": mask}, self._devices)
@@ -140,20 +140,20 @@ def encode_entities(
     shard_rows: int = 16384,
     on_error: Literal["stop", "skip"] = "stop",
 ) -> Embeddings:
-    """Builds a catalogue in a folder and encodes its entities; resumes what was interrupted.
+    """Builds a catalogue in a folder and encodes its entities; resumes an interrupted call.
 
-    Progress goes to stderr. Where several processes work together, each calls this.
+    Progress goes to stderr. Of several processes that work together, each calls this function.
 
     Args:
       model: model with an entity encoder.
-      source: .jsonl, .jsonl.gz or catalogue.arrow.
+      source: path of a .jsonl, .jsonl.gz or catalogue.arrow.
       output: folder that gets catalogue.arrow and embeddings/; may be on gs://.
-      batch_size: entities per call of the encoder.
+      batch_size: number of entities per call of the encoder.
       dtype: type of the matrix products.
       storage_dtype: type of the vectors on disk, "float32", "bfloat16" or "int8" (with a scale per
         row).
-      shard_rows: entities per shard.
-      on_error: what to do with a line that is no entity; see `build_catalogue`.
+      shard_rows: number of entities per shard.
+      on_error: action at a line that is not an entity; see `build_catalogue`.
 
     Returns:
       the embeddings, memory-mapped.
@@ -192,23 +192,23 @@ def encode_catalogue(
     progress: Callable[[int], None] | None = None,
     exchange: Callable[[], None] = lambda: None,
 ) -> Embeddings:
-    """Encodes all entities into shards; resumes with those that an earlier call did not write.
+    """Encodes all entities into shards; resumes with the shards missing from an earlier call.
 
     A shard is a function of its rows alone, so an interrupted run and an unbroken one write the
-    same files. Where several processes work together, each encodes every so many-th of the shards
-    that are missing; the folder is one that all see, or `exchange` makes it so.
+    same files. Several processes that work together share out the missing shards; all must see the
+    folder, or `exchange` copies between their folders.
 
     Args:
-      encoder: the frozen encoder.
-      catalogue: E entities.
-      folder: where the shards go.
+      encoder: frozen encoder.
+      catalogue: catalogue of E entities.
+      folder: path of the folder of the shards.
       storage_dtype: type of the vectors on disk, "float32", "bfloat16" or "int8" (with a scale per
         row).
-      shard_rows: entities per shard.
-      progress: called with the number of entities done since, first with those found on disk. Of
-        what other processes do it hears when this one has written its shard.
-      exchange: called by every process before and after its work, to bring the shards that others
-        wrote into its folder.
+      shard_rows: number of entities per shard.
+      progress: function called with the number of entities just done, first with those already on
+        disk. Work of other processes is reported when this one has written its next shard.
+      exchange: function called by every process before and after its work, to bring the shards of
+        other processes into its folder.
 
     Returns:
       the embeddings, memory-mapped.

@@ -1,4 +1,4 @@
-"""Titles and Wikidata ids as people write them, and as a catalogue has them."""
+"""Normalises titles and Wikidata ids, which people write in several ways."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WRITTEN_ID = re.compile(
 
 
 def normal_titles(titles: pa.Array) -> pa.Array:
-    """Rewrites titles as Wikipedia would write them, so that two spellings of one become equal.
+    """Rewrites titles as Wikipedia writes them, so that two spellings of a title become equal.
 
     Unicode NFC, blanks for underscores, one blank where there are several, none at the ends, and a
     capital first letter: "gaius_Julius  Caesar" becomes "Gaius Julius Caesar". Any other
@@ -27,7 +27,7 @@ def normal_titles(titles: pa.Array) -> pa.Array:
       titles: [n] strings or nulls.
 
     Returns:
-      [n], null where a title was.
+      [n] rewritten titles, null where `titles` has null.
     """
     titles = pc.replace_substring(pc.utf8_normalize(titles, form="NFC"), "_", " ")
     titles = pc.utf8_trim_whitespace(pc.replace_substring_regex(titles, r"[\s\p{Z}]+", " "))

@@ -1,4 +1,4 @@
-"""Wikidata ids of a catalogue from a table of titles."""
+"""Fills in the Wikidata ids of a catalogue from a table of titles."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from elq_jax.storage.lines import decode_text, open_lines
 
 
 def fill_wikidata_ids(catalogue: str | os.PathLike[str], table: str | os.PathLike[str]) -> int:
-    """Gives the entities of a catalogue that have no Wikidata id the one of their title.
+    """Fills in missing Wikidata ids of a catalogue from a table of titles.
 
-    The catalogue is written anew, batch by batch; its fingerprint stays the same. Doing it again
+    The catalogue is written anew, batch by batch; its fingerprint stays the same. A second call
     changes nothing.
 
     Args:
-      catalogue: a catalogue.arrow.
-      table: title -> id: a JSON object (.json), or lines `title<TAB>id` (anything else; .gz too).
+      catalogue: path of a catalogue.arrow.
+      table: path of a table from titles to ids: a JSON object (.json), or lines `title<TAB>id` (any
+        other name; .gz too).
 
     Returns:
-      the number of entities that still have none.
+      the number of entities that still have no id.
 
     Raises:
       ElqError: a file is missing, or not what it should be.
@@ -56,7 +57,7 @@ def read_wikidata_ids(path: str | os.PathLike[str]) -> dict[str, str]:
     """Reads a table title -> Wikidata id; see `fill_wikidata_ids`.
 
     Raises:
-      DataError: a line or a value is not one.
+      DataError: a line is not `title<TAB>id`, or a value is not an id.
     """
     if os.fspath(path).endswith(".json"):
         return _read_json(path)

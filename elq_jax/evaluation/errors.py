@@ -1,4 +1,4 @@
-"""What a linker gets wrong: missed, spurious, wrong entity, wrong bounds."""
+"""Lists the errors of a linker: missed, spurious, wrong entity, wrong bounds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ERRORS = ("missed", "spurious", "wrong_entity", "wrong_bounds")
 def list_errors(
     results: Sequence[QuestionResult], threshold: float, titles: Titles | None = None
 ) -> list[dict[str, Any]]:
-    """Lists what is wrong at a threshold, one JSON-able record per error.
+    """Lists the errors of a linker at a threshold, one JSON-able record per error.
 
     Exact links are set aside. Of the rest, a prediction that overlaps a gold mention is paired with
     it (same entity first, then the highest score): `wrong_bounds` when the entity is right, else
@@ -66,7 +66,7 @@ def list_errors(
 def _of_question(
     result: QuestionResult, threshold: float
 ) -> Iterator[tuple[str, Gold | None, Predicted | None]]:
-    """(kind, gold, predicted) of one question, in the order of the text."""
+    """Yields the errors of one question as (kind, gold, predicted), in the order of the text."""
     kept = sorted(
         (link for link in result.predicted if link.score > threshold), key=lambda link: -link.score
     )

@@ -1,4 +1,4 @@
-"""Measuring a linker on labelled questions: what the program `evaluate` and notebooks call.
+"""Measures a linker on labelled questions, for the program `evaluate` and for notebooks.
 
 outcome = evaluate(linker, ["test.jsonl"], Options(tune=["dev.jsonl"]))
 outcome.report["all"]["weak"]["f1"]
@@ -48,16 +48,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to evaluate.
+    """Settings of an evaluation.
 
     Attributes:
       tune: paths of labelled questions to choose the threshold on.
-      threshold: threshold that was asked for; None: the linker's own, or the one that is best on
-        `tune`.
+      threshold: threshold of the scores; None: the best threshold on `tune`, or else the linker's
+        own.
       metric: F1 that `tune` maximises.
       floor: score at which everything is linked; thresholds can be tried from there up.
       batch_size: number of questions encoded at a time.
-      on_error: what to do with a line that cannot be used, "stop" or "skip".
+      on_error: action at a line that cannot be used, "stop" or "skip".
       speed: whether to link twice more, to measure questions per second.
     """
 
@@ -71,7 +71,7 @@ class Options:
 
 
 class Outcome(abc.ABC):
-    """What came out of an evaluation.
+    """The result of an evaluation.
 
     Attributes:
       report: all numbers, JSON-able.
@@ -82,10 +82,10 @@ class Outcome(abc.ABC):
 
     @abc.abstractmethod
     def print(self, console: rich.console.Console) -> None:
-        """Shows the numbers to a person."""
+        """Prints the numbers for a person."""
 
     def write(self, folder: str | os.PathLike[str]) -> None:
-        """Writes report.json, and what else there is, to a folder."""
+        """Writes report.json and other files to a folder."""
         write_json(pathlib.Path(folder) / "report.json", self.report)
 
 
@@ -99,21 +99,21 @@ def evaluate(
     questions: Sequence[str | os.PathLike[str]],
     options: Options | None = None,
 ) -> Evaluated:
-    """Links labelled questions once and measures at a threshold, the best one on others if asked.
+    """Measures a linker on labelled questions, if asked at the best threshold on other questions.
 
-    What is found on the way is said on stderr.
+    Progress, and problems of the files, are printed on stderr.
 
     Args:
-      linker: what is measured.
+      linker: linker to measure.
       questions: paths of labelled questions, counted together.
-      options: see there.
+      options: settings of the evaluation.
 
     Returns:
-      an outcome whose report has the keys of `Evaluation.report`, and questions (what was read
-      from each file), floor, tune, machine, speed and peak_memory_bytes.
+      an outcome whose report has the keys of `Evaluation.report`, and questions (counts of each
+      file), floor, tune, machine, speed and peak_memory_bytes.
 
     Raises:
-      ElqError: a file cannot be used, or the linker's scores are no log-probabilities.
+      ElqError: a file cannot be used, or the linker's scores are not log-probabilities.
     """
     options = options or Options()
     if not linker.settings.decoding.log_probabilities:
@@ -152,8 +152,8 @@ class Evaluated(Outcome):
     """Labelled questions, linked and counted.
 
     Attributes:
-      report: all numbers.
-      evaluation: predictions beside the gold; counts at other thresholds.
+      report: all numbers, JSON-able.
+      evaluation: predictions and gold, which can be counted at other thresholds.
     """
 
     def __init__(self, report: dict[str, Any], evaluation: Evaluation, titles: Titles):
@@ -161,7 +161,7 @@ class Evaluated(Outcome):
         self.evaluation, self._titles = evaluation, titles
 
     def print(self, console: rich.console.Console) -> None:
-        """Shows tables of scores, and the speed."""
+        """Prints tables of scores, and the speed."""
         show.print_report(console, self.report)
 
     def write(self, folder: str | os.PathLike[str]) -> None:
@@ -183,18 +183,18 @@ def predict(
     at_gold_spans: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Links labelled questions at a low threshold; text is tokenised and encoded once.
+    """Links labelled questions at a low threshold; each is tokenised and encoded once.
 
     Args:
-      linker: what is measured.
+      linker: linker to measure.
       questions: labelled questions, with character offsets of their gold mentions.
-      threshold: scores can later be asked for from here up.
+      threshold: lowest threshold that can be counted at later.
       batch_size: number of questions encoded at a time.
       at_gold_spans: whether candidates are also retrieved for the gold spans (disambiguation).
       progress: function called with the number of questions just done.
 
     Returns:
-      the predictions beside the gold, ready to be counted.
+      the predictions and the gold, ready to be counted.
     """
     results: list[QuestionResult] = []
     problems: list[MentionProblem] = []
@@ -237,7 +237,7 @@ def _align(linker: EntityLinker, question: Question, encoded: Any) -> AlignedMen
 def _of_mentions(
     questions: Sequence[Question], aligned: Sequence[AlignedMentions], rows: np.ndarray
 ) -> list[tuple[np.ndarray, ...]]:
-    """Candidates of each gold mention of each question; none for one that no tokens express.
+    """Returns the candidates of each question's gold mentions; none if no tokens express it.
 
     Args:
       questions: Q questions.
@@ -263,16 +263,16 @@ def read_files(
     on_error: str = "stop",
     **options: Any,
 ) -> tuple[list[Question], list[dict[str, Any]]]:
-    """Reads labelled questions for a linker; says on stderr how their gold was found.
+    """Reads labelled questions for a linker; prints on stderr how their gold was found.
 
     Args:
       linker: linker whose catalogue the gold is looked up in.
       paths: paths of the files.
-      on_error: see `read_questions`.
+      on_error: action at a line that cannot be used, see `read_questions`.
       **options: further arguments of `read_questions`.
 
     Returns:
-      the questions of all files together, and what is to be said of each file.
+      the questions of all files together, and the counts of each file.
     """
     questions, files = [], []
     for path in paths:
@@ -331,11 +331,11 @@ def _say(message: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Disambiguation:
-    """Ranking of the right entity when the mention spans are given.
+    """Ranking of the right entity at the gold spans (disambiguation).
 
     Attributes:
-      total: gold mentions; one outside the catalogue can only be a miss.
-      hits: [C] int, gold mentions whose entity is among the first 1, 2, ... C candidates.
+      total: number of gold mentions; a mention outside the catalogue can only be a miss.
+      hits: [C] int, number of gold mentions whose entity is among the first 1, 2, ... C candidates.
     """
 
     total: int
@@ -343,11 +343,11 @@ class Disambiguation:
 
     @property
     def accuracy(self) -> float:
-        """Share of gold mentions whose first candidate is right."""
+        """Returns the share of gold mentions whose first candidate is right."""
         return self.recall(1)
 
     def recall(self, c: int) -> float:
-        """Share of gold mentions whose entity is among the first c candidates."""
+        """Returns the share of gold mentions whose entity is among the first c candidates."""
         if not self.total or not len(self.hits):
             return 0.0
         return float(self.hits[min(c, len(self.hits)) - 1] / self.total)
@@ -358,8 +358,8 @@ class Evaluation:
     """Labelled questions with predictions, measured at any threshold.
 
     Attributes:
-      results: one record per question.
-      decoded_at: the threshold with which the predictions were made; lower ones are refused.
+      results: records, one per question.
+      decoded_at: threshold that the predictions were made with; lower thresholds are refused.
       problems: gold mentions that no link can be equal to.
 
     Raises:
@@ -380,18 +380,18 @@ class Evaluation:
                 )
 
     def in_catalogue(self) -> Evaluation:
-        """The same, for the questions whose gold mentions are all in the catalogue."""
+        """Returns the evaluation of those questions whose gold is all in the catalogue."""
         results = [r for r in self.results if all(gold.row >= 0 for gold in r.gold)]
         return Evaluation(results, self.decoded_at)
 
     def counts(self, threshold: float, *, mentions_only: bool = False) -> Counts:
-        """Counts of the predictions with score > threshold.
+        """Counts the predictions with score > threshold.
 
         Gold mentions outside the catalogue cannot be matched and so count as misses.
 
         Args:
           threshold: at least `decoded_at`.
-          mentions_only: compare spans and ignore entities (mention detection).
+          mentions_only: whether only spans are compared, not entities (mention detection).
 
         Raises:
           ElqError: threshold below `decoded_at`.
@@ -408,12 +408,12 @@ class Evaluation:
         resamples: int = RESAMPLES,
         seed: int = 0,
     ) -> tuple[float, float]:
-        """Percentile bootstrap interval of the F1 score, drawing whole questions."""
+        """Computes the percentile bootstrap interval of F1, drawing whole questions."""
         table = self._table(threshold, mentions_only)
         return f1_intervals(table, confidence, resamples, seed)[metric]
 
     def _table(self, threshold: float, mentions_only: bool = False) -> np.ndarray:
-        """[questions, 4] int: weak, strong, predicted, gold."""
+        """Counts by question, [questions, 4] int: weak, strong, predicted, gold."""
         self._check(threshold)
         return count_by_question(self.results, threshold, mentions_only)
 
@@ -431,12 +431,12 @@ class Evaluation:
         return sweep_thresholds(self.results, self.decoded_at)
 
     def errors(self, threshold: float, titles: Titles | None = None) -> list[dict[str, Any]]:
-        """What is wrong at a threshold, see `list_errors`."""
+        """Lists the errors at a threshold, see `list_errors`."""
         self._check(threshold)
         return list_errors(self.results, threshold, titles)
 
     def disambiguation(self) -> Disambiguation | None:
-        """Accuracy and recall at gold spans; None when no question has `gold_candidates`."""
+        """Computes accuracy and recall at gold spans; None if no question has `gold_candidates`."""
         pairs = [
             (gold.row, np.asarray(rows))
             for result in self.results
@@ -455,7 +455,7 @@ class Evaluation:
     def report(
         self, threshold: float, *, resamples: int = RESAMPLES, seed: int = 0
     ) -> dict[str, Any]:
-        """Every score at one threshold as a JSON-able dict; `print_report` shows it.
+        """Returns all scores at a threshold as a JSON-able dict; `print_report` shows it.
 
         Keys: threshold; all and in_catalogue (questions, gold, predicted, weak, strong; the last
         two with correct, precision, recall, f1, f1_interval); mention_detection (the same, entities
@@ -464,8 +464,8 @@ class Evaluation:
 
         Args:
           threshold: at least `decoded_at`.
-          resamples: of the bootstrap; 0 leaves the intervals out.
-          seed: of the bootstrap.
+          resamples: number of resamples of the bootstrap; 0 leaves the intervals out.
+          seed: seed of the bootstrap.
         """
         known = self.in_catalogue()
         disambiguation = None

@@ -1,4 +1,4 @@
-"""Gold and predicted links, and counting correct ones the way the original ELQ code does.
+"""Counts correct links among predicted ones, the way the original ELQ code does.
 
 Everything is computed from plain records, so any linker can be measured.
 """
@@ -38,15 +38,15 @@ class Predicted:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class QuestionResult:
-    """One question, what should be found in it and what was.
+    """A question with its gold mentions and predicted links.
 
     Attributes:
-      id: any name.
-      text: the question.
+      id: name of the question.
+      text: text of the question.
       gold: labelled mentions.
       predicted: links whose overlaps are resolved, in any order.
-      gold_candidates: for each gold mention, the candidate rows retrieved for its very span, best
-        first (empty where the span could not be encoded); None if not computed.
+      gold_candidates: candidate rows retrieved for the span of each gold mention, best first (empty
+        where the span could not be encoded); None if not computed.
     """
 
     id: str
@@ -61,10 +61,10 @@ class Counts:
     """Sums over questions; precision, recall and F1 are micro-averages, 0 where undefined.
 
     Attributes:
-      weak: predictions with the entity and an overlapping span of a gold mention.
-      strong: predictions with the entity and the very span of a gold mention.
-      predicted: all predictions.
-      gold: all gold mentions.
+      weak: number of predictions with the entity and an overlapping span of a gold mention.
+      strong: number of predictions with the entity and the exact span of a gold mention.
+      predicted: number of predictions.
+      gold: number of gold mentions.
     """
 
     weak: int = 0
@@ -82,43 +82,43 @@ class Counts:
 
     @property
     def weak_precision(self) -> float:
-        """Share of the predictions that are weakly correct."""
+        """Returns the share of the predictions that are weakly correct."""
         return self.weak / self.predicted if self.predicted else 0.0
 
     @property
     def weak_recall(self) -> float:
-        """Share of the gold mentions that were found, weakly."""
+        """Returns the share of the gold mentions that are matched weakly."""
         return self.weak / self.gold if self.gold else 0.0
 
     @property
     def weak_f1(self) -> float:
-        """Harmonic mean of weak precision and recall."""
+        """Returns the harmonic mean of weak precision and recall."""
         return 2 * self.weak / (self.predicted + self.gold) if self.weak else 0.0
 
     @property
     def strong_precision(self) -> float:
-        """Share of the predictions that are strongly correct."""
+        """Returns the share of the predictions that are strongly correct."""
         return self.strong / self.predicted if self.predicted else 0.0
 
     @property
     def strong_recall(self) -> float:
-        """Share of the gold mentions that were found, strongly."""
+        """Returns the share of the gold mentions that are matched strongly."""
         return self.strong / self.gold if self.gold else 0.0
 
     @property
     def strong_f1(self) -> float:
-        """Harmonic mean of strong precision and recall."""
+        """Returns the harmonic mean of strong precision and recall."""
         return 2 * self.strong / (self.predicted + self.gold) if self.strong else 0.0
 
     def scores(self, metric: Metric) -> dict[str, float]:
-        """correct, precision, recall and f1, for a report."""
+        """Returns correct, precision, recall and f1 for a report."""
         names = ("precision", "recall", "f1")
         scores = {name: getattr(self, f"{metric}_{name}") for name in names}
         return {"correct": getattr(self, metric), **scores}
 
 
 def triples(links: Sequence[Gold | Predicted], mentions_only: bool = False) -> list[tuple]:
-    """For `count_matches`; rows outside the catalogue become the empty id, which nothing has."""
+    """Makes triples for `count_matches`; rows outside the catalogue become the empty id."""
     return [
         (None if mentions_only or link.row < 0 else link.row, link.start, link.end)
         for link in links
@@ -132,8 +132,8 @@ def count_by_question(
 
     Args:
       results: Q questions.
-      threshold: any.
-      mentions_only: compare spans and ignore entities.
+      threshold: score that a prediction must exceed.
+      mentions_only: whether only spans are compared, not entities.
 
     Returns:
       [Q, 4] int64: the fields of `Counts`.
@@ -147,7 +147,7 @@ def count_by_question(
 
 
 def count_matches(gold: Sequence[Triple], predicted: Sequence[Triple]) -> tuple[int, int]:
-    """Weakly and strongly correct predictions of one question.
+    """Counts the weakly and strongly correct predictions of one question.
 
     Ids are compared as text, without case; None is the empty id. A pair matches weakly when the
     ids agree and the spans share a position, strongly when ids and spans agree. Both lists are
@@ -160,8 +160,8 @@ def count_matches(gold: Sequence[Triple], predicted: Sequence[Triple]) -> tuple[
     An empty span (start == end) can match strongly but not weakly.
 
     Args:
-      gold: (id, start, end) with end exclusive.
-      predicted: the same.
+      gold: triples (id, start, end), end exclusive.
+      predicted: triples of the predictions.
 
     Returns:
       (weak, strong).
@@ -189,6 +189,6 @@ def count_matches(gold: Sequence[Triple], predicted: Sequence[Triple]) -> tuple[
 
 
 def _normalised(triples: Sequence[Triple]) -> list[tuple[str, int, int]]:
-    """Ids as lower-case text, sorted by end (stable)."""
+    """Returns triples with lower-case ids, sorted by end (stable)."""
     named = [("" if id_ is None else str(id_).lower(), s, e) for id_, s, e in triples]
     return sorted(named, key=lambda triple: triple[2])

@@ -1,4 +1,4 @@
-"""Reports for people: tables, curves, error files."""
+"""Shows reports to people: tables, curves, error files."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def print_report(console: rich.console.Console, report: dict[str, Any]) -> None:
     """Prints the dict of `Evaluation.report`, or of `evaluate`, as tables.
 
     Args:
-      console: where to.
-      report: of `evaluate` if it has speed, machine and the other keys that are not of the scores.
+      console: console to print on.
+      report: report of `Evaluation.report`, or of `evaluate` with speed, machine and more.
     """
     _print_scores(console, report)
     if report["disambiguation"]:
@@ -146,7 +146,7 @@ def print_comparison(report: dict[str, Any], index: str) -> None:
     """Prints the dict of `retrieval.measure.compare` as a table.
 
     Args:
-      report: with "queries", where they are from, and "machine" of `describe_machine`.
+      report: report with "queries" (where they are from) and "machine" (by `describe_machine`).
       index: name of the index that was compared with exact search.
     """
     from rich.console import Console

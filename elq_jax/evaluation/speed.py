@@ -1,4 +1,4 @@
-"""Questions per second."""
+"""Measures questions per second."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def measure_speed(
     threshold: float | None = None,
     batch_size: int = 64,
 ) -> dict[str, Any]:
-    """Links all questions twice, from strings to `Link`s, and times the second pass.
+    """Measures questions per second: links all twice, from strings to `Link`s, and times once.
 
-    The first pass compiles whatever was not compiled yet and brings memory-mapped files into
-    memory, so neither is in the figure.
+    The first pass compiles programs and brings memory-mapped files into memory, so neither is part
+    of the measured second pass.
 
     Args:
-      linker: what is measured.
-      texts: the questions, at least one.
-      threshold: instead of the linker's own.
-      batch_size: questions encoded at a time.
+      linker: linker to measure.
+      texts: questions, at least one.
+      threshold: score that links must exceed, instead of the linker's own.
+      batch_size: number of questions encoded at a time.
 
     Returns:
       questions, batch_size, seconds and questions_per_second.

@@ -1,9 +1,8 @@
-"""Counts at every threshold, and how sure a score is.
+"""Counts correct links at every threshold, and computes confidence intervals of F1.
 
-Predictions are made once, at a low threshold, and kept with their scores: raising a joint-score
-threshold afterwards only cuts the list, because greedy overlap resolution goes from the highest
-score down and so never looks at what lies below. Filtering by score therefore equals decoding
-again.
+Predictions are made once, at a low threshold. Raising a joint-score threshold afterwards only cuts
+the list, because greedy overlap resolution goes from the highest score down and never depends on
+lower scores. Filtering by score therefore equals decoding again.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ class Sweep:
     """Counts at every threshold that makes a difference, from the highest down.
 
     Attributes:
-      thresholds: [n] float64, descending; the first lets nothing through, each later one lies
-        halfway between two neighbouring scores.
-      lowest_scores: [n] float64, the lowest score that each threshold lets through (first: inf).
-      weak: [n] int, weakly correct predictions above the threshold.
-      strong: [n] int, strongly correct ones.
-      predicted: [n] int, all of them.
+      thresholds: [n] float64, descending; no score exceeds the first, each other lies halfway
+        between two neighbouring scores.
+      lowest_scores: [n] float64, lowest score above each threshold (first: inf).
+      weak: [n] int, number of weakly correct predictions above the threshold.
+      strong: [n] int, number of strongly correct predictions above the threshold.
+      predicted: [n] int, number of predictions above the threshold.
       gold: number of gold mentions.
     """
 
@@ -40,31 +39,31 @@ class Sweep:
     gold: int
 
     def precision(self, metric: Metric = "weak") -> np.ndarray:
-        """[n] float64; 0 where nothing is predicted."""
+        """Computes precision [n] float64 at each threshold; 0 where nothing is predicted."""
         return getattr(self, metric) / np.maximum(self.predicted, 1)
 
     def recall(self, metric: Metric = "weak") -> np.ndarray:
-        """[n] float64."""
+        """Computes recall [n] float64 at each threshold."""
         return getattr(self, metric) / max(self.gold, 1)
 
     def f1(self, metric: Metric = "weak") -> np.ndarray:
-        """[n] float64."""
+        """Computes F1 [n] float64 at each threshold."""
         return 2 * getattr(self, metric) / np.maximum(self.predicted + self.gold, 1)
 
     def best_threshold(self, metric: Metric = "weak") -> float:
-        """Threshold of the highest F1 (weak by default, the measure reported for ELQ).
+        """Finds the threshold of the highest F1 (weak by default, the measure reported for ELQ).
 
-        The highest such threshold where several are equally good.
+        Of several equally good thresholds it returns the highest.
         """
         return float(self.thresholds[self.f1(metric).argmax()])
 
     def index(self, threshold: float) -> int:
-        """Which of the n points holds at any threshold, one of `thresholds` or not."""
+        """Finds which of the n points any threshold belongs to."""
         return int((self.lowest_scores[1:] > threshold).sum())
 
 
 def sweep_thresholds(results: Sequence[QuestionResult], decoded_at: float = -np.inf) -> Sweep:
-    """Counts at every distinct score, in one pass over the predictions.
+    """Counts correct links at every threshold, in one pass over the predictions.
 
     Args:
       results: questions with predictions of any score above `decoded_at`.
@@ -102,7 +101,7 @@ def f1_intervals(
     """Computes percentile bootstrap intervals of the F1 scores, drawing whole questions.
 
     Args:
-      table: [Q, 4] int, of `matching.count_by_question`.
+      table: [Q, 4] int, counts by `matching.count_by_question`.
       confidence: share of the resamples inside the interval.
       resamples: number of times that Q questions are drawn.
       seed: seed of the draws.

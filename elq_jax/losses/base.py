@@ -1,4 +1,4 @@
-"""What a linking loss is given and what it returns.
+"""The base class of linking losses, and the mentions and entities that they compare.
 
 Every loss returns a sum and a count, so that a mean over devices is `psum(sum) / psum(count)`.
 """
@@ -28,7 +28,7 @@ class Mentions(flax.struct.PyTreeNode):
       rows: [Q] int32 rows of their gold entities; 0 at padding.
       mask: [Q] bool, True = a mention that is linked to an entity.
       questions: [Q] int32 number of each mention's question, 0 <= number < num_questions.
-      num_questions: B of the device.
+      num_questions: B, number of questions on the device.
       axis_name: name of the mapped axis of the devices that share the batch; None: there is one.
     """
 
@@ -41,7 +41,7 @@ class Mentions(flax.struct.PyTreeNode):
 
 
 class Entities(abc.ABC):
-    """What mentions are compared with: frozen vectors of the catalogue, or entities encoded now."""
+    """Entities that mentions are compared with: frozen vectors, or entities encoded in the step."""
 
     @abc.abstractmethod
     def gold(self, mentions: Mentions) -> jax.Array:
@@ -54,13 +54,13 @@ class Entities(abc.ABC):
         The gold entity may be among them.
 
         Args:
-          mentions: Q of them.
-          count: number of entities per mention that are wanted. N, the number returned, is smaller
-            in a catalogue with fewer entities, and is that of the batch where it brings its own.
+          mentions: Q mentions.
+          count: wanted number of entities per mention. N, the returned number, is smaller in a
+            catalogue with fewer entities; a batch with mined negatives returns all of them.
 
         Returns:
-          vectors [Q, N, D] float32, and rows [Q, N] int32, of a mention no row twice; -1 where
-          there is none.
+          vectors [Q, N, D] float32, and rows [Q, N] int32, no row twice for a mention; -1 where
+          there is no entity.
         """
 
     @abc.abstractmethod
@@ -68,7 +68,7 @@ class Entities(abc.ABC):
         """Returns log sum_e exp(q . e) over the whole catalogue, [Q] float32.
 
         Args:
-          mentions: Q of them.
+          mentions: Q mentions.
           chunk_size: number of entities scored at a time.
 
         Raises:
@@ -95,7 +95,7 @@ class LinkingLoss(abc.ABC):
         """Computes the loss of this device's mentions.
 
         Returns:
-          sum over what the loss is a mean of (mentions, pairs), and its number, float32 scalars.
+          sum over the terms of the loss (mentions or pairs), and their number, float32 scalars.
         """
 
     def flops(
@@ -103,16 +103,16 @@ class LinkingLoss(abc.ABC):
     ) -> float:
         """Counts the floating-point operations of the loss and its gradient, over all devices.
 
-        A product of [n, d] and [d, m] counts 2 n d m, what is computed twice counts once, and the
-        products of mentions with their gold entities are too few to be counted. 0 here, for losses
-        that do not know: the rate and the MFU of a run are then those of the encoders.
+        A product of [n, d] and [d, m] counts 2 n d m. Recomputation is not counted, nor are the
+        few products of mentions with their gold entities. The base class returns 0: rate and MFU
+        of a run are then those of the encoders alone.
 
         Args:
-          mentions: Q.
-          width: D.
-          num_entities: E, of frozen vectors; None where the entities are encoded in the step, so
-            that there is a gradient for them too.
-          num_negatives: N, entities that the batch brings for each mention besides the gold one.
+          mentions: Q, number of mentions.
+          width: D, width of the vectors.
+          num_entities: E, number of frozen vectors; None where the entities are encoded in the
+            step, so that there is a gradient for them too.
+          num_negatives: N, number of mined entities in the batch for each mention.
         """
         del mentions, width, num_entities, num_negatives
         return 0.0
@@ -125,7 +125,7 @@ def create_linking_loss(stage: Mapping[str, Any]) -> LinkingLoss:
     """Makes the linking loss of a stage of a configuration.
 
     Args:
-      stage: `linking_loss` is its name; the settings that the loss has are taken from here too.
+      stage: section of the configuration, with the name `linking_loss` and settings of the loss.
 
     Raises:
       ElqError: there is no such loss, or a setting cannot be used.

@@ -17,11 +17,11 @@ from elq_jax.losses.in_batch import InBatch, cross_entropy, in_batch_logits
 class HardNegatives(LinkingLoss):
     """Cross-entropy of the softmax over the batch's gold entities and each mention's negatives.
 
-    An entity counts once for a mention: one that was mined and is a gold entity of the batch, its
-    own or another mention's, counts as that. Without negatives it is `InBatch`.
+    An entity counts once for a mention: a mined negative that is also a gold entity of the batch is
+    left out. Without negatives the loss is that of `InBatch`.
 
     Attributes:
-      num_negatives: N, mined per mention.
+      num_negatives: N, number of negatives mined per mention.
     """
 
     num_negatives: Annotated[int, msgspec.Meta(ge=1)] = 10
@@ -52,10 +52,10 @@ def mined_flops(mentions: int, width: int, num_entities: int | None, num_negativ
     """Counts the products of mentions with N negatives each, and with all entities to find these.
 
     Args:
-      mentions: Q.
-      width: D.
-      num_entities: E, of frozen vectors; None where the batch brings its negatives, encoded.
-      num_negatives: N.
+      mentions: Q, number of mentions.
+      width: D, width of the vectors.
+      num_entities: E, number of frozen vectors; None where the batch has mined negatives.
+      num_negatives: N, number of negatives per mention.
     """
     if num_entities is None:
         return 6.0 * mentions * num_negatives * width

@@ -32,7 +32,7 @@ class InBatch(LinkingLoss):
     def flops(
         self, mentions: int, width: int, num_entities: int | None, num_negatives: int = 0
     ) -> float:
-        """Counts the logits and their gradients; `num_negatives` are not looked at."""
+        """Counts the logits and their gradients, whatever `num_negatives` is."""
         passes = 3 if num_entities is None else 2
         return 2.0 * passes * mentions**2 * width
 
@@ -42,18 +42,18 @@ def in_batch_logits(
 ) -> tuple[jax.Array, jax.Array]:
     """Scores mentions against the gold entities of the batch.
 
-    An entry counts that
-      1. is the mention's own gold entity, or
-      2. is of a real mention and, with `mask_duplicates`, not in the row of the own gold entity.
+    An entry counts if it is
+      1. the mention's own gold entity, or
+      2. of a real mention and, with `mask_duplicates`, not another copy of the own gold entity.
 
     Args:
-      mentions: Q on this device.
+      mentions: Q mentions on this device.
       gold: [Q, D] vectors of their gold entities.
-      mask_duplicates: see `InBatch`.
+      mask_duplicates: whether copies are left out, see `InBatch`.
 
     Returns:
-      logits [Q, P * Q] of this device's mentions, -inf at what does not count, and the rows of the
-      entities, [P * Q], -1 at padding.
+      logits [Q, P * Q] of this device's mentions, -inf where an entry does not count, and the rows
+      of the entities, [P * Q], -1 at padding.
     """
     rows, own = mentions.rows, jnp.arange(len(gold))
     pool, pool_rows, pool_mask = gold, rows, mentions.mask

@@ -1,4 +1,4 @@
-"""The BERT encoder (Devlin et al., 2019) as a Linen module, and the map from published checkpoints.
+"""The BERT encoder (Devlin et al., 2019) as a Linen module, which loads published checkpoints.
 
 Post-layer-norm, learned positions, exact (erf) GELU. Parameters are float32; matrix products run in
 `dtype`; layer norms, softmax and everything after the last layer are float32.
@@ -27,16 +27,16 @@ class BertConfig:
     """Sizes of a BERT encoder.
 
     Attributes:
-      vocab_size: rows of the word embedding.
-      hidden_size: D.
-      num_layers: transformer layers.
-      num_heads: attention heads; divides `hidden_size`.
+      vocab_size: number of rows of the word embedding.
+      hidden_size: width D of the hidden states.
+      num_layers: number of transformer layers.
+      num_heads: number of attention heads; divides `hidden_size`.
       intermediate_size: width of the feed-forward layer.
       max_positions: largest T.
-      num_token_types: rows of the segment embedding; only row 0 is used.
-      layer_norm_eps: added to the variance.
-      dropout_rate: dropout on hidden states.
-      attention_dropout_rate: dropout on attention weights.
+      num_token_types: number of rows of the segment embedding; only row 0 is used.
+      layer_norm_eps: number added to the variance in layer norms.
+      dropout_rate: rate of dropout on hidden states.
+      attention_dropout_rate: rate of dropout on attention weights.
     """
 
     # The bounds are far above any BERT: a file that says more is damaged, and is refused before
@@ -145,13 +145,13 @@ class BertLayer(nn.Module):
 
 
 class BertEncoder(nn.Module):
-    """Token ids to the hidden states of the last layer.
+    """BERT encoder: maps token ids to the hidden states of the last layer.
 
     Attributes:
-      config: sizes.
-      dtype: of the matrix products; float32 or bfloat16.
-      remat: recompute each layer in the backward pass instead of keeping its activations.
-      with_pooler: also hold the [CLS] pooler of published checkpoints (`pool`).
+      config: sizes of the encoder.
+      dtype: type of the matrix products, float32 or bfloat16.
+      remat: whether the backward pass computes each layer again instead of keeping activations.
+      with_pooler: whether there is the [CLS] pooler of published checkpoints too (`pool`).
     """
 
     config: BertConfig
@@ -181,10 +181,10 @@ class BertEncoder(nn.Module):
         Args:
           input_ids: [B, T] int32, T <= max_positions.
           mask: [B, T] bool, True = real token.
-          deterministic: no dropout; else an rng named "dropout" is needed.
+          deterministic: whether there is no dropout; else an rng named "dropout" is needed.
 
         Returns:
-          hidden states of all layers: [B, T, D] float32 of the last one.
+          hidden states of the last layer, [B, T, D] float32.
 
         Raises:
           ValueError: T is larger than the position embedding.
@@ -194,7 +194,7 @@ class BertEncoder(nn.Module):
     def all_hidden_states(
         self, input_ids: jax.Array, mask: jax.Array, deterministic: bool = True
     ) -> list[jax.Array]:
-        """The embedding output and the output of every layer, each [B, T, D] float32."""
+        """Returns the output of the embedding and of every layer, each [B, T, D] float32."""
         length = input_ids.shape[1]
         if length > self.config.max_positions:
             raise ValueError(
@@ -211,7 +211,7 @@ class BertEncoder(nn.Module):
         return [state.astype(jnp.float32) for state in states]
 
     def pool(self, hidden: jax.Array) -> jax.Array:
-        """tanh(linear([CLS])): [B, T, D] -> [B, D]; only where `with_pooler`."""
+        """Computes tanh(linear([CLS])), [B, T, D] -> [B, D]; only where `with_pooler`."""
         return jnp.tanh(self.pooler(hidden[:, 0]))
 
 
@@ -236,7 +236,7 @@ _LAYER_NORM = {"attention.output.LayerNorm": "attention_norm", "output.LayerNorm
 def huggingface_names(
     config: BertConfig, with_pooler: bool = False
 ) -> dict[str, tuple[tuple[str, ...], bool]]:
-    """Published tensor name -> (path in our parameters, whether the matrix is transposed)."""
+    """Maps each published tensor name to (path in our parameters, whether it is transposed)."""
     names = {name: (path, False) for name, path in _EMBEDDINGS.items()}
     for i in range(config.num_layers):
         for theirs, ours in _LAYER_DENSE.items():
@@ -257,7 +257,7 @@ def huggingface_names(
 def parameter_shapes(
     config: BertConfig, with_pooler: bool = False
 ) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Path of every parameter of `BertEncoder` -> its shape."""
+    """Returns the shape of every parameter of `BertEncoder`, by its path."""
     small = dataclasses.replace(config, num_layers=1)
     encoder = BertEncoder(small, with_pooler=with_pooler)
 
@@ -272,7 +272,7 @@ def parameter_shapes(
 
 
 def repeat_layer(tree: dict[str, Any], num_layers: int) -> None:
-    """Gives an encoder's tree of one layer as many equal ones, which is quicker than to trace."""
+    """Copies the one layer of an encoder's tree to all layers; faster than tracing them all."""
     for i in range(1, num_layers):
         tree[f"layers_{i}"] = tree["layers_0"]
 
@@ -280,13 +280,13 @@ def repeat_layer(tree: dict[str, Any], num_layers: int) -> None:
 def params_from_huggingface(
     tensors: Mapping[str, np.ndarray], config: BertConfig, with_pooler: bool = False
 ) -> dict[str, Any]:
-    """Published BERT tensors as parameters of `BertEncoder`.
+    """Turns published BERT tensors into parameters of `BertEncoder`.
 
     Args:
-      tensors: name -> array with the names of the `bert` checkpoint (no prefix). Tensors that the
-        encoder has no use for (pooler, language-model head, position ids) are ignored.
+      tensors: arrays by the names of the `bert` checkpoint (no prefix). Tensors that the encoder
+        does not use (pooler, language-model head, position ids) are ignored.
       config: sizes to expect.
-      with_pooler: also read the pooler.
+      with_pooler: whether the pooler is read too.
 
     Returns:
       nested dict of float32 arrays.

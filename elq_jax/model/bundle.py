@@ -44,11 +44,11 @@ class Model:
         model = Model.open("my_linker", parts=("question",))
 
     Attributes:
-      config: what is computed.
+      config: description of what the model computes.
       params: {"question": tree, "entity": tree} of float32 arrays, or one of the two.
       tokenizer: tokenizer of questions and entities.
       recorded_fingerprint: `entity_fingerprint` of a model whose entity encoder was not read; ""
-        where nobody knows.
+        where it is not known.
     """
 
     config: ElqConfig
@@ -66,11 +66,11 @@ class Model:
         symbols_apart: bool = True,
         **settings: Any,
     ) -> Model:
-        """Builds a model from published BERT encoders; what they do not have starts at random.
+        """Builds a model from published BERT encoders; all other parameters start at random.
 
         Args:
-          question_encoder: "minilm", a folder, or a hub name.
-          entity_encoder: likewise; the question encoder's by default.
+          question_encoder: name of the encoder: "minilm", a folder, or a hub name.
+          entity_encoder: name of the encoder; the question encoder's by default.
           seed: seed of the new parameters.
           symbols_apart: whether emoji and other symbols glued to a word are set apart from it, in
             questions and entities; see `Tokenizer.with_symbols_apart`.
@@ -108,12 +108,12 @@ class Model:
         """Reads a model from a linker directory.
 
         Args:
-          folder: a folder that `save` wrote.
+          folder: path of a folder that `save` wrote.
           parts: encoders whose parameters are read from disk.
 
         Raises:
-          ElqError: a file is missing or broken, lacks a part, is not of the model in config.json,
-            or holds NaN or infinity.
+          ElqError: a file is missing or damaged, lacks a part, does not belong to the model in
+            config.json, or holds NaN or infinity.
         """
         described = read_description(folder)
         tokenizer = Tokenizer.from_pretrained(folder)
@@ -129,10 +129,10 @@ class Model:
     ) -> None:
         """Writes config.json, model.safetensors and tokenizer.json.
 
-        Parameters may be in memory, on devices or mapped from files; one at a time is copied.
+        Parameters may be in memory, on devices or mapped from files; they are copied one at a time.
 
         Args:
-          folder: folder to write to, made if it is not there.
+          folder: path of the folder, which is made if it does not exist.
           linking: defaults of `EntityLinker` (threshold and so on).
         """
         folder = pathlib.Path(folder)
@@ -149,9 +149,8 @@ class Model:
     def replace(self, **changes: Any) -> Model:
         """Returns the model with other fields, such as `params`.
 
-        The fingerprint of an entity encoder that is the same, or is left out of the new
-        parameters, is not computed again: `replace(params={"question": tree})` knows whose entity
-        vectors it links to.
+        If the entity encoder is the same, or is left out of the new parameters, its fingerprint
+        stays known: a model by `replace(params={"question": tree})` still finds its entity vectors.
         """
         changed = dataclasses.replace(self, **{"recorded_fingerprint": ""} | changes)
         entity = changed.params.get("entity")
@@ -165,20 +164,20 @@ class Model:
 
     @property
     def question_apply(self) -> Callable[..., Any]:
-        """Function of (params, arrays, ...) that runs the question encoder; see `elq`."""
+        """Returns a function of (params, arrays, ...) that runs the question encoder; see `elq`."""
         return functools.partial(elq.question_apply, self.config)
 
     @property
     def entity_apply(self) -> Callable[..., jax.Array]:
-        """Function of (params, input_ids, mask, ...) that encodes entities; see `elq`."""
+        """Returns a function of (params, input_ids, mask, ...) that encodes entities; see `elq`."""
         return functools.partial(elq.entity_apply, self.config)
 
     @functools.cached_property
     def entity_fingerprint(self) -> str:
-        """SHA-256 of everything that entity vectors depend on, but for the catalogue itself.
+        """Returns the SHA-256 of all that entity vectors depend on, except the catalogue itself.
 
-        It is computed once, on the host. A model whose entity encoder was not read says what its
-        config.json says ("" where it was not kept: any embeddings count as the model's).
+        It is computed once, on the host. If the entity encoder was not read, it is taken from
+        config.json; "" if it is not recorded there, and then any embeddings are accepted.
         """
         if "entity" not in self.params:
             return self.recorded_fingerprint
@@ -193,7 +192,7 @@ class Model:
 
 
 def _entity_settings(config: ElqConfig) -> dict[str, Any]:
-    """What entity vectors depend on besides parameters and tokenizer."""
+    """Returns the settings that entity vectors depend on besides parameters and tokenizer."""
     settings = {name: value for name, value in config.to_dict().items() if "entity" in name}
     if not config.normalize_entities:  # left out where it is on, as in older embeddings
         settings["normalize_entities"] = False
@@ -205,7 +204,7 @@ def _entity_settings(config: ElqConfig) -> dict[str, Any]:
 def _read_bert(
     folder: pathlib.Path, with_pooler: bool, tokenizer: Tokenizer
 ) -> tuple[BertConfig, dict[str, Any]]:
-    """Sizes and parameters of a published BERT, with the vocabulary of its tokenizer."""
+    """Reads sizes and parameters of a published BERT, with the vocabulary of its tokenizer."""
     values, tensors = load_bert_checkpoint(folder)
     try:
         config = BertConfig.from_huggingface(values)
@@ -239,12 +238,12 @@ def _initialise(config: ElqConfig, seed: int, heads_only: bool = False) -> dict[
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What config.json of a linker directory says.
+    """The content of config.json of a linker directory.
 
     Attributes:
-      model: what the model computes.
+      model: description of what the model computes.
       linking: defaults of `EntityLinker`.
-      entity_encoder: fingerprint of the entity encoder; "" where it was not kept.
+      entity_encoder: fingerprint of the entity encoder; "" where it is not recorded.
       sha256: checksums of model.safetensors and tokenizer.json; None in folders of older versions.
     """
 
@@ -270,10 +269,10 @@ class Description:
 
         Args:
           folder: linker directory.
-          cheap_only: whether nothing is compared where that would take long.
+          cheap_only: whether the comparison is left out if it would take long.
 
         Returns:
-          whether they were compared.
+          whether the files were compared.
 
         Raises:
           DataError: a file is missing or damaged.
@@ -289,7 +288,7 @@ class Description:
 
 
 def is_linker_directory(folder: str | os.PathLike[str]) -> bool:
-    """Whether `folder` has a config.json of ours."""
+    """Returns whether `folder` has a config.json of this library."""
     path = pathlib.Path(folder) / CONFIG
     return path.is_file() and b'"elq_jax linker' in path.read_bytes()
 
@@ -336,7 +335,7 @@ def _check_is_no_workdir(folder: pathlib.Path, content: Mapping[str, Any]) -> No
 
 
 class _ConfigFile(msgspec.Struct):
-    """The file config.json as it is written."""
+    """The fields of the file config.json."""
 
     format: str
     model: dict[str, Any]
@@ -346,7 +345,7 @@ class _ConfigFile(msgspec.Struct):
 
 
 def _read_params(path: pathlib.Path, parts: Sequence[str]) -> dict[tuple[str, ...], np.ndarray]:
-    """Reads the parameters of the encoders asked for from a safetensors file, by their paths."""
+    """Reads the parameters of the wanted encoders from a safetensors file, by their paths."""
     if not path.is_file():
         raise ElqError(f"{path}: no such file; expected a linker directory with its parameters")
     check_not_a_pointer(path)

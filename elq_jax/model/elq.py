@@ -23,24 +23,25 @@ ENTITY_POOLINGS = ("cls", "mean", "pooler_linear")
 
 @dataclasses.dataclass(frozen=True)
 class ElqConfig:
-    """Everything that decides what the model computes; `config.json` of a linker directory.
+    """Settings of what the model computes; the "model" part of a linker directory's config.json.
 
     Attributes:
-      question_bert: the question encoder.
-      entity_bert: the entity encoder.
-      mention_head: "linear" (the original's qa_linear) or "mlp" (qa_mlp).
-      max_mention_width: most tokens of a mention (the original's max_mention_length + 1).
+      question_bert: sizes of the question encoder.
+      entity_bert: sizes of the entity encoder.
+      mention_head: kind of head, "linear" (the original's qa_linear) or "mlp" (qa_mlp).
+      max_mention_width: largest number of tokens of a mention (the original's
+        max_mention_length + 1).
       mention_aggregation: mean of all tokens ("all_avg") or of the two ends ("fl_avg"), either
         followed by a learned linear map to the entity width (starting as the identity where the
         widths agree).
-      normalize_mentions: scale mention vectors to unit length.
+      normalize_mentions: whether mention vectors are scaled to unit length.
       score_scale: initial value of a learned factor on the inner product; None for none.
-      entity_pooling: "cls", "mean" over real tokens, or "pooler_linear" (the original's
-        add_linear).
+      entity_pooling: way from hidden states to the entity vector: "cls", "mean" over real tokens,
+        or "pooler_linear" (the original's add_linear).
       entity_width: width of the entity vectors; the encoder's, but for "pooler_linear".
-      normalize_entities: scale entity vectors to unit length.
-      max_question_tokens: T at most, [CLS] and [SEP] included.
-      max_entity_tokens: tokens kept of `title [unused2] text`, [CLS] and [SEP] included.
+      normalize_entities: whether entity vectors are scaled to unit length.
+      max_question_tokens: largest T, [CLS] and [SEP] included.
+      max_entity_tokens: number of tokens read of `title [unused2] text`, [CLS] and [SEP] included.
     """
 
     question_bert: BertConfig
@@ -85,16 +86,16 @@ class ElqConfig:
 
     @property
     def vector_width(self) -> int:
-        """D of mention and entity vectors."""
+        """Returns D, the width of mention and entity vectors."""
         return self.entity_width or self.entity_bert.hidden_size
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Returns the settings as plain JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ElqConfig:
-        """The inverse of `to_dict`.
+        """Makes the settings from JSON values, the inverse of `to_dict`.
 
         Raises:
           ValueError: a setting is unknown, of another type, or out of range.
@@ -113,7 +114,7 @@ class ElqConfig:
 
 
 class QuestionEncoder(nn.Module):
-    """Token ids to span logits and mention vectors."""
+    """Question encoder: maps token ids to span logits and mention vectors."""
 
     config: ElqConfig
     dtype: jnp.dtype = jnp.float32
@@ -151,14 +152,14 @@ class QuestionEncoder(nn.Module):
         return hidden, spans.span_logits(token_logits, mask, self.config.max_mention_width)
 
     def token_logits(self, hidden: jax.Array, deterministic: bool = True) -> jax.Array:
-        """Start, end and inside logits of every token: [B, T, D] -> [B, T, 3]."""
+        """Computes start, end and inside logits of every token: [B, T, D] -> [B, T, 3]."""
         if self.config.mention_head == "mlp":
             hidden = jax.nn.relu(self.mention_hidden(hidden))
             hidden = self.mention_dropout(hidden, deterministic=deterministic)
         return self.mention_head(hidden)
 
     def mention_vectors(self, hidden: jax.Array, bounds: jax.Array) -> jax.Array:
-        """Query vectors of spans; their inner product with an entity vector is its logit.
+        """Computes query vectors of spans; the inner product with an entity vector is its logit.
 
         Args:
           hidden: [B, T, D] float32.
@@ -186,7 +187,7 @@ class QuestionEncoder(nn.Module):
     def encode_mentions(
         self, input_ids: jax.Array, mask: jax.Array, bounds: jax.Array, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array]:
-        """Span logits [B, T, T] and vectors [B, K, D] of given spans, in one pass.
+        """Computes span logits [B, T, T] and vectors [B, K, D] of spans at `bounds`, in one pass.
 
         Also the method to initialise with: it touches every parameter.
         """
@@ -195,7 +196,7 @@ class QuestionEncoder(nn.Module):
 
 
 class EntityEncoder(nn.Module):
-    """Token ids of `[CLS] title [unused2] text [SEP]` to entity vectors."""
+    """Entity encoder: maps token ids of `[CLS] title [unused2] text [SEP]` to vectors."""
 
     config: ElqConfig
     dtype: jnp.dtype = jnp.float32

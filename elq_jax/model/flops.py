@@ -1,8 +1,8 @@
-"""Floating-point operations of the encoders, for model FLOP utilisation (MFU).
+"""Counts the floating-point operations of the encoders, for model FLOP utilisation (MFU).
 
-A product of [n, d] and [d, m] counts 2 n d m. Nothing but such products is counted, not what a
-program computes a second time, and padding counts as what it pads
-(Chowdhery et al., 2022, appendix B). Norms, softmaxes, dropout and Adam are 5 to 10% on top.
+A product of [n, d] and [d, m] counts 2 n d m. Only such products are counted; recomputation is not
+counted, padding is (Chowdhery et al., 2022, appendix B). Norms, softmaxes, dropout and Adam are 5
+to 10% on top.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from elq_jax.model.elq import ElqConfig
 
 
 def bert_flops(bert: BertConfig, batch_size: int, tokens: int) -> float:
-    """The forward pass of an encoder over [B, T] tokens."""
+    """Counts the forward pass of an encoder over [B, T] tokens."""
     width = bert.hidden_size
     dense = 2 * (4 * width * width + 2 * width * bert.intermediate_size)
     attention = 4 * tokens * width  # Logits, and the mean of the values.
@@ -20,7 +20,7 @@ def bert_flops(bert: BertConfig, batch_size: int, tokens: int) -> float:
 
 
 def entity_flops(config: ElqConfig, entities: int, tokens: int) -> float:
-    """The forward pass of the entity encoder over [entities, tokens]."""
+    """Counts the forward pass of the entity encoder over [entities, tokens]."""
     width = config.entity_bert.hidden_size
     pooling = {"cls": 0, "mean": 2 * tokens * width}.get(
         config.entity_pooling, 2 * width * (width + config.vector_width)
@@ -29,13 +29,13 @@ def entity_flops(config: ElqConfig, entities: int, tokens: int) -> float:
 
 
 def question_flops(config: ElqConfig, batch_size: int, tokens: int, mentions: int) -> float:
-    """The forward pass of the question encoder: [B, T] tokens and the vectors of given spans.
+    """Counts the forward pass of the question encoder over [B, T] tokens and mention vectors.
 
     Args:
       config: what is computed.
       batch_size: B.
       tokens: T.
-      mentions: spans of all questions together.
+      mentions: number of spans of all questions together.
     """
     width = config.question_bert.hidden_size
     head = 2 * width * 3 + (2 * width * width if config.mention_head == "mlp" else 0)

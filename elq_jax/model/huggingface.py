@@ -1,4 +1,4 @@
-"""Reading published BERT checkpoints."""
+"""Reads published BERT checkpoints."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _encoder_name(name: str) -> str | None:
-    """The name within BertModel, or None for what does not belong to the encoder."""
+    """Returns a tensor's name in BertModel; None for tensors outside the encoder."""
     name = name.removeprefix("bert.")
     if not name.startswith(("embeddings.", "encoder.", "pooler.")):
         return None

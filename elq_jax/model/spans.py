@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 
 def valid_spans(mask: jax.Array, max_width: int) -> jax.Array:
-    """Cells of the grid that are spans.
+    """Returns which cells of the grid are spans.
 
     Args:
       mask: [B, T] bool, True = real token.
@@ -34,12 +34,12 @@ def valid_spans(mask: jax.Array, max_width: int) -> jax.Array:
 
 
 def span_logits(token_logits: jax.Array, mask: jax.Array, max_width: int) -> jax.Array:
-    """s(i, j) = start(i) + end(j) + sum of inside(i..j) (Li et al., 2020, equation 1).
+    """Computes s(i, j) = start(i) + end(j) + sum of inside(i..j) (Li et al., 2020, equation 1).
 
     Args:
       token_logits: [B, T, 3] float32, columns start, end, inside.
       mask: [B, T] bool.
-      max_width: as for `valid_spans`.
+      max_width: largest number of tokens, as for `valid_spans`.
 
     Returns:
       [B, T, T] float32 logits, -inf where no span.
@@ -53,7 +53,7 @@ def span_logits(token_logits: jax.Array, mask: jax.Array, max_width: int) -> jax
 
 
 def span_targets(gold_bounds: jax.Array, gold_mask: jax.Array, length: int) -> jax.Array:
-    """Gold mentions as a grid.
+    """Marks the gold mentions on the grid.
 
     Args:
       gold_bounds: [B, M, 2] int32, inclusive token positions.
@@ -72,13 +72,13 @@ def span_targets(gold_bounds: jax.Array, gold_mask: jax.Array, length: int) -> j
 def prune(
     logits: jax.Array, k: int, threshold: jax.Array | float, keep_any: bool = True
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The K best spans above a threshold, in order of (start, end), left-aligned.
+    """Finds the K best spans above a threshold, in order of (start, end), left-aligned.
 
     Args:
       logits: [B, T, T] float32 span logits, -inf where no span.
       k: K, at most T * T.
-      threshold: keep spans with log sigmoid(logit) > threshold.
-      keep_any: where no span of a question passes, keep all its K best (as the original does).
+      threshold: number that log sigmoid(logit) must exceed.
+      keep_any: whether a question whose spans all fail keeps its K best (as in the original).
 
     Returns:
       logits [B, K] float32 (-inf where empty), bounds [B, K, 2] int32 inclusive (0 where empty),
@@ -99,7 +99,7 @@ def prune(
 
 
 def span_means(hidden: jax.Array, bounds: jax.Array) -> jax.Array:
-    """Mean hidden state of each span.
+    """Computes the mean hidden state of each span.
 
     Args:
       hidden: [B, T, D] float32.
@@ -115,7 +115,7 @@ def span_means(hidden: jax.Array, bounds: jax.Array) -> jax.Array:
 
 
 def span_ends(hidden: jax.Array, bounds: jax.Array) -> jax.Array:
-    """Hidden states of the first and the last token of each span: [B, K, 2, D]."""
+    """Returns the hidden states of each span's first and last token, [B, K, 2, D]."""
     batch, count, _ = bounds.shape
     flat = jnp.take_along_axis(hidden, bounds.reshape(batch, 2 * count, 1), axis=1)
     return flat.reshape(batch, count, 2, hidden.shape[-1])

@@ -1,4 +1,4 @@
-"""Gold mentions in characters -> tokens."""
+"""Finds the tokens of gold mentions from their character offsets."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class MentionProblem:
     """A gold mention that the tokens of its question cannot express.
 
     Attributes:
-      kind: "misaligned" (a bound lies inside a token), "empty" (no token in it), "cut" (beyond
-        the part of the question that is kept), "no_offsets" (character offsets unknown); or of one
-        that stays in the gold: "shortened" (only its beginning is kept), "too_wide" (of more tokens
-        than a mention that can be found).
-      question_id: of the question.
+      kind: kind of the problem. The mention is left out if it is "misaligned" (a bound lies inside
+        a token), "empty" (without a token), "cut" (beyond the window of the question) or
+        "no_offsets" (character offsets unknown). It stays in the gold if it is "shortened" (cut at
+        its end) or "too_wide" (of more tokens than the model can find).
+      question_id: id of the question.
       mention: number of the mention in the question.
-      message: all of it for a person.
+      message: description of the problem for a person.
     """
 
     kind: Literal["misaligned", "empty", "cut", "no_offsets", "shortened", "too_wide"]
@@ -34,7 +34,7 @@ class MentionProblem:
 
     @property
     def is_left_out(self) -> bool:
-        """Whether the mention is missing from the gold."""
+        """Returns whether the mention is left out of the gold."""
         return self.kind not in ("shortened", "too_wide")
 
 
@@ -44,7 +44,7 @@ class AlignedMentions(NamedTuple):
     Attributes:
       bounds: [M, 2] int32, first and last token, both inclusive, [CLS] = 0.
       rows: [M] int32, rows of the catalogue, -1 = not in there.
-      problems: one for each mention that is missing from `bounds`, or too wide.
+      problems: problems of mentions that are missing from `bounds`, or too wide.
     """
 
     bounds: np.ndarray
@@ -61,9 +61,9 @@ def align_mentions(
     harm. Nothing is snapped to the next token: a mention that is not aligned becomes a problem.
 
     Args:
-      question: with character offsets of its mentions.
-      encoded: its tokens.
-      max_width: report mentions of more tokens; None: do not.
+      question: question with character offsets of its mentions.
+      encoded: tokens of the question.
+      max_width: number of tokens above which a mention is reported; None: none is.
     """
     starts, ends = encoded.offsets[:, 0], encoded.offsets[:, 1]
     cut_at = math.inf if encoded.truncated_at is None else encoded.truncated_at

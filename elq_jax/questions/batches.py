@@ -14,10 +14,10 @@ from elq_jax.text.padding import LENGTH_BUCKETS, bucket, pad_tokens
 
 
 class TrainingBatches:
-    """Batches by step number: `batches[step]` is the same whenever and wherever it is asked for.
+    """Batches by step number: `batches[step]` depends on the data, the settings and the step only.
 
-    So the position of a run in its data is the number of its step, and a run resumes after any
-    step as if it had not stopped. Every epoch has its own order, decided by the seed and the epoch.
+    So the step number is the position of a run in its data, and a run that resumes takes the same
+    steps as an unbroken one. Every epoch has its own order, decided by the seed and the epoch.
 
     A batch is a dict of the rows of this process:
       input_ids [B, T] int32, mask [B, T] bool: questions, padded;
@@ -55,19 +55,20 @@ class TrainingBatches:
         """Plans the order; reads no example if `max_mentions` is given.
 
         Args:
-          examples: what to learn from; with `repeats`, several such sets.
+          examples: examples to learn from; with `repeats`, several sets of examples.
           batch_size: number of examples of a global batch (over all processes).
-          seed: decides the order; 0 <= seed < 2**32.
-          shuffle: False: the order given, in every epoch.
-          repeats: how often an epoch has the examples of each set. 2.5 has each of them twice, and
-            half of them, others in every epoch, once more. Sets are shuffled into each other.
-          drop_last: leave the rest of an epoch that fills no batch out, instead of padding it.
+          seed: seed of the order; 0 <= seed < 2**32.
+          shuffle: whether the order is random; otherwise every epoch has the order of `examples`.
+          repeats: number of times that an epoch has the examples of each set. With 2.5 it has each
+            example twice, and a different half of them once more. Sets are shuffled together.
+          drop_last: whether the last examples of an epoch that do not fill a batch are left out;
+            otherwise the batch is padded.
           process_index: number of this process.
           process_count: number of processes; each gets `batch_size / process_count` rows.
-          length_buckets: T to choose from.
+          length_buckets: values of T to choose from.
           max_mentions: M; None: the largest number of mentions of an example, rounded up to a
             power of two.
-          pad_id: id to fill `input_ids` with.
+          pad_id: id that fills `input_ids`.
 
         Raises:
           ElqError: no examples, or arguments that do not fit together.
@@ -116,7 +117,7 @@ class TrainingBatches:
         self._dataset = dataset.repeat()
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        """The batch of a step, counted from 0 over all epochs."""
+        """Returns the batch of a step, counted from 0 over all epochs."""
         if step < 0:
             raise IndexError(f"step {step} is negative")
         return self._dataset[int(step)]
@@ -139,7 +140,7 @@ class TrainingBatches:
         return iterator
 
     def _collate(self, examples: Sequence[TrainingExample]) -> dict[str, np.ndarray]:
-        """The rows of this process from the examples of a global batch."""
+        """Makes this process's rows of a global batch from its examples."""
         length = bucket(max(len(example.ids) for example in examples), self._length_buckets)
         size = self._rows.stop - self._rows.start
         mine = examples[self._rows]

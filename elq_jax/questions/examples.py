@@ -1,4 +1,4 @@
-"""Labelled questions -> tokenised training examples."""
+"""Makes tokenised training examples of labelled questions."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class TrainingExample:
 
 @dataclass
 class AlignmentReport:
-    """What could not be taken of labelled questions as it was; in bounded memory.
+    """Counts and examples of problems with the mentions of labelled questions; in bounded memory.
 
     Attributes:
       examples: number of examples made.
       mentions: number of gold mentions in them.
-      problems: mentions that are missing from them, shortened or too wide: the first of each kind.
-      left_out: ids of questions that have mentions, of which none could be used: the first of them.
+      problems: problems of mentions left out, shortened or too wide: the first of each kind.
+      left_out: ids of the first questions left out because none of their mentions could be used.
       linked: number of gold mentions in the examples whose entity is in the catalogue.
       counts: number of problems of each kind.
       num_left_out: number of questions left out.
@@ -76,13 +76,13 @@ class AlignmentReport:
                 self.problems.append(problem)
 
     def leave_out(self, question_id: str) -> None:
-        """Counts a question that has mentions, of which none could be used."""
+        """Counts a question left out because none of its mentions could be used."""
         self.num_left_out += 1
         if self.num_left_out <= _KEPT:
             self.left_out.append(question_id)
 
     def summary(self) -> str:
-        """A few lines for a person to read."""
+        """Returns a few lines for a person to read."""
         lines = [f"{self.examples:,} examples, {self.mentions:,} mentions"]
         for kind, number in sorted(self.counts.items()):
             lines.append(f"  {number:,} {kind}:")
@@ -116,16 +116,16 @@ def iter_examples(
 ) -> Iterator[TrainingExample]:
     """Tokenizes labelled questions and cuts them to windows around their mentions.
 
-    Token ids that came with a question are used as they are. A question none of whose mentions can
-    be used is left out: it would teach that its mentions are none.
+    Token ids in the file of a question replace the tokenizer's. A question is left out if none of
+    its mentions can be used, since it would teach that there is no mention in it.
 
     Args:
       questions: see `read_questions`; taken a thousand at a time.
       tokenizer: tokenizer of the question encoder.
       max_length: largest T, see `question_window`.
-      max_mention_width: number of tokens; mentions of more, from which only linking is learned, are
-        reported. None: they are not.
-      report: filled as the examples come.
+      max_mention_width: number of tokens above which a mention is reported; only linking is learned
+        from it. None: none is reported.
+      report: report that is filled while examples are made.
 
     Raises:
       ElqError: token ids that are not of this vocabulary; `max_length` below 3.
@@ -160,7 +160,7 @@ def iter_examples(
 def _aligned(
     question: Question, encoded: EncodedQuestion, report: AlignmentReport
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Tokens of a question, half-open spans of its mentions in them, and which mentions these are.
+    """Returns tokens of a question, half-open token spans of mentions, and the mentions' numbers.
 
     The tokens are without [CLS] and [SEP].
     """
@@ -172,7 +172,7 @@ def _aligned(
 
 
 def _given(question: Question, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and spans that came with a question."""
+    """Returns tokens and spans that the file of a question has."""
     token_ids = np.array(question.token_ids, np.int32)
     if token_ids.max() >= vocab_size:
         raise ElqError(
@@ -211,7 +211,7 @@ def _window_problems(
 class Examples(Protocol):
     """Random access to training examples: a list, or something that reads them from disk.
 
-    What reads from disk has `mention_counts` [len] besides, see there.
+    Examples on disk also have the attribute `mention_counts` [len], see `mention_counts`.
     """
 
     def __len__(self) -> int: ...

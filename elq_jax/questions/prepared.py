@@ -1,4 +1,4 @@
-"""TFDS data set of labelled questions. Importing this module imports tensorflow-datasets."""
+"""A TFDS data set of labelled questions. Importing this module imports tensorflow-datasets."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from elq_jax.storage.resume import digest
 
 @dataclasses.dataclass
 class LabelledQuestionsConfig(tfds.core.BuilderConfig):
-    """What one data set is made from.
+    """Sources and settings of a data set.
 
     Attributes:
-      splits: split name -> source file.
-      catalogue: where gold is looked up.
-      on_error: "stop" or "skip".
-      trust_rows: see `iter_questions`.
+      splits: source file by the name of the split.
+      catalogue: catalogue in which gold is looked up.
+      on_error: action at a row that cannot be used, "stop" or "skip".
+      trust_rows: whether rows are taken unchecked, see `iter_questions`.
     """
 
     splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -95,14 +95,14 @@ class LabelledQuestions(tfds.core.GeneratorBasedBuilder):
 
     @property
     def reports(self) -> dict[str, ResolutionReport]:
-        """How the gold of each split was resolved when it was prepared."""
+        """Returns, for each split, the report of how its gold was resolved."""
         return {
             split: ResolutionReport(**{**report, "counts": Counter(report["counts"])})
             for split, report in self.info.metadata.items()
         }
 
     def open_split(self, split: str) -> QuestionSource:
-        """Random access to the questions of a split; nothing is loaded before it is asked for."""
+        """Opens a split for random access; a question is loaded when it is used."""
         if split not in self.info.splits:
             raise ElqError(f"no split {split!r}; there are {', '.join(sorted(self.info.splits))}")
         return QuestionSource(self.as_data_source(split), f"{self.builder_config.name}/{split}")
@@ -112,7 +112,7 @@ class QuestionSource(Sequence[Question]):
     """The questions of a prepared split, as a source for grain or a plain sequence.
 
     Attributes:
-      fingerprint: string that other questions, or the same with other gold, do not have.
+      fingerprint: string that identifies the questions and their gold.
     """
 
     def __init__(self, records: Sequence[Mapping[str, Any]], fingerprint: str):
@@ -139,18 +139,18 @@ def prepare(
     on_error: Literal["stop", "skip"] = "stop",
     trust_rows: bool = False,
 ) -> LabelledQuestions:
-    """Keeps labelled questions as a TFDS data set of array_record files; needs no TensorFlow.
+    """Writes labelled questions as a TFDS data set of array_record files; needs no TensorFlow.
 
     A second call with the same files and the same catalogue opens what the first one wrote. Its
     name in `data_dir` has a hash of them, so that changed files never meet old records.
 
     Args:
-      name: of the data set, for instance "webqsp".
-      splits: split name -> .jsonl or .jsonl.gz file, see `iter_questions`.
+      name: name of the data set, for instance "webqsp".
+      splits: .jsonl or .jsonl.gz file by the name of the split, see `iter_questions`.
       data_dir: folder that holds prepared data sets.
-      catalogue: where gold is looked up.
-      on_error: "stop" at a row that cannot be used, or "skip" it.
-      trust_rows: see `iter_questions`.
+      catalogue: catalogue in which gold is looked up.
+      on_error: action at a row that cannot be used: "stop" or "skip".
+      trust_rows: whether rows are taken unchecked, see `iter_questions`.
 
     Returns:
       A TFDS builder: `builder.open_split("train")` is a random access source of `Question`s,
@@ -195,7 +195,7 @@ def prepare(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Holds back what TFDS says on stdout, its progress bars, and its warnings."""
+    """Hides the output of TFDS on stdout, its progress bars and its warnings."""
     tfds.disable_progress_bar()
     verbosity = absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.ERROR)

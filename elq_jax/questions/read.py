@@ -1,7 +1,7 @@
-"""Labelled questions: files that people write -> `Question`s whose gold is rows of the catalogue.
+"""Reads files of labelled questions, and finds the rows of their gold in the catalogue.
 
-The form of a line is described in `elq_jax.questions.records`. Lines of another form are told by a
-field of theirs, see `OTHER_FORMS`.
+The form of a line is described in `elq_jax.questions.records`. Lines of other forms are recognised
+by a field, see `OTHER_FORMS`.
 """
 
 from __future__ import annotations
@@ -84,20 +84,21 @@ def iter_questions(
 ) -> Iterator[Question]:
     """Yields the questions of a file in its order, in bounded memory.
 
-    The entity of a mention is found by its row if the catalogue has the given title (if one is
-    given) there, else by its Wikidata id, else by its title; `ResolutionReport` counts which, and
-    what was found by a near match only. A row of -1 is taken at its word: a title equal to the
-    one of another entity proves nothing.
+    The entity of a mention is found by its row, unless the catalogue has another title there than
+    the file; else by its Wikidata id; else by its title. `ResolutionReport` counts each way, and
+    near matches. A row of -1 always means "not in the catalogue", since another entity may have
+    the same title.
 
     Args:
-      path: file of JSON lines, gzip or not, or a pipe.
-      catalogue: entities among which gold is looked up; None: rows are taken as they are.
-      on_error: what to do with a row that cannot be used: "stop", or "skip" and report it.
-      require_mentions: False: rows without `mentions` are questions without gold.
-      trust_rows: take every row that the catalogue has, whatever the title there (as the original
-        does).
-      allow_overlaps: take mentions of a question that overlap (as the original does).
-      report: filled as the questions come.
+      path: path of a file of JSON lines, gzip or not, or of a pipe.
+      catalogue: catalogue in which gold is looked up; None: rows are not checked.
+      on_error: action at a row that cannot be used: "stop", or "skip" and report it.
+      require_mentions: whether a row without `mentions` is an error; otherwise it is a question
+        without gold.
+      trust_rows: whether every row that the catalogue has is taken, whatever the title there (as
+        the original does).
+      allow_overlaps: whether mentions of a question may overlap (as the original allows).
+      report: report that is filled while questions are read.
 
     Raises:
       ElqError: there is no such file, or (`require_mentions`) it has no question.
@@ -211,7 +212,7 @@ def parse_gold(
 
 
 def _former_or_new(row: dict[str, Any], name: str, former: str) -> str:
-    """The name under which a row has a list; the former one where it has that."""
+    """Returns the name of a list in a row: the former name if the row has it, else the new one."""
     lists = [row[key] for key in (name, former) if isinstance(row.get(key), list)]
     if len(lists) == 2 and lists[0] != lists[1]:
         raise ElqError(f"found both {name!r} and {former!r}, its former name; give {name!r} only")
@@ -219,7 +220,7 @@ def _former_or_new(row: dict[str, Any], name: str, former: str) -> str:
 
 
 def _mention(span: Span, title: str | None, wikidata_id: str | None) -> Mention:
-    """A gold mention without its row; an empty string says no more than none."""
+    """Makes a gold mention without its row; an empty string counts as absent."""
     for name, value in (("title", title), ("wikidata_id", wikidata_id)):
         check_whole(f"field {name!r}", value or "")
     return Mention(*span, title=title or None, wikidata_id=wikidata_id or None)
@@ -232,7 +233,7 @@ class _Spans(msgspec.Struct, frozen=True):
 def parse_spans(
     row: dict[str, Any], name: str, size: int, unit: str, allow_overlaps: bool
 ) -> list[Span]:
-    """Reads a field of [start, end) pairs, in the order given; see `check_spans`.
+    """Reads a field of [start, end) pairs, in their order; see `check_spans`.
 
     Raises:
       ElqError: there is no such field, or it is not a list of such pairs.
@@ -268,5 +269,5 @@ def _is_integer(value: Any) -> bool:
 
 
 def is_natural(value: Any) -> bool:
-    """Whether a value is an integer from 0 up that fits 32 bits."""
+    """Returns whether a value is an integer from 0 up that fits 32 bits."""
     return _is_integer(value) and 0 <= value < 2**31

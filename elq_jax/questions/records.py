@@ -37,10 +37,10 @@ class Mention:
     Attributes:
       start: first character in the text of the question (Unicode code points); -1 if unknown,
         which happens in the EL4QA form only.
-      end: one past the last character; -1 if unknown.
+      end: offset one past the last character; -1 if unknown.
       row: row of the entity in the catalogue; -1 if it is not in there.
-      title: title of the entity, as the file has it.
-      wikidata_id: Wikidata id of the entity, as the file has it.
+      title: title of the entity in the file.
+      wikidata_id: Wikidata id of the entity in the file.
     """
 
     start: int
@@ -55,12 +55,12 @@ class Question:
     """A question and its gold mentions, in the order of the file.
 
     Attributes:
-      id: the file's, or else the line number.
-      text: the question.
-      mentions: gold mentions; empty as well where a file has no labels.
-      token_ids: EL4QA form: WordPiece ids without [CLS] and [SEP], which the original uses as they
-        are. None in the plain form.
-      token_mentions: EL4QA form: half-open positions in `token_ids`, one pair for each mention.
+      id: id in the file, or else the line number.
+      text: text of the question.
+      mentions: gold mentions; empty too if the file has no labels.
+      token_ids: WordPiece ids in the EL4QA form, without [CLS] and [SEP], which replace the
+        tokenizer's. None in the plain form.
+      token_mentions: half-open positions in `token_ids` in the EL4QA form, one pair per mention.
     """
 
     id: str
@@ -75,20 +75,20 @@ _Row = Annotated[int, msgspec.Meta(ge=OUT_OF_CATALOGUE, lt=2**31)]
 
 
 class TextRow(msgspec.Struct, frozen=True):
-    """A JSON line with a question, whatever else is in it."""
+    """A JSON line with a question and any other fields."""
 
     text: str
     id: str | int | float | None = None
 
 
 class QuestionRow(TextRow, frozen=True):
-    """A JSON line with a question, as far as it is read to be linked."""
+    """A JSON line with a question to be linked; other fields are ignored."""
 
     mentions: list[Span] | None = None
 
 
 class LinkRow(msgspec.Struct, frozen=True):
-    """An entry of `links` in a JSON line, as far as it is read as gold."""
+    """An entry of `links` in a JSON line, read as a gold mention; other fields are ignored."""
 
     start: int
     end: int
@@ -105,7 +105,7 @@ class LinksRow(msgspec.Struct, frozen=True):
 
 
 class GoldLists(msgspec.Struct, frozen=True):
-    """A JSON line with parallel lists of what is said of its mentions."""
+    """A JSON line with parallel lists: mentions, and their titles, ids or rows."""
 
     title: list[str | None] | None = None
     wikidata_id: list[str | None] | None = None
@@ -122,12 +122,12 @@ def check_spans(
     Args:
       spans: [start, end) pairs in any order.
       name: name of the field or argument, for messages.
-      size: number of `unit` (characters, tokens) that there are.
-      unit: what the numbers count, plural.
+      size: number of characters or tokens that spans lie in.
+      unit: name of what spans count, plural ("characters", "tokens").
       allow_overlaps: whether spans may overlap.
 
     Raises:
-      ElqError: a span is not, or two overlap.
+      ElqError: a span is empty or outside, or two overlap.
     """
     for number, (start, end) in enumerate(spans):
         place = f"{name}[{number}] = [{start}, {end})"

@@ -1,4 +1,4 @@
-"""Finding the rows of gold entities in the catalogue."""
+"""Finds the rows of gold entities in the catalogue."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _BESIDE = ("row_refused", "ambiguous_title", "no_offsets")
 
 @dataclass
 class ResolutionReport:
-    """What was read from one file, and how its gold entities were found in the catalogue.
+    """Counts of the questions of a file, and of how their gold entities were found.
 
     Attributes:
-      path: the file.
+      path: path of the file.
       questions: number of questions read.
       counts: number of mentions by the way their entity was decided: "row", "wikidata_id",
         "title"; "wikidata_id_normalised" and "title_normalised" (found only after a URL was cut to
         its id, or without regard to Unicode normal form, underscores and the case of the first
-        letter); "out_of_catalogue" (the row is -1), "unresolved" (nothing given is in the
-        catalogue), "unchecked" (neither a row nor a catalogue was given). Three more are counted
-        beside these: "row_refused" (not a row, or its title is another one: the other fields
-        decided), "ambiguous_title" (several entities have the title: the first was taken) and
-        "no_offsets" (mentions whose character offsets cannot be used).
-      unresolved: one line for each unresolved mention, of the first thousand.
-      skipped: one line for each row left out (`on_error="skip"`).
+        letter); "out_of_catalogue" (the row is -1), "unresolved" (the catalogue has neither id nor
+        title), "unchecked" (there is neither a row nor a catalogue). Three more counts overlap with
+        these: "row_refused" (the row does not exist or has another title, so other fields decided),
+        "ambiguous_title" (several entities have the title: the first was taken) and "no_offsets"
+        (mentions whose character offsets cannot be used).
+      unresolved: lines about the first thousand unresolved mentions.
+      skipped: lines about each row left out (`on_error="skip"`).
     """
 
     path: str
@@ -44,11 +44,11 @@ class ResolutionReport:
 
     @property
     def mentions(self) -> int:
-        """Number of gold mentions read."""
+        """Returns the number of gold mentions read."""
         return self.counts.total() - sum(self.counts[name] for name in _BESIDE)
 
     def summary(self) -> str:
-        """A few lines for a person to read."""
+        """Returns a few lines for a person to read."""
         counts = ", ".join(f"{name} {number:,}" for name, number in sorted(self.counts.items()))
         lines = [f"{self.path}: {self.questions:,} questions, {self.mentions:,} mentions"]
         if counts:
@@ -67,7 +67,7 @@ class ResolutionReport:
 
 @dataclass(frozen=True, slots=True)
 class _Parsed:
-    """A question whose mentions have no rows yet, and what the file says of the rows."""
+    """A question whose mentions have no rows yet, and the rows in the file."""
 
     question: Question
     rows: list[int | None]
@@ -118,9 +118,9 @@ def _rows_of(
     trust_rows: bool,
     report: ResolutionReport,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows [n] int64 of mentions, and how each was decided [n]; counts in `report` what is beside.
+    """Returns the rows [n] int64 of mentions, and how each was found [n]; adds counts to `report`.
 
-    What is exactly so in the catalogue is looked for first, and only for the rest what is nearly.
+    Exact matches are looked for first, and near matches only for the remaining mentions.
     """
     titles = np.array([mention.title for mention in mentions], object)
     wikidata_ids = np.array([mention.wikidata_id for mention in mentions], object)

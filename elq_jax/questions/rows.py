@@ -1,4 +1,4 @@
-"""Questions as people type them or keep them in files, not labelled: rows to be linked."""
+"""Reads unlabelled questions, typed or in files: rows to be linked."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Row:
     """One row of the input.
 
     Attributes:
-      id: value of the file, as it is there, or else the number of the line, from 1.
-      text: the question.
-      error: what is wrong with a row that is no question; None if it is one.
-      spans: half-open character offsets of mentions that are given; None where they are to be
-        found.
+      id: id in the file, or else the number of the line, from 1.
+      text: text of the question.
+      error: message about a row that is not a question; None if it is one.
+      spans: half-open character offsets of the mentions in the file; None where the model finds
+        mentions.
     """
 
     id: str | int | float
@@ -64,20 +64,20 @@ def read_rows(
     is_guess: bool = False,
     with_mentions: bool = True,
 ) -> Iterator[Row]:
-    """Yields the rows of a file or stream, which is not read further than asked for.
+    """Yields the rows of a file or stream, reading no further than the yielded rows.
 
     Args:
-      source: binary stream with `peek`; gzip is told by its first bytes.
-      name: name of it, for messages.
-      form: "txt": a question a line, an empty line being an empty question. "jsonl": an object a
-        line with `text` and, if wanted, `id` and `mentions` ([[start, end), ...]); blank lines
-        are no rows.
-      on_error: what happens at a row that is no question: "stop", or "skip": yield it with its
+      source: binary stream with `peek`; gzip is recognised by its first bytes.
+      name: name of the stream, for messages.
+      form: form of a line. "txt": a question; an empty line is an empty question. "jsonl": an
+        object with `text` and, optionally, `id` and `mentions` ([[start, end), ...]); blank lines
+        are skipped.
+      on_error: action at a row that is not a question: "stop", or "skip" to yield it with its
         `error`.
-      is_guess: whether nobody said that this is the form; text that begins with a JSON object is
-        refused then.
-      with_mentions: whether the mentions that a row carries are given; False: they are to be found,
-        as in labelled questions that a linker is tried on.
+      is_guess: whether the form is only a guess; text that begins with a JSON object is refused
+        then.
+      with_mentions: whether mentions in the file are used; otherwise the model finds mentions, for
+        instance to try a linker on labelled questions.
 
     Raises:
       ElqError: a row is no question (`on_error="stop"`), or the file as a whole cannot be read.
@@ -100,13 +100,12 @@ def open_rows(
     on_error: Literal["stop", "skip"] = "stop",
     with_mentions: bool = True,
 ) -> Iterator[tuple[Iterable[Row], int | None]]:
-    """Opens questions, wherever they are.
+    """Opens questions in a file, in a stream or on the command line.
 
     Args:
-      source: file, binary stream such as stdin, or questions as they were typed.
-      form: how a file or stream is read, see `read_rows`; "auto": as the file's name says, a
-        stream as text.
-      on_error, with_mentions: as for `read_rows`.
+      source: path of a file, binary stream such as stdin, or list of typed questions.
+      form: form of a line, see `read_rows`; "auto": by the file's name, a stream as text.
+      on_error, with_mentions: arguments of `read_rows`.
 
     Yields:
       the rows, and their number where it is known.
@@ -177,7 +176,7 @@ def _parse_object(line: bytes, name: str | os.PathLike[str], number: int) -> Row
 
 
 def _identifier(line: bytes, number: int) -> Any:
-    """The id of a row that cannot be used, as far as there is one."""
+    """Returns the id of a row that cannot be used, if it has one."""
     try:
         found = parse_object(line, "", number).get("id")
     except DataError:

@@ -1,4 +1,4 @@
-"""Tokenised training examples on disk, read at random: millions of them take no memory."""
+"""Stores tokenised training examples on disk for random access, so millions take no memory."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class StoredExamples(Sequence[TrainingExample]):
 
     Attributes:
       mention_counts: [len] int32, gold mentions of each example; memory-mapped.
-      report: what could not be taken of the questions as it was.
+      report: report of mentions and questions left out.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        """Opens a folder; nothing is loaded before it is asked for."""
+        """Opens a folder; an example is loaded when it is used."""
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         folder = pathlib.Path(folder)
@@ -70,18 +70,18 @@ def store_examples(
     *,
     source: str,
 ) -> StoredExamples:
-    """Tokenises questions into a folder that appears when it is whole, or opens what is there.
+    """Tokenises questions into a folder that appears when it is whole, or opens an earlier one.
 
-    What is there is taken if it was made from the same questions by the same tokenizer with the
-    same limits, and made anew otherwise. Progress is shown on stderr.
+    An earlier folder is used if it was made from the same questions by the same tokenizer with the
+    same limits, and replaced otherwise. Progress is shown on stderr.
 
     Args:
-      questions: see `iter_examples`; read once, in order.
-      folder: folder to make.
+      questions: questions, see `iter_examples`; read once, in order.
+      folder: path of the folder.
       tokenizer: tokenizer of the question encoder.
       max_length: largest T.
-      max_mention_width: see `iter_examples`.
-      source: fingerprint of the questions; other questions have another one.
+      max_mention_width: number of tokens, see `iter_examples`.
+      source: fingerprint that identifies the questions.
 
     Raises:
       ElqError: as `iter_examples` does; `folder` holds something else; the disk is full.
@@ -123,7 +123,7 @@ def _counted(questions: Sequence[Question], advance) -> Iterator[Question]:
 
 
 def _write(folder: pathlib.Path, examples: Iterator[TrainingExample]) -> None:
-    """Writes the records of examples, and how many mentions each has."""
+    """Writes the records of examples, and the number of mentions of each."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     # Groups of one: each example is read by itself.
@@ -139,7 +139,7 @@ def _write(folder: pathlib.Path, examples: Iterator[TrainingExample]) -> None:
 
 
 def _record(example: TrainingExample) -> bytes:
-    """An example as int32 numbers: M, [M, 2] bounds, [M] rows, [T] ids."""
+    """Returns an example as int32 numbers: M, [M, 2] bounds, [M] rows, [T] ids."""
     parts = ([len(example.rows)], example.bounds.ravel(), example.rows, example.ids)
     return np.concatenate(parts).astype("<i4").tobytes()
 

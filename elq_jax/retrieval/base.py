@@ -1,4 +1,4 @@
-"""What every index shares: its interface, its files, and the registry that finds it by name.
+"""The base class of every index, its files, and the registry that finds an index by name.
 
 A new index is one file:
 
@@ -75,27 +75,27 @@ INDEXES: Registry[type[Index]] = Registry("index", "elq_jax.retrieval", "elq_jax
 
 
 class UnavailableError(ElqError):
-    """An index cannot be used on this machine, for instance for want of a package."""
+    """Error: an index cannot be used on this machine, for instance because a package is missing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NoSettings:
-    """An index that has nothing to set."""
+    """Settings of an index without settings."""
 
 
 class Index(abc.ABC):
-    """What finds the entities nearest to a query.
+    """An index finds the entities nearest to a query.
 
     Args:
-      embeddings: [E, D], what is searched.
-      settings: of the class's own `Settings`; None: all defaults.
+      embeddings: [E, D] entity vectors that are searched.
+      settings: settings of the class's own `Settings`; None: all defaults.
 
     Attributes:
-      Settings: dataclass of how the index is built; see `core.settings`.
+      Settings: dataclass of the index's settings; see `core.settings`.
       has_files: whether `write` saves what was built. An index without files is built again
         whenever a linker is opened.
       shape: (E, D).
-      settings: as given.
+      settings: settings that the index was built with.
 
     Raises:
       ElqError: a setting of the wrong type or out of range.
@@ -113,7 +113,7 @@ class Index(abc.ABC):
 
     @property
     def name(self) -> str:
-        """Name that `--index` and `EntityLinker.from_pretrained` find this index by."""
+        """Returns the name of the index, for `--index` and `EntityLinker.from_pretrained`."""
         return INDEXES.name_of(type(self))
 
     @classmethod
@@ -128,9 +128,9 @@ class Index(abc.ABC):
         """Builds an index in memory.
 
         Args:
-          embeddings: [E, D].
-          settings: of the class's `Settings`; None: all defaults.
-          devices: those that may search, of this process and perhaps others; None: all of this
+          embeddings: [E, D] entity vectors.
+          settings: settings of the class's `Settings`; None: all defaults.
+          devices: devices that may search, of this process and perhaps others; None: all of this
             process. An index that searches on the host ignores them.
 
         Raises:
@@ -143,7 +143,7 @@ class Index(abc.ABC):
 
         Args:
           queries: [Q, D] float, finite.
-          k: 1 <= k <= E.
+          k: number of entities per query, 1 <= k <= E.
 
         Returns:
           scores [Q, k] float32, descending, and rows [Q, k] int32, no row twice.
@@ -159,7 +159,7 @@ class Index(abc.ABC):
 
     @abc.abstractmethod
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Searches for at least one query [Q, D] float32, which `search` has checked with k."""
+        """Finds the k best rows of queries [Q, D] float32, which `search` has checked; Q > 0."""
 
     def write(self, folder: pathlib.Path) -> None:
         """Writes the files of the index into an empty folder; `read` opens them."""
@@ -169,14 +169,14 @@ class Index(abc.ABC):
     def read(
         cls, folder: pathlib.Path, embeddings: Embeddings | np.ndarray, settings: Any
     ) -> Index:
-        """Opens what `write` wrote; the files are whole and were made from these embeddings."""
+        """Opens files of `write`, after a check that they are whole and of these embeddings."""
         raise NotImplementedError(f"{cls.__qualname__} has files; it needs a method read")
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the index to a folder, which appears under its name when it is whole.
 
         Args:
-          folder: absent, empty, or an older index, which is replaced.
+          folder: path that is absent, an empty folder, or an older index, which is replaced.
 
         Raises:
           ElqError: the folder holds something else, or this kind of index has no files.
@@ -212,11 +212,11 @@ class Index(abc.ABC):
         """Opens a saved index after checking that its files are whole.
 
         Args:
-          folder: what `save` wrote.
-          embeddings: those that it must have been built from.
+          folder: path of a folder that `save` wrote.
+          embeddings: entity vectors that it must have been built from.
 
         Raises:
-          ElqError: no such index here, damaged, or built from other embeddings.
+          ElqError: the index does not exist, is damaged, or was built from other embeddings.
           UnavailableError: the index cannot be used on this machine.
         """
         folder = pathlib.Path(folder)
@@ -249,13 +249,13 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The file index.json of a saved index.
 
     Attributes:
-      format: `FORMAT`.
+      format: version of the file, `FORMAT`.
       index: name in `INDEXES`.
-      shape: (E, D).
-      settings: of the index's `Settings`, complete.
+      shape: shape of the embeddings, (E, D).
+      settings: all settings of the index, by name.
       embeddings: fingerprint of the embeddings that it was built from.
       sha256: digest of every other file by its path in the folder.
-      parts: number of folders in it, at least 1.
+      parts: number of parts of the index, at least 1.
     """
 
     format: str
@@ -271,7 +271,7 @@ def read_description(folder: str | os.PathLike[str]) -> Description:
     """Reads the index.json of a saved index.
 
     Raises:
-      ElqError: it is damaged, or of a format that this program does not know.
+      ElqError: the file is damaged, or of an unknown format.
     """
     path = pathlib.Path(folder) / DESCRIPTION
     try:
@@ -291,7 +291,7 @@ def read_description(folder: str | os.PathLike[str]) -> Description:
 
 
 def _from_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The description of a ScaNN index as it was written before there were other indexes."""
+    """Reads the description of a ScaNN index in its first format."""
     content = dict(content)
     content["format"], content["index"] = FORMAT, content.pop("kind", None)
     if isinstance(content.get("settings"), dict):
@@ -301,12 +301,12 @@ def _from_version_1(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_saved(folder: str | os.PathLike[str]) -> bool:
-    """Whether `folder` holds a saved index."""
+    """Returns whether `folder` holds a saved index."""
     return (pathlib.Path(folder) / DESCRIPTION).is_file()
 
 
 def check_queries(queries: np.ndarray, k: int, shape: tuple[int, int]) -> np.ndarray:
-    """Validates what every index's `search` is given; returns the queries as float32 [Q, D]."""
+    """Checks the arguments of `search`; returns the queries as float32 [Q, D]."""
     queries = np.asarray(queries, np.float32)
     rows, width = shape
     if queries.ndim != 2 or queries.shape[1] != width:
@@ -323,7 +323,7 @@ def check_queries(queries: np.ndarray, k: int, shape: tuple[int, int]) -> np.nda
 
 @contextlib.contextmanager
 def _room_in(folder: pathlib.Path) -> Iterator[None]:
-    """Tries, when a library cannot write, whether there is room: ScaNN only says "I/O error"."""
+    """Checks, when a library fails to write, for a full disk: ScaNN only says "I/O error"."""
     try:
         yield
     except RuntimeError:
@@ -341,7 +341,7 @@ def fingerprint(embeddings: Embeddings | np.ndarray) -> str:
 
 
 def _files(folder: pathlib.Path) -> list[str]:
-    """Files of a saved index besides its description and report, by path in the folder."""
+    """Lists the files of a saved index except description and report, by path in the folder."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     own = (path for path in paths if not any(part.startswith(".") for part in path.parts))
     return sorted({path.as_posix() for path in own} - {DESCRIPTION, REPORT})
@@ -361,7 +361,7 @@ def _count_parts(names: Mapping[str, str]) -> int:
 
 
 def check_files(folder: pathlib.Path, description: Description) -> None:
-    """Compares the files of a saved index with their digests: libraries crash on damaged ones.
+    """Compares the files of a saved index with their digests, since libraries crash on damage.
 
     Raises:
       ElqError: a file is missing, damaged, or has no digest.

@@ -1,4 +1,4 @@
-"""Exact maximum inner product search by one device, over shards where they lie."""
+"""Exact maximum inner product search on one device, over memory-mapped shards on CPU."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ class ExactIndex(Index):
     pass over the file. On accelerators the table is copied to the device's memory.
 
     Args:
-      embeddings: opened `Embeddings`, or an array [E, D] of floats (not copied on CPU where it can
-        be avoided: do not change it afterwards).
-      dtype: "float32", "bfloat16" or "int8" (one scale per row); None: as stored.
-      chunk_size: rows scored at a time; memory is O(256 * chunk_size).
+      embeddings: opened `Embeddings`, or an array [E, D] of floats, which is not always copied on
+        CPU: do not change it afterwards.
+      dtype: type of the vectors, "float32", "bfloat16" or "int8" (one scale per row); None: as
+        stored.
+      chunk_size: number of rows scored at a time; memory is O(256 * chunk_size).
 
     Raises:
       ElqError: no rows, or a row with NaN or infinity.
@@ -80,15 +81,15 @@ class ExactIndex(Index):
         *,
         devices: Sequence[jax.Device] | None = None,
     ) -> ExactIndex:
-        """Opens the embeddings for exact search by the default device."""
+        """Opens the embeddings for exact search on the default device."""
         del settings, devices
         return cls(embeddings)
 
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Finds the k best rows, equal scores in the order of rows.
 
-        Compiled once for every k and number of queries in (1, 4, 16, 64, 256); others are padded
-        or split.
+        It is compiled once for every k and number of queries in (1, 4, 16, 64, 256); other numbers
+        of queries are padded or split.
         """
         scores = np.empty((len(queries), k), np.float32)
         rows = np.empty((len(queries), k), np.int32)
@@ -101,7 +102,7 @@ class ExactIndex(Index):
 
 
 def query_batches(queries: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Cuts queries [Q, D] into batches of a few sizes: (which rows, the batch, zero-padded)."""
+    """Cuts queries [Q, D] into zero-padded batches of a few sizes: (slice of rows, batch)."""
     start = 0
     while start < len(queries):
         size = _batch_size(len(queries) - start)
@@ -113,7 +114,7 @@ def query_batches(queries: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
 
 
 def _batch_size(count: int) -> int:
-    """How many queries to search next, of `count`: padding many is slower than another batch."""
+    """Chooses the next batch size for `count` queries; padding many is slower than two batches."""
     larger = next((size for size in QUERY_BUCKETS if size >= count), QUERY_BUCKETS[-1])
     if larger <= 16 or count >= 0.75 * larger:
         return larger

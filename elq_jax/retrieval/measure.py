@@ -1,4 +1,4 @@
-"""Recall of an index against exact search, and its speed."""
+"""Measures the recall of an index against exact search, and its speed."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def compare(
 ) -> dict[str, Any]:
     """Builds an index and compares it with exact search, in recall, speed, time and size.
 
-    What is being done is said on stderr.
+    Progress is printed on stderr.
 
     Args:
-      embeddings: [E, D].
-      queries: [Q, D] float, to measure with.
+      embeddings: [E, D] entity vectors.
+      queries: [Q, D] float, query vectors to measure with.
       index: name in `INDEXES`; "exact" builds nothing.
-      settings: of the index's `Settings`; None: all defaults.
-      folder: place of an index with files, which is saved there and opened again; report.json is
-        written beside it. None: the index is measured as it was built.
-      seconds: how long each speed is measured.
+      settings: settings of the index; None: all defaults.
+      folder: path that an index with files is saved to and opened from; report.json is written
+        beside it. None: the index is measured in memory.
+      seconds: number of seconds that each speed is measured.
       about: further entries of the report, such as where the queries are from.
 
     Returns:
@@ -84,7 +84,7 @@ def _build(
     settings: Any,
     folder: str | os.PathLike[str] | None,
 ) -> tuple[Index, dict[str, Any]]:
-    """Builds an index, saves it and opens it again: the index, and what there is to say of it."""
+    """Builds an index, saves it and opens it again; returns it with times and sizes."""
     if folder is not None and kind.has_files:  # before hours of work
         check_replaceable(pathlib.Path(os.path.realpath(folder)), "an index", is_saved)
     _say(f"building the index over {len(embeddings):,} entities ...")
@@ -114,7 +114,7 @@ def _measure(
 
 
 def how_many(size: int) -> str:
-    """Words for the number of queries in a search."""
+    """Returns words for the number of queries in a search."""
     return "one at a time" if size == 1 else f"{size} at a time"
 
 
@@ -122,14 +122,15 @@ def read_queries(path: str | os.PathLike[str], embeddings: Embeddings) -> np.nda
     """Reads query vectors.
 
     Args:
-      path: of a .npy file, float [Q, D].
-      embeddings: [E, D], which they are for.
+      path: path of a .npy file, float [Q, D].
+      embeddings: [E, D] entity vectors that will be searched.
 
     Returns:
-      [Q, D] float32, at least one.
+      [Q, D] float32, Q > 0.
 
     Raises:
-      ElqError: not such a file, of another width, without a query, or with NaN or infinity.
+      ElqError: the file is not such an array, has another width or no query, or holds NaN or
+        infinity.
     """
     if not os.path.isfile(path):
         raise ElqError(f"{path}: no such file; give a .npy file, float [Q, D]")
@@ -156,13 +157,13 @@ def sample(queries: np.ndarray, origin: str, count: int, seed: int) -> tuple[np.
     """Draws queries at random without repeats.
 
     Args:
-      queries: [Q, D].
-      origin: words for where they are from.
-      count: number to draw.
+      queries: [Q, D] query vectors.
+      origin: words for where the queries are from.
+      count: number of queries to draw.
       seed: seed of the choice.
 
     Returns:
-      [min(Q, count), D], and words for what that is.
+      [min(Q, count), D], and words for this sample.
     """
     drawn = queries[np.random.default_rng(seed).permutation(len(queries))[:count]]
     return drawn, f"{len(drawn):,} of {len(queries):,} {origin}"
@@ -171,16 +172,16 @@ def sample(queries: np.ndarray, origin: str, count: int, seed: int) -> tuple[np.
 def perturbed_rows(
     embeddings: Embeddings, count: int, noise: float, seed: int
 ) -> tuple[np.ndarray, str]:
-    """Draws entity vectors and adds noise, for want of the vectors of real mentions.
+    """Draws entity vectors and adds noise, in place of the vectors of real mentions.
 
     Args:
-      embeddings: [E, D].
-      count: Q.
+      embeddings: [E, D] entity vectors.
+      count: Q, number of vectors to draw.
       noise: length of the normal noise added to a vector, relative to the vector's own.
-      seed: of the choice and of the noise.
+      seed: seed of the choice and of the noise.
 
     Returns:
-      [Q, D] float32, and words for what that is.
+      [Q, D] float32, and words for this sample.
     """
     generator = np.random.default_rng(seed)
     vectors = embeddings.rows(generator.integers(0, len(embeddings), count))
@@ -198,7 +199,7 @@ def recall(found: np.ndarray, exact: np.ndarray, k: int) -> float:
     Args:
       found: [Q, >= k] int, rows of an approximate search.
       exact: [Q, >= k] int, rows of exact search.
-      k: how many count.
+      k: number of rows that count.
     """
     pairs = zip(found[:, :k], exact[:, :k], strict=True)
     return float(np.mean([len(np.intersect1d(*pair)) / k for pair in pairs]))
@@ -207,14 +208,14 @@ def recall(found: np.ndarray, exact: np.ndarray, k: int) -> float:
 def queries_per_second(
     index: Index, queries: np.ndarray, batch_size: int, k: int = 10, seconds: float = 3.0
 ) -> float:
-    """Searches batch after batch until the time is over; the first search is not counted.
+    """Measures the speed of search in queries per second; the first search is not counted.
 
     Args:
-      index: what is measured.
-      queries: [Q, D], at least `batch_size`; taken in order, again and again.
-      batch_size: queries per search.
-      k: entities found for each.
-      seconds: how long to measure.
+      index: index to measure.
+      queries: [Q, D], Q >= `batch_size`; taken in order, again and again.
+      batch_size: number of queries per search.
+      k: number of entities per query.
+      seconds: number of seconds to measure.
     """
     batches = [
         queries[start : start + batch_size]

@@ -1,4 +1,4 @@
-"""The index of a linker: opening what was saved, and what is searched where nothing was."""
+"""Opens the index of a linker: a saved one, or exact search where none was saved."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from elq_jax.retrieval.table import Table
 
 
 def _is_shared(devices: Sequence[jax.Device]) -> bool:
-    """Whether exact search divides the table over devices: on several accelerators or hosts.
+    """Returns whether exact search divides the table: on several accelerators or hosts.
 
     The virtual devices of one CPU search the memory-mapped table faster than copies of its parts.
     """
@@ -36,9 +36,9 @@ def exact_index(
     """Makes an exact index for the devices of a linker, of this process and perhaps of others.
 
     Args:
-      embeddings: [E, D].
-      devices: those that search.
-      table: of `Table.place`, if the devices hold the embeddings already.
+      embeddings: [E, D] entity vectors.
+      devices: devices that search.
+      table: table by `Table.place`, if the devices hold the embeddings already.
     """
     if _is_shared(devices):
         return ShardedIndex(table or Table.place(embeddings, devices), devices)
@@ -54,14 +54,14 @@ def open_index(
     """Opens the index of a linker directory.
 
     Args:
-      folder: where `build_index` saved one; need not exist for an index without files.
-      embeddings: [E, D].
+      folder: path of a saved index; need not exist for an index without files.
+      embeddings: [E, D] entity vectors.
       index: name in `INDEXES`, such as "exact", "scann" or "my_module:my_index"; or "auto": the
         saved one if there is one that this machine can use, else exact.
-      devices: of an index that searches on devices; all of this process by default.
+      devices: devices that may search; all of this process by default.
 
     Raises:
-      ElqError: unknown name, no index saved, damaged, or built over other embeddings.
+      ElqError: the name is unknown; no index is saved, it is damaged or of other embeddings.
     """
     devices = devices or devices_lib.local(devices_lib.all_devices())
     if index == "auto":
@@ -77,7 +77,7 @@ def open_index(
 def _saved_index(
     folder: str | os.PathLike[str], embeddings: Embeddings | np.ndarray
 ) -> Index | None:
-    """Opens the saved index; None, after a warning if there is one that cannot be used here."""
+    """Opens the saved index; None if there is none, or, with a warning, if it is unusable here."""
     if not is_saved(folder):
         return None
     name = read_description(folder).index

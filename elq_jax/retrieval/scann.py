@@ -7,8 +7,8 @@
 |             | by their vectors                                        |                |
 | tree_ah     | the same within the leaves nearest to the query         | larger         |
 
-ScaNN holds four copies of what it builds an index over, as float32. So a large table is built in
-parts of consecutive rows, one after the other; a search asks all of them.
+While ScaNN builds an index it holds four float32 copies of the vectors. So a large table is built
+in parts of consecutive rows, one after the other; a search asks all parts.
 
 Guo et al., "Accelerating large-scale inference with anisotropic vector quantization", ICML 2020.
 """
@@ -42,24 +42,24 @@ _Count = Annotated[int, msgspec.Meta(ge=1)]
 
 @dataclasses.dataclass(frozen=True)
 class ScannSettings:
-    """How a ScaNN index is built. Brute force uses none of it, `ah` nothing of the tree.
+    """Settings of a ScaNN index. Brute force uses none of them, `ah` none of the tree's.
 
     Attributes:
-      method: search of all vectors, of product codes, or of product codes in the leaves of a tree;
-        auto: by the number of entities (below 20,000, to 100,000, above).
+      method: kind of search: of all vectors, of product codes, or of product codes in the leaves of
+        a tree; auto: by the number of entities (below 20,000, to 100,000, above).
       num_leaves: number of leaves of the tree; by default twice the square root of the entities.
       leaves_to_search: number of leaves searched for a query, a quarter by default; more is slower
         and finds more.
       training_sample_size: number of entities that tree and codes are trained on.
       dimensions_per_block: number of dimensions per 4-bit code; fewer is slower and finds more.
-      anisotropic_threshold: weight of errors of the codes along a vector over those across it, as
-        the inner product has it; 0.2 suits unit vectors; none: off.
+      anisotropic_threshold: threshold T of the paper, which weights errors of the codes along a
+        vector more than errors across it; 0.2 suits unit vectors; none: off.
       reorder: number of entities taken from the codes (at least 2k) and scored again by their
         vectors.
       reorder_dtype: number format of those vectors; the smaller ones save memory and disk and
         round the scores.
-      part_rows: number of entities at most that are indexed together, as parts of a large table; by
-        default as many as take 1 GiB of float32.
+      part_rows: largest number of entities in a part of the index; by default as many as take 1 GiB
+        of float32.
     """
 
     method: Literal["auto", "brute_force", "ah", "tree_ah"] = "auto"
@@ -73,7 +73,7 @@ class ScannSettings:
     part_rows: _Count | None = None
 
     def resolve(self, rows: int) -> ScannSettings:
-        """Returns the settings with all defaults filled in for a part of so many rows.
+        """Returns the settings with all defaults filled in for a part of `rows` rows.
 
         Raises:
           ElqError: more leaves than rows, or more to search than there are.
@@ -105,9 +105,9 @@ class ScannIndex(Index):
     """Approximate search by ScaNN over all entities, in parts of consecutive rows if they are many.
 
     Args:
-      embeddings: [E, D].
-      settings: with all defaults filled in.
-      searcher: of ScaNN, or `_Parts`.
+      embeddings: [E, D] entity vectors.
+      settings: settings with all defaults filled in.
+      searcher: searcher of ScaNN, or `_Parts`.
     """
 
     Settings = ScannSettings
@@ -130,9 +130,9 @@ class ScannIndex(Index):
         part.
 
         Args:
-          embeddings: [E, D].
+          embeddings: [E, D] entity vectors.
           settings: `ScannSettings`; None: all defaults.
-          devices: ignored, the search runs on the host.
+          devices: argument without effect, since the search runs on the host.
 
         Raises:
           ElqError: a setting is out of range or unfit for so few rows, NaN or infinity in a row.
@@ -157,7 +157,7 @@ class ScannIndex(Index):
         return cls(embeddings, resolved, _joined(parts, bounds))
 
     def write(self, folder: pathlib.Path) -> None:
-        """Writes ScaNN's files, those of each part to a folder of its own if there are several."""
+        """Writes ScaNN's files; of several parts, each to a folder of its own."""
         with _quiet(), _encodable(folder) as path:
             self._searcher.serialize(path, relative_path=True)
 
@@ -207,7 +207,7 @@ class ScannIndex(Index):
         return scores, rows
 
     def _search(self, queries: np.ndarray, k: int, leaves: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `nearest`; NaN scores where rows are missing."""
+        """Searches as `nearest` does; scores are NaN where rows are missing."""
         options: dict[str, int] = {}
         if self.settings.method != "brute_force":
             options["pre_reorder_num_neighbors"] = max(self.settings.reorder, 2 * k)
@@ -223,11 +223,11 @@ class ScannIndex(Index):
 
 
 class _Parts:
-    """Searchers over consecutive rows of one table, with those methods of a searcher that we use.
+    """Searchers over consecutive rows of one table, which act as one ScaNN searcher.
 
     Args:
-      parts: ScaNN's searchers.
-      bounds: the first row of each, and the number of all rows.
+      parts: searchers of ScaNN.
+      bounds: first row of each part, and the number of all rows.
     """
 
     def __init__(self, parts: Sequence[Any], bounds: Sequence[int]):
@@ -236,7 +236,7 @@ class _Parts:
     def search_batched_parallel(
         self, queries: np.ndarray, final_num_neighbors: int, **options: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best of all parts; what is missing has a NaN score and comes last."""
+        """Returns the best rows of all parts; missing ones have a NaN score and come last."""
         found = []
         for part, (start, stop) in zip(self.parts, itertools.pairwise(self._bounds), strict=True):
             k = min(final_num_neighbors, stop - start)
@@ -312,7 +312,7 @@ def _import_scann() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides what ScaNN's C++ code logs on stderr; its errors arrive as exceptions."""
+    """Hides the log of ScaNN's C++ code on stderr; its errors arrive as exceptions."""
     saved = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:

@@ -16,13 +16,13 @@ from elq_jax.retrieval.table import Table
 
 @INDEXES.register("sharded")
 class ShardedIndex(Index):
-    """Exact search by all devices together; approximate in each of them on TPU (`Table.nearest`).
+    """Exact search on all devices together; on TPU, approximate within each (`Table.nearest`).
 
     With devices of several processes, every process has to search for the same queries.
 
     Args:
-      table: of `Table.place`.
-      devices: the same.
+      table: table by `Table.place`.
+      devices: devices that hold the table.
     """
 
     has_files = False
@@ -50,7 +50,7 @@ class ShardedIndex(Index):
         return cls(Table.place(embeddings, devices), devices)
 
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `ExactIndex.nearest`."""
+        """Finds the k best rows, equal scores in the order of rows, as `ExactIndex` does."""
         scores = np.empty((len(queries), k), np.float32)
         rows = np.empty((len(queries), k), np.int32)
         for part, padded in query_batches(queries):

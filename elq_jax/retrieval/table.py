@@ -1,4 +1,4 @@
-"""The vectors of all entities on devices: looked up, searched, and summed over for a softmax.
+"""A table of all entity vectors on devices: look-up, search, and softmax over all entities.
 
 The one loop over chunks of rows (`Table._scan`) serves search and softmax, so that no array of all
 scores is ever held. Equal scores are ordered by row, as `jax.lax.top_k` of the whole would.
@@ -26,7 +26,7 @@ _PIECE = 1024  # Rows per matrix product on CPU: what fits in the cache of one c
 
 
 class Table(flax.struct.PyTreeNode):
-    """A table of which every device holds consecutive rows, as a mapped function sees it.
+    """A table of entity vectors of which every device holds consecutive rows.
 
     The methods are for use inside `devices.parallel` (or `jax.shard_map` over the same axis name),
     where all devices call them together. Pass the table as an argument of the compiled function: a
@@ -36,7 +36,7 @@ class Table(flax.struct.PyTreeNode):
       values: [E_local, D] float32, bfloat16, int8 (with `scale`), or uint16: the bit pattern of
         bfloat16. Row r of the device with index i along the axis is entity i * E_local + r.
       scale: [E_local] float32, the factor of each row of an int8 table, else None.
-      num_rows: E, of all devices together; rows from there on are padding.
+      num_rows: E, number of rows of all devices together; further rows are padding.
       axis_name: name of the mapped axis of the devices that share the table; None: this table is
         the whole one, and its methods work anywhere.
     """
@@ -57,10 +57,10 @@ class Table(flax.struct.PyTreeNode):
         """Divides embeddings into equal parts of consecutive rows, in the host's memory.
 
         Args:
-          embeddings: [E, D].
-          num_devices: P.
-          dtype: "float32", "bfloat16" or "int8"; None: as stored.
-          only: the p parts that are wanted, all by default; no others are read.
+          embeddings: [E, D] entity vectors.
+          num_devices: P, number of devices.
+          dtype: type of the vectors, "float32", "bfloat16" or "int8"; None: as stored.
+          only: numbers of the p wanted parts, all by default; no other parts are read.
 
         Returns:
           a table of NumPy arrays with a leading axis: values [p, ceil(E / P), D], zero beyond row
@@ -101,9 +101,9 @@ class Table(flax.struct.PyTreeNode):
         """Spreads embeddings over devices; a process reads the rows of its own devices only.
 
         Args:
-          embeddings: [E, D].
-          devices: P of this process and perhaps others.
-          dtype: "float32", "bfloat16" or "int8" on the devices; None: as stored.
+          embeddings: [E, D] entity vectors.
+          devices: P devices of this process and perhaps others.
+          dtype: type on the devices, "float32", "bfloat16" or "int8"; None: as stored.
 
         Returns:
           a table whose arrays have a leading axis of this process's devices, for a function made
@@ -118,7 +118,7 @@ class Table(flax.struct.PyTreeNode):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(E, D)."""
+        """Returns the shape of the whole table, (E, D)."""
         return self.num_rows, self.values.shape[-1]
 
     def gather(self, rows: jax.Array) -> jax.Array:
@@ -156,10 +156,10 @@ class Table(flax.struct.PyTreeNode):
 
         Args:
           queries: [Q, D] float32, this device's own.
-          k: 1 <= k <= E, static.
-          chunk_size: rows scored at a time, static.
-          approximate: use `jax.lax.approx_max_k`, fast on TPU only. None: on TPU.
-          recall_target: of the approximate search.
+          k: number of rows per query, 1 <= k <= E, static.
+          chunk_size: number of rows scored at a time, static.
+          approximate: whether to use `jax.lax.approx_max_k`, fast on TPU only. None: on TPU.
+          recall_target: recall that the approximate search aims at.
 
         Returns:
           scores [Q, k] float32, descending, and rows [Q, k] int32; equal scores by row unless
@@ -186,7 +186,7 @@ class Table(flax.struct.PyTreeNode):
             return scores, rows
 
         def to_owner(results: jax.Array) -> jax.Array:
-            """[P * Q, local_k] of this device's rows -> [Q, P * local_k] of its own queries."""
+            """Sends results [P * Q, local_k] to the queries' devices: [Q, P * local_k]."""
             results = results.reshape(-1, len(queries), local_k)
             results = lax.all_to_all(results, self.axis_name, split_axis=0, concat_axis=0)
             return _side_by_side(results)
@@ -201,7 +201,7 @@ class Table(flax.struct.PyTreeNode):
 
         Args:
           queries: [Q, D] float32, this device's own.
-          chunk_size: rows scored at a time, static; memory is O(Q * chunk_size).
+          chunk_size: number of rows scored at a time, static; memory is O(Q * chunk_size).
 
         Returns:
           [Q] float32.
@@ -210,17 +210,17 @@ class Table(flax.struct.PyTreeNode):
 
     @property
     def _first_row(self) -> jax.Array | int:
-        """Row of the whole table that this device's first one is."""
+        """Returns the number, in the whole table, of this device's first row."""
         return 0 if self.axis_name is None else lax.axis_index(self.axis_name) * len(self.values)
 
     def _from_all(self, array: jax.Array, tiled: bool = True) -> jax.Array:
-        """Arrays [n, ...] of all devices: [P * n, ...], or [P, n, ...] if not `tiled`."""
+        """Gathers arrays [n, ...] of all devices: [P * n, ...], or [P, n, ...] if not `tiled`."""
         if self.axis_name is None:
             return array
         return lax.all_gather(array, self.axis_name, tiled=tiled)
 
     def _as_bits(self) -> Table:
-        """On CPU bfloat16 as uint16: XLA would convert the whole table to float32 first."""
+        """Views bfloat16 as uint16 on CPU, where XLA would convert the whole table to float32."""
         if self.values.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
             return self
         return self.replace(values=lax.bitcast_convert_type(self.values, jnp.uint16))
@@ -232,11 +232,11 @@ class Table(flax.struct.PyTreeNode):
         return lax.scan(function, carry, jnp.arange(0, len(self.values), chunk, dtype=jnp.int32))
 
     def _rows(self, start: jax.Array, size: int) -> tuple[Shard, jax.Array]:
-        """Rows of this device from `start` on as float32, `size` of them, and which of them count.
+        """Returns `size` rows of this device from `start` on as float32, and a mask [size].
 
-        Near the end, where there are fewer, it is the last `size` rows. Those count that
-          1. are not before `start`, where they belong to another chunk,
-          2. are rows of the table and no padding.
+        Near the end, where there are fewer, it returns the last `size` rows. A row counts if it is
+          1. not before `start`, since it belongs to another chunk then,
+          2. a row of the table and no padding.
         """
         first = jnp.minimum(start, len(self.values) - size)
         rows = first + jnp.arange(size, dtype=jnp.int32)
@@ -247,7 +247,7 @@ class Table(flax.struct.PyTreeNode):
         return Shard(first, values, lax.dynamic_slice_in_dim(self.scale, first, size)), row_mask
 
     def _logits(self, queries: jax.Array, start: jax.Array, size: int) -> tuple[jax.Array, Shard]:
-        """Inner products [Q, size] with `_rows`, -inf where a row does not count, and the rows."""
+        """Computes inner products [Q, size] with `_rows`, -inf where masked, and the rows."""
         shard, row_mask = self._rows(start, size)
         logits = queries @ shard.values.T
         if shard.scale is not None:
@@ -255,11 +255,11 @@ class Table(flax.struct.PyTreeNode):
         return jnp.where(row_mask, logits, -jnp.inf), shard
 
     def _exact(self, queries: jax.Array, k: int, chunk_size: int) -> tuple[jax.Array, jax.Array]:
-        """The k best of this device's rows, by their place in it: scores and rows, [Q, k].
+        """Finds the k best of this device's rows: scores and local row numbers, [Q, k].
 
         To find a chunk's top k without sorting it, the maximum of every block of 32 consecutive
         rows is taken first; the top k rows lie in the k blocks with the highest maxima, so only
-        those are sorted. Rows stand in front here ([rows, Q]), which is what CPUs are fast in.
+        those are sorted. The axis of rows comes first here ([rows, Q]), which is faster on CPUs.
         """
         total, transposed = len(self.values), queries.T
         # Reduced precision is for tables of reduced precision only.
@@ -296,7 +296,7 @@ class Table(flax.struct.PyTreeNode):
     def _approximate(
         self, queries: jax.Array, k: int, chunk_size: int, recall_target: float
     ) -> tuple[jax.Array, jax.Array]:
-        """As `_exact`, by `jax.lax.approx_max_k`."""
+        """Finds what `_exact` does, approximately, by `jax.lax.approx_max_k`."""
         chunk = _even_chunk(len(self.values), max(chunk_size, k))
 
         def search_chunk(_: None, start: jax.Array) -> tuple[None, tuple[jax.Array, ...]]:
@@ -373,7 +373,7 @@ def best(k: int, scores: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def _side_by_side(results: jax.Array) -> jax.Array:
-    """[N, Q, n] -> [Q, N * n]."""
+    """Joins results side by side: [N, Q, n] -> [Q, N * n]."""
     return results.swapaxes(0, 1).reshape(results.shape[1], -1)
 
 
@@ -382,14 +382,14 @@ def _even_chunk(rows: int, at_most: int, multiple: int = 1) -> int:
 
     Args:
       rows: number of rows to divide.
-      at_most: most rows of a chunk, before it is rounded up to a multiple of `multiple`.
-      multiple: what the size of a chunk is a multiple of.
+      at_most: largest number of rows of a chunk, before rounding up to a multiple of `multiple`.
+      multiple: number that the size of a chunk is a multiple of.
     """
     return _round_up(-(-rows // -(-rows // at_most)), multiple)
 
 
 def _float32(values: jax.Array) -> jax.Array:
-    """Numbers as float32; uint16 are the bit patterns of bfloat16."""
+    """Converts numbers to float32; uint16 are the bit patterns of bfloat16."""
     if values.dtype == jnp.uint16:
         return lax.bitcast_convert_type(values.astype(jnp.uint32) << 16, jnp.float32)
     return values.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Checksums that are kept beside files, and typed JSON: what is read is what was written."""
+"""Compares files with their checksums, and reads JSON files of a declared type."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHEAP_BYTES = 256 << 20
 
 
 def are_cheap(paths: Iterable[str | os.PathLike[str]]) -> bool:
-    """Whether files are small enough to be compared with their checksums at every opening."""
+    """Returns whether files are small enough to compare with checksums at every opening."""
     return sum(os.path.getsize(path) for path in paths) <= CHEAP_BYTES
 
 
@@ -34,8 +34,8 @@ def check_digest(path: str | os.PathLike[str], expected: str, advice: str) -> No
 
     Args:
       path: path of the file.
-      expected: its SHA-256, 64 hexadecimal digits.
-      advice: what to do where they differ, for the error message.
+      expected: SHA-256 of the file, 64 hexadecimal digits.
+      advice: text for the error message on what to do.
 
     Raises:
       DataError: they differ, or the file is missing.
@@ -70,17 +70,17 @@ def read_digests(path: str | os.PathLike[str], advice: str) -> dict[str, str]:
 
 
 def read_json(path: str | os.PathLike[str], kind: type[T], advice: str) -> T:
-    """Reads a JSON file whose values have given types and ranges.
+    """Reads a JSON file and checks the types and ranges of its values.
 
     A byte order mark, as some editors write it, is skipped.
 
     Args:
       path: path of the file.
-      kind: what msgspec can convert to: a `msgspec.Struct`, a dataclass, `dict[str, Any]`.
-      advice: what to do where it is something else, for the error message.
+      kind: type to convert to: a `msgspec.Struct`, a dataclass, `dict[str, Any]`.
+      advice: text for the error message on what to do.
 
     Raises:
-      DataError: it is not JSON, or not of this kind; the message says where in it.
+      DataError: the file is not JSON, or not of this type; the message says where.
     """
     check_not_a_pointer(path)
     content = pathlib.Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")

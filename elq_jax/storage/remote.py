@@ -1,4 +1,4 @@
-"""A run's folder, on a disk that all its processes see or on object storage (gs://)."""
+"""The folder of a run, on a disk that all its processes see or on object storage (gs://)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from elq_jax.storage.files import folder_lock, make_folder, user_address
 
 
 class Workdir:
-    """A folder to work in, and where its files are kept.
+    """A local folder to work in, and the address that its files are copied to.
 
     On a disk both are the same, and `publish` and `fetch` do nothing. Files on object storage
     cannot be memory-mapped or appended to: there every host works in a folder of its own under
@@ -23,9 +23,9 @@ class Workdir:
     need to the address and back.
 
     Attributes:
-      address: as given; what Orbax writes to.
-      path: the folder to work in.
-      is_remote: whether the two differ.
+      address: path or gs:// address of the run, which Orbax writes to.
+      path: path of the local folder to work in.
+      is_remote: whether address and path differ.
 
     Raises:
       ElqError: the package for this kind of address is not installed.
@@ -46,7 +46,7 @@ class Workdir:
         make_folder(self.path)
 
     def publish(self, *names: str, again: bool = True) -> None:
-        """Copies what is here to the address; unless `again`, only what is not there."""
+        """Copies local files to the address; unless `again`, only files that are missing there."""
         for name in names if self.is_remote else ():
             source = self.path / name
             files = [source] if source.is_file() else sorted(source.rglob("*"))
@@ -57,7 +57,7 @@ class Workdir:
                     self._files.put_file(os.fspath(file), target)
 
     def fetch(self, *names: str, again: bool = False) -> None:
-        """Copies what is at the address and not here; with `again`, also what is here."""
+        """Copies files from the address that are missing here; with `again`, all of them."""
         for name in names if self.is_remote else ():
             self._files.invalidate_cache()
             for source in self._files.find(f"{self._root}/{name}"):
@@ -69,25 +69,25 @@ class Workdir:
                     partial.replace(target)
 
     def exchange(self, name: str) -> None:
-        """Brings what every process has of a folder to the address, and from there to all."""
+        """Copies each process's files of a folder to the address, and from there to all others."""
         self.publish(name, again=False)
         devices_lib.wait_for_all(f"{self.address}/{name}: published by all")
         self.fetch(name)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the folder for this process, as long as it lives.
+        """Locks the folder for this process until it ends.
 
         Raises:
-          ElqError: another process holds it.
+          ElqError: another process has locked it.
         """
         with folder_lock(self.path):
             yield
 
     def made_by_one(self, make: Any, *arguments: Any, **settings: Any) -> Any:
-        """Calls `make`, which writes files here or opens those that are there, in every process.
+        """Calls `make`, which writes files or opens existing ones, in every process.
 
-        Where processes share the folder, the first one is done before the others begin.
+        Where processes share the folder, the first process is done before the others begin.
         """
         alone = self.is_remote or devices_lib.is_main()
         result = make(*arguments, **settings) if alone else None

@@ -1,4 +1,4 @@
-"""Records of what files were made from, so that work is resumed with the same inputs only."""
+"""Records the inputs of files, so that work is only resumed with the same inputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def digest(path: str | os.PathLike[str]) -> str:
     """Returns the SHA-256 of a file's content, or of all names and contents in a folder.
 
     Args:
-      path: file or folder; symbolic links are followed.
+      path: path of a file or folder; symbolic links are followed.
 
     Raises:
       ElqError: there is nothing at `path`.
@@ -43,9 +43,9 @@ def digest(path: str | os.PathLike[str]) -> str:
 
 
 def stamp(path: str | os.PathLike[str]) -> list[Any]:
-    """Returns what `ls` shows of a file: [size, time in ns]; of a folder, that of all its files.
+    """Returns [size, time in ns] of a file; of a folder, those of all its files.
 
-    It costs nothing, so it stands for the content of files that are too large to be read for it.
+    It is quick, so it replaces the digest of files that are too large to read.
 
     Raises:
       ElqError: there is nothing at `path`.
@@ -58,20 +58,20 @@ def stamp(path: str | os.PathLike[str]) -> list[Any]:
 
 
 class ResumeRecord:
-    """A JSON file that says which inputs made what is beside it.
+    """A JSON file that records the inputs from which the files beside it were made.
 
         record = ResumeRecord(folder / "inputs.json", {"catalogue": Path("a.jsonl"), "seed": 3})
         if not record.check():  # raises if there is a record of other inputs
             record.write()
 
     An input is a JSON value, or a `pathlib.Path`, which stands for the content of a file or folder:
-    its SHA-256 is recorded, with sizes and times, so that what has not been touched since is not
-    read again. Where the file lies does not count.
+    its SHA-256 is recorded, with sizes and times, so that files not touched since are not read
+    again. The path itself does not count.
 
     Args:
-      path: file of the record.
-      inputs: name -> value; mappings in it are compared entry by entry ("joint.batch_size").
-      advice: what a person can do where the inputs are others.
+      path: path of the record.
+      inputs: values by name; mappings are compared entry by entry ("joint.batch_size").
+      advice: text for the error message on what to do about other inputs.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class ResumeRecord:
         self._inputs, self._advice = dict(inputs), advice
 
     def check(self) -> bool:
-        """Returns whether there is a record, which then is of the same inputs.
+        """Returns whether there is a record; raises if it is of other inputs.
 
         Raises:
-          ElqError: it is of other inputs, each of which is named as recorded and as it is now; or
-            it cannot be read.
+          ElqError: the record is of other inputs, each of which is named with its recorded and
+            present value; or it cannot be read.
         """
         recorded = self.read()
         if recorded is None:
@@ -102,14 +102,14 @@ class ResumeRecord:
         return True
 
     def is_same(self) -> bool:
-        """Returns whether there is a record of the same inputs, where others are no error."""
+        """Returns whether there is a record of the same inputs; other inputs are not an error."""
         try:
             return self.check()
         except ElqError:
             return False
 
     def read(self) -> dict[str, Any] | None:
-        """Returns what is recorded; None if nothing is.
+        """Reads the recorded inputs; None without a record.
 
         Raises:
           DataError: the file is not a record.
@@ -136,7 +136,7 @@ class ResumeRecord:
         )
 
     def write(self) -> None:
-        """Records the inputs, in place of what was recorded; the file is whole or not there."""
+        """Writes the record, which replaces an older one when it is whole."""
         write_json(self.path, _described(self._inputs))
 
     def remove(self) -> None:
@@ -150,18 +150,18 @@ def resumable_folder(
 ) -> Iterator[pathlib.Path]:
     """Yields a folder named `folder.partial` that becomes `folder` when the block succeeds.
 
-    Interrupted, killed or out of disk space, it stays, and the next call with the same inputs
-    resumes with it; with others it begins again. Any other ElqError, after which the inputs have to
-    be changed anyway, removes it.
+    After an interrupt, a kill or a full disk it stays, and the next call with the same inputs
+    resumes with it; a call with other inputs begins again. Any other ElqError removes it, since the
+    inputs have to be changed anyway.
 
     Args:
       folder: path that is absent, or an empty folder.
-      inputs: what the result depends on, as for a `ResumeRecord`.
+      inputs: inputs that the result depends on, as for a `ResumeRecord`.
       records: names of files in it that only resuming needs; they are not part of the result.
 
     Raises:
-      ElqError: the folder exists, another process is writing it, or what is in `folder.partial`
-        was not left by such a run.
+      ElqError: the folder exists, another process is writing it, or `folder.partial` was not made
+        by such a call.
     """
     final = pathlib.Path(os.path.realpath(folder))
     if os.path.lexists(final) and not is_empty_folder(final):
@@ -193,7 +193,7 @@ def resumable_folder(
 
 
 def _empty(folder: pathlib.Path, pattern: str) -> None:
-    """Removes what has names of a pattern, such as files that were begun when a run was killed."""
+    """Removes files and folders by patterns, such as unfinished files of a killed run."""
     for path in list(folder.glob(pattern)):
         if path == folder / ".lock":
             continue
@@ -211,7 +211,7 @@ def _existing(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def _flat(tree: Mapping[str, Any], inputs: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested inputs as {"joint.batch_size": 64, ...}; of files, what is recorded of each."""
+    """Returns nested inputs as {"joint.batch_size": 64, ...}, files as their records."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         own = inputs.get(name) if isinstance(inputs, Mapping) else None
@@ -223,7 +223,7 @@ def _flat(tree: Mapping[str, Any], inputs: Any, prefix: str = "") -> dict[str, A
 
 
 def _described(value: Any) -> Any:
-    """An input as it is recorded."""
+    """Returns the recorded form of an input."""
     if isinstance(value, Mapping):
         return {name: _described(entry) for name, entry in value.items()}
     if isinstance(value, pathlib.Path):
@@ -240,7 +240,7 @@ def _is_same(recorded: Any, value: Any) -> bool:
 
 
 def _files_below(folder: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
-    """(name in the folder, path) of its files, sorted; hidden ones are left out."""
+    """Lists the files of a folder as (name in it, path), sorted, without hidden files."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue

@@ -1,4 +1,4 @@
-"""Writing safetensors files that are larger than the memory."""
+"""Writes safetensors files that are larger than the memory."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def write_safetensors(
     shapes: Mapping[str, tuple[int, ...]],
     read: Callable[[str], np.ndarray],
 ) -> str:
-    """Writes float32 tensors, of which one at a time is in memory.
+    """Writes float32 tensors to a file, with one tensor at a time in memory.
 
     Args:
-      path: the file; it appears when it is whole.
-      shapes: of all tensors, by name.
-      read: called with each name, gives the array.
+      path: path of the file, which appears when it is whole.
+      shapes: shapes of all tensors, by name.
+      read: function from a name to the tensor.
 
     Returns:
       SHA-256 of the file.

@@ -1,1 +1,1 @@
-"""Text -> tokens -> padded arrays, and windows of long texts."""
+"""Turns text into tokens and padded arrays, and cuts windows from long texts."""

@@ -1,4 +1,4 @@
-"""Token ids -> padded arrays in few distinct shapes, each of which costs a compilation."""
+"""Pads token ids to arrays of few distinct shapes, each of which costs a compilation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCH_BUCKETS = (1, 4, 16, 64)
 
 
 def bucket(n: int, sizes: Sequence[int]) -> int:
-    """Smallest of the ascending `sizes` that is at least `n`; ElqError if none is."""
+    """Returns the smallest of the ascending `sizes` that is at least `n`; else ElqError."""
     for size in sizes:
         if size >= n:
             return size
@@ -36,13 +36,13 @@ def pad_tokens(
       token_ids: at most `batch` arrays of at most `length` ids.
       length: T of the result.
       batch: B of the result; rows without a question have no real token.
-      pad_id: id to fill with.
+      pad_id: id that fills the array.
 
     Returns:
       ids [B, T] int32 and mask [B, T] bool, True = a token of the question, whatever its id.
 
     Raises:
-      ElqError: too many rows, or one that is too long.
+      ElqError: too many rows, or a row that is too long.
     """
     if len(token_ids) > batch:
         raise ElqError(f"found {len(token_ids)} rows for a batch of {batch}")
@@ -61,7 +61,7 @@ class EvaluationBatch:
     """Questions to encode together.
 
     Attributes:
-      indices: [n] int64, which questions; n <= size.
+      indices: [n] int64, numbers of the questions; n <= size.
       size: B to pad to.
       length: T to pad to.
     """
@@ -85,8 +85,8 @@ def length_sorted_batches(
     Args:
       lengths: number of tokens of each question.
       batch_size: B of full batches.
-      length_buckets: T to choose from.
-      batch_buckets: B to choose from for partial batches; those above `batch_size` are not used.
+      length_buckets: values of T to choose from.
+      batch_buckets: values of B for partial batches; those above `batch_size` are not used.
 
     Raises:
       ElqError: a question is longer than the largest bucket, or `batch_size` is below 1.

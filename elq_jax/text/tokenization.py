@@ -38,7 +38,7 @@ class EncodedQuestion:
       words: [T] int32, number of the word that each token is a part of, counted from 0; -1 for
         [CLS] and [SEP]. BERT ends a word at white space, at punctuation, and at every Chinese
         character: "[CLS] d ' iv ##oire [SEP]" gives [-1, 0, 1, 2, 2, -1].
-      truncated_at: character offset of the first token that was cut off; None if nothing was.
+      truncated_at: character offset of the first token that was cut off; None if none was.
     """
 
     ids: np.ndarray
@@ -63,11 +63,11 @@ class Tokenizer:
         """Wraps a BERT tokenizer of the `tokenizers` library and changes its settings.
 
         Args:
-          backend: a WordPiece tokenizer whose vocabulary has the special tokens and [unused2].
-          source: where it came from, for error messages.
+          backend: WordPiece tokenizer whose vocabulary has the special tokens and [unused2].
+          source: path or name that it was read from, for error messages.
 
         Raises:
-          ElqError: it is not a BERT vocabulary.
+          ElqError: the vocabulary is not BERT's.
         """
         self._backend = backend
         self._backend.no_truncation()
@@ -96,7 +96,7 @@ class Tokenizer:
         """Loads tokenizer.json, or else vocab.txt (with tokenizer_config.json), of an encoder.
 
         Args:
-          name_or_path: a linker directory, or whatever `resolve_encoder` accepts.
+          name_or_path: path of a linker directory, or a name for `resolve_encoder`.
 
         Raises:
           ElqError: no such encoder, no tokenizer in it, or not a BERT tokenizer.
@@ -119,9 +119,9 @@ class Tokenizer:
     def with_symbols_apart(self) -> Tokenizer:
         """Returns a tokenizer for which emoji and other symbols are words of their own.
 
-        To BERT "paris" with an emoji glued to it is one word, which is not in the vocabulary. Set
-        apart are the Unicode categories So, Sk, Cn and Cs. tokenizer.json says so, in its
-        "pre_tokenizer"; doing it again changes nothing.
+        For BERT, "paris" with an emoji glued to it is a single word, which is not in the
+        vocabulary. This splits off the Unicode categories So, Sk, Cn and Cs. tokenizer.json records
+        it in its "pre_tokenizer"; a second call changes nothing.
         """
         if self.has_symbols_apart:
             return self
@@ -132,7 +132,7 @@ class Tokenizer:
 
     @property
     def has_symbols_apart(self) -> bool:
-        """Whether this tokenizer was made by `with_symbols_apart`."""
+        """Returns whether this tokenizer was made by `with_symbols_apart`."""
         settings = json.loads(self._backend.to_str())["pre_tokenizer"] or {}
         return any(
             part.get("pattern") == {"Regex": _SYMBOLS} for part in settings.get("pretokenizers", [])
@@ -145,7 +145,7 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that decides which ids a text gets."""
+        """Returns the SHA-256 of everything that decides which ids a text gets."""
         settings = json.loads(self._backend.to_str())
         parts = [settings[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -156,15 +156,15 @@ class Tokenizer:
         """Encodes questions as `[CLS] tokens [SEP]`, at most `max_length` ids each.
 
         Args:
-          texts: the questions. What is over-long loses its tail, and no part of a word is left of
-            it, unless that word is the first; a text of blanks alone gives [CLS] [SEP].
+          texts: questions. A long question is cut at the end of a word, unless its first word is
+            too long by itself; a text of blanks gives [CLS] [SEP].
           max_length: largest number of ids, [CLS] and [SEP] included.
           special_tokens_in_text: whether questions are read as the original implementation does:
             a literal "[SEP]" or "[PAD]" in a question becomes that token (a [PAD] makes a hole in
             the attention mask), and a long question is cut behind any token.
 
         Raises:
-          ElqError: `texts` is no sequence of strings, or `max_length` is below 3.
+          ElqError: `texts` is not a sequence of strings, or `max_length` is below 3.
         """
         backend = self._backend_with_special_tokens if special_tokens_in_text else self._backend
         encodings = backend.encode_batch(_check_texts(texts, "texts"), add_special_tokens=False)
@@ -198,8 +198,8 @@ class Tokenizer:
         """Encodes entities as `[CLS] title [unused2] text [SEP]`, at most `max_length` ids each.
 
         Args:
-          titles: titles; without one (None) the tag is left out too.
-          texts: descriptions, as many.
+          titles: titles; for None, [unused2] is left out too.
+          texts: descriptions, one per title.
           max_length: largest number of ids, [CLS] and [SEP] included; the tail is cut.
 
         Returns:
@@ -241,7 +241,7 @@ def _without_mark(content: bytes) -> bytes:
 
 
 def _from_vocabulary(folder: pathlib.Path) -> tokenizers.Tokenizer:
-    """A BERT tokenizer from vocab.txt; uncased unless tokenizer_config.json says otherwise."""
+    """Makes a BERT tokenizer of vocab.txt; uncased unless tokenizer_config.json says otherwise."""
     import transformers
 
     try:
@@ -251,7 +251,7 @@ def _from_vocabulary(folder: pathlib.Path) -> tokenizers.Tokenizer:
 
 
 def _check_texts(texts: Sequence[str], argument: str) -> list[str]:
-    """The texts as the library can take them: lone surrogates, which no UTF-8 has, replaced."""
+    """Checks texts, and replaces lone surrogates, which the library cannot take."""
     if isinstance(texts, str):
         raise ElqError(f"{argument}: found one string; give a list of strings")
     checked = []

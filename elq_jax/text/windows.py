@@ -1,4 +1,4 @@
-"""The part of a long text that the encoder sees."""
+"""Cuts the window of a long text that the encoder sees."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class QuestionWindow(NamedTuple):
 
     Attributes:
       ids: [T] int32, [CLS] ... [SEP], not padded.
-      bounds: [M, 2] int32, first and last token of the mentions that are left, inclusive.
-      order: [M] int64, which of the given mentions these are; sorted by their positions.
+      bounds: [M, 2] int32, first and last token (inclusive) of the mentions in the window.
+      order: [M] int64, numbers of these mentions; sorted by their positions.
       offset: number of tokens cut off on the left.
     """
 
@@ -38,13 +38,13 @@ def question_window(
 ) -> QuestionWindow:
     """Cuts a tokenized question to `max_length` around its mentions, as the original does.
 
-    From the last one on, mentions are dropped until the rest fits; one that is too long by itself
-    loses its end. What room is left goes to the left and the right context in equal parts, and
-    what one side does not need, to the other.
+    Mentions are dropped from the last on until the rest fits; a mention that is too long by itself
+    loses its end. The remaining room is shared equally by the left and the right context; room that
+    a side does not need goes to the other.
 
     Args:
-      token_ids: without [CLS] and [SEP].
-      mentions: half-open positions in `token_ids`, in any order. None at all: the window is the
+      token_ids: ids of the question without [CLS] and [SEP].
+      mentions: half-open positions in `token_ids`, in any order. If empty, the window is the
         beginning of the question.
       max_length: largest T, with [CLS] and [SEP].
       cls_id: id of [CLS].

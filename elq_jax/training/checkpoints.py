@@ -24,8 +24,8 @@ class Checkpoints:
     a small JSON record (seed of the dropout and data order, best score so far).
 
     Args:
-      folder: made if it is not there; may be on gs://.
-      keep: number of checkpoints kept.
+      folder: path of the folder, made if it does not exist; may be on gs://.
+      keep: number of checkpoints on disk; older ones are removed.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 2):
@@ -57,10 +57,10 @@ class Checkpoints:
             )
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint, or None if there is none.
+        """Reads the newest checkpoint; None if there is none.
 
         Args:
-          state: a fresh one of the same configuration; says shapes and types.
+          state: fresh state of the same configuration, with the shapes and types to expect.
 
         Raises:
           ElqError: the checkpoint is of another model or optimiser.

@@ -1,4 +1,4 @@
-"""The configuration of a run: checked before anything is written, and recorded in the workdir."""
+"""Checks the configuration of a run before anything is written, and records it in the workdir."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _RENAMED = {"encode.table_dtype": "encode.storage_dtype"}
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises an ElqError that names the first setting that cannot be used.
 
-    What only the data or the encoders can tell (`config.model`, files) is found when they are read.
+    Settings that depend on the data or the encoders (`config.model`, files) are checked later.
     """
     _check_names(config)
     stages = tuple(stage.name for stage in STAGES)
@@ -118,9 +118,9 @@ def _check_names(config: ml_collections.ConfigDict) -> None:
 
 
 def optional_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Lists the settings that a configuration may have besides those that it must have.
+    """Lists the optional settings of a configuration.
 
-    They are those of the linking losses and of the recipe that it names, of the model, and of
+    These are settings of the linking losses and of the recipe that it names, of the model, and of
     linking.
 
     Args:
@@ -150,7 +150,7 @@ def optional_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _loss_fields(config: ml_collections.ConfigDict) -> dict[str, type]:
-    """The section of each stage and the linking loss whose settings it may hold."""
+    """Yields the section of each stage and the linking loss whose settings it may hold."""
     return {
         stage.name: LINKING_LOSSES.get(config[stage.name].linking_loss)
         for stage in STAGES
@@ -159,7 +159,7 @@ def _loss_fields(config: ml_collections.ConfigDict) -> dict[str, type]:
 
 
 def _recipe_fields(config: ml_collections.ConfigDict) -> dict[str, type]:
-    """The section of the recipe's own settings and the dataclass of them, if it has any."""
+    """Yields the section of the recipe's own settings and their dataclass, if it has any."""
     if "recipe" not in config:
         return {}
     recipe, _ = recipe_of(config)
@@ -167,7 +167,7 @@ def _recipe_fields(config: ml_collections.ConfigDict) -> dict[str, type]:
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """Says what was meant with a setting that does not exist."""
+    """Suggests the setting that was meant by a name that does not exist."""
     if name in _RENAMED:
         return f"it is named {_RENAMED[name]} now."
     section, _, last = name.rpartition(".")
@@ -210,7 +210,7 @@ def _check_stage(name: str, stage: ml_collections.ConfigDict) -> None:
 
 
 def _check_items(name: str, values: Any, kind: type, what: str) -> None:
-    """Raises an ElqError unless a setting is a list of what is expected."""
+    """Raises an ElqError unless a setting is a list of the expected items."""
     if not isinstance(values, list | tuple):
         raise ElqError(f"{name}: {values!r}; expected a list of {what}")
     for value in values:
@@ -227,7 +227,7 @@ def check_recorded(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> 
     """Raises an ElqError if the workdir holds a run with another configuration.
 
     Returns:
-      the record, to be written when everything else could be read too.
+      the record, which is written once all other inputs could be read.
     """
     record = ResumeRecord(workdir / "config.json", config.to_dict())
     recorded = record.read()
@@ -254,7 +254,7 @@ def check_inputs(
       given_embeddings: folder of the entity vectors that came with the catalogue, if there is one.
 
     Returns:
-      the record, to be written when everything could be read.
+      the record, which is written once all inputs could be read.
     """
     data = {f"train_files[{i}]": name for i, name in enumerate(config.train_files)}
     data["dev_file"] = config.dev_file

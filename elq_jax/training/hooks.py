@@ -1,7 +1,7 @@
-"""What happens after a training step besides the next one: clock, trace, metrics, dev, checkpoints.
+"""Hooks called after each training step: clock, trace, metrics, dev, checkpoints.
 
-The loop calls every hook after every step, in the order of its list. Hooks read; the training state
-is changed by the step alone.
+The loop calls every hook after every step, in the order of its list. Hooks only read the training
+state; the step alone changes it.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ Batch = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Due:
-    """What is due after a step.
+    """Actions that are due after a step.
 
     Attributes:
-      metrics: a line of metrics; before anything is scored or saved, so that NaN is seen.
-      score: an evaluation on dev.
-      save: a checkpoint.
+      metrics: whether a line of metrics is due; it also comes before each evaluation and
+        checkpoint, so that NaN is seen.
+      score: whether an evaluation on dev is due.
+      save: whether a checkpoint is due.
     """
 
     metrics: bool
@@ -49,7 +50,7 @@ class Due:
     def after(
         cls, step: int, num_steps: int, settings: Mapping[str, Any], scores: bool, stopping: bool
     ) -> Due:
-        """What is due after `step` of `num_steps`.
+        """Decides which actions are due after `step` of `num_steps`.
 
         Args:
           step: number of steps taken.
@@ -86,36 +87,36 @@ class Taken:
 
     @functools.cached_property
     def params(self) -> Any:
-        """Parameters after the step: one copy, as the first device has it."""
+        """Returns one copy of the parameters after the step, from the first device."""
         return devices_lib.unreplicate(self.state.params)
 
 
 class Hook(Protocol):
-    """Something that happens after a step."""
+    """Base class of hooks, which act after a step."""
 
     def after_step(self, taken: Taken) -> None:
-        """Is called once after every step."""
+        """Acts on a step; called once after every step."""
         ...
 
 
 class Clock:
-    """The time since the last line of metrics, without what is not training."""
+    """Measures the training time since the last line of metrics."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        """Starts from 0."""
+        """Starts the time from 0."""
         self._started = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """Seconds since the start that count."""
+        """Returns the seconds since the start, without pauses."""
         return time.monotonic() - self._started
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves what happens meanwhile out of the rates."""
+        """Stops the clock until the block ends."""
         before = time.monotonic()
         yield
         self._started += time.monotonic() - before
@@ -159,19 +160,19 @@ class Profile:
 
 
 class Metrics:
-    """Means of the losses and rates, as a line for people and a line of metrics.jsonl.
+    """Prints means of the losses and rates, and writes them to metrics.jsonl.
 
     Args:
       name: name of the stage.
       num_steps: length of the stage.
-      devices: all of them.
+      devices: devices of all processes.
       dtype: type of the matrix products, for the share of the devices' peak (MFU).
       learning_rate: function from a step to its learning rate.
       writer: writer of metrics.jsonl.
       clock: clock that measures the rates.
 
     Raises:
-      ElqError: on the line that is due, if a mean is not finite.
+      ElqError: when a line is due, if a mean is not finite.
     """
 
     def __init__(
@@ -197,7 +198,7 @@ class Metrics:
         self._clock.restart()
 
     def after_step(self, taken: Taken) -> None:
-        """Adds the step; prints and writes a line if one is due."""
+        """Adds the values of the step; prints and writes a line if it is due."""
         self._metrics.append(taken.metrics)
         self._flops += taken.flops
         self._examples += int(taken.batch["example_mask"].sum()) * jax.process_count()
@@ -250,7 +251,7 @@ def check_finite(values: Mapping[str, float], stage: str) -> None:
 
 
 class KeepBest:
-    """Scores the parameters on dev and keeps the best of the run; of equal ones, the earliest.
+    """Scores the parameters on dev and keeps the best of the run (of equal ones, the earliest).
 
     Args:
       evaluate: function that links dev with the parameters of a training state, on the devices.
@@ -258,7 +259,7 @@ class KeepBest:
       metric: F1 that decides, "weak" or "strong".
       record: record of the checkpoints, whose `best_f1` and `best_step` are kept up to date.
       writer: writer of metrics.jsonl.
-      clock: clock that is stopped meanwhile.
+      clock: clock that is stopped during evaluations.
     """
 
     def __init__(
@@ -289,7 +290,7 @@ class KeepBest:
 
 
 def dev_scores(evaluation: Evaluation, metric: str) -> dict[str, float]:
-    """F1 on dev at the threshold that is best for `metric`, and that threshold."""
+    """Returns F1 on dev at the threshold that is best for `metric`, and that threshold."""
     sweep = evaluation.sweep
     threshold = sweep.best_threshold(metric)
     place = sweep.index(threshold)
@@ -298,7 +299,7 @@ def dev_scores(evaluation: Evaluation, metric: str) -> dict[str, float]:
 
 
 class Save:
-    """Saves checkpoints, after everything that they imply is written.
+    """Saves checkpoints, each after the files that its record names.
 
     Args:
       checkpoints: checkpoints of the stage.
@@ -322,6 +323,6 @@ class Save:
 
 
 def say(text: str) -> None:
-    """Prints a line for people on stderr; of several processes, the first one does."""
+    """Prints a line on stderr; of several processes, only the first prints."""
     if devices_lib.is_main():
         print(text, file=sys.stderr, flush=True)

@@ -3,12 +3,12 @@
 A workdir holds
 
     config.json            the configuration, to refuse to resume with another one
-    inputs.json            what the data and the encoders were, to refuse to resume with others
+    inputs.json            checksums of data and encoders, to refuse to resume with others
     catalogue.arrow        the entities
     data/                  the questions, prepared (array_record)
     bi_encoder/, joint/    per stage: checkpoints/, metrics.jsonl, curves.png, best/ or model/
-    embeddings/            of the frozen entity encoder, unless they came with the catalogue
-    linker/                the result
+    embeddings/            vectors of the frozen entity encoder, unless the catalogue has them
+    linker/                the trained linker
 
 Everything is a function of the configuration and the step, so a run that was killed and started
 again ends with the parameters of an unbroken one, bit for bit (on the same kind of machine).
@@ -57,12 +57,12 @@ def train_and_evaluate(
     workdir: str | os.PathLike[str],
     profile_steps: int = 0,
 ) -> str:
-    """Runs all stages of a configuration, or what is left of them.
+    """Runs all stages of a configuration, resuming an earlier run in the workdir.
 
     Args:
       config: configuration with the settings of `configs/default.py`.
-      workdir: folder of the run, made if it is not there; may be on gs://, and with several
-        processes on several hosts has to be there or on a disk that all of them see.
+      workdir: folder of the run, made if it does not exist. It may be on gs://; with several hosts
+        it must be there or on a disk that all of them see.
       profile_steps: number of steps of each stage that are traced into `workdir`/<stage>/profile,
         after the first few, which compile.
 
@@ -99,13 +99,13 @@ def _check_name(workdir: str | os.PathLike[str]) -> None:
 
 @dataclasses.dataclass
 class Start:
-    """Where a stage begins or resumes.
+    """The plan and state with which a stage begins or resumes.
 
     Attributes:
       batches: batches of the whole stage.
       recipe: optimiser, learning rates, and which steps have dropout.
       state: training state, on the host.
-      record: values that checkpoints keep beside the state: seed, best score on dev, its step.
+      record: values saved beside the state: seed, best score on dev, step of that score.
       checkpoints: checkpoints of the stage.
       writer: writer of metrics.jsonl.
     """
@@ -119,10 +119,10 @@ class Start:
 
 
 def start_stage(run: Run, stage: Stage) -> Start:
-    """Begins a stage, or resumes it where its newest checkpoint is.
+    """Begins a stage, or resumes it from its newest checkpoint.
 
     1. The plan follows from the configuration alone: batches, number of steps, learning rates.
-    2. The state is made as the stage begins with it.
+    2. The initial state of the stage is made.
     3. The newest checkpoint, if there is one, replaces it: parameters, state of the optimiser, the
        step, which is also the place in the data and in the dropout, and the best score so far.
     4. Lines of metrics of later steps are dropped. (Negatives mined by then are read again when the
@@ -143,15 +143,15 @@ def start_stage(run: Run, stage: Stage) -> Start:
 
 
 def train_stage(run: Run, stage: Stage, profile_steps: int = 0) -> TrainState:
-    """Takes the steps of one stage that are left.
+    """Takes the remaining steps of a stage.
 
     Args:
       run: model, data and workdir.
-      stage: stage that is taken.
+      stage: stage to train.
       profile_steps: number of steps that are traced.
 
     Returns:
-      the state after the last step, as the first device has it.
+      the state after the last step, from the first device.
     """
     settings, devices = run.config[stage.name], run.devices
     start = start_stage(run, stage)
@@ -199,7 +199,7 @@ def train_stage(run: Run, stage: Stage, profile_steps: int = 0) -> TrainState:
 def create_hooks(
     run: Run, stage: Stage, start: Start, table: Table | None, clock: hooks.Clock
 ) -> list[hooks.Hook]:
-    """What happens after every step of a stage, in this order: metrics, dev, checkpoints.
+    """Makes the hooks of a stage, in this order: metrics, dev, checkpoints.
 
     A value that is not finite is seen before it is scored or saved, and a checkpoint is saved after
     the best parameters that its record names.
@@ -234,12 +234,12 @@ def create_hooks(
 def dev_evaluation(run: Run, table: Table) -> Callable[[Any], Evaluation]:
     """Makes a function that links dev with parameters of the question encoder.
 
-    The parameters are used where the training step left them, on the devices; nothing else is
-    copied there, the initial encoder neither.
+    The parameters stay on the devices where the training step left them; no others are copied
+    there.
 
     Args:
-      run: model, catalogue and questions.
-      table: entity vectors as they are on the devices already.
+      run: model, catalogue and questions of the run.
+      table: entity vectors that the devices already hold.
     """
     questions = list(run.questions["dev"])[: run.config.eval.max_questions]
     index = exact_index(run.embeddings(), run.devices, table)

@@ -1,4 +1,4 @@
-"""metrics.jsonl and curves.png of a run."""
+"""Writes metrics.jsonl and draws curves.png of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from elq_jax.storage.lines import read_jsonl
 
 
 class MetricsWriter:
-    """Appends one JSON object per line; a run that is resumed drops the lines of later steps.
+    """Appends one JSON object per line; a resumed run drops the lines of later steps.
 
     Of several processes only the first writes.
 
@@ -44,7 +44,7 @@ class MetricsWriter:
 
 
 def _whole_lines(path: pathlib.Path) -> list[str]:
-    """All lines but one that a killed run left unfinished."""
+    """Returns all lines but the unfinished last one of a killed run."""
     text = path.read_text(encoding="utf-8")
     return text[: text.rfind("\n") + 1].splitlines()
 

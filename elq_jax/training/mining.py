@@ -1,4 +1,4 @@
-"""Entities for the bi-encoder stage: tokens of gold entities, and negatives mined for mentions."""
+"""Entities for the bi-encoder stage: tokens of gold entities, and mined negatives."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def with_entity_tokens(
       batch: batch of `TrainingBatches`; "negative_rows" [B, M, N] is there if negatives were mined.
       catalogue: catalogue of the rows.
       model: model whose tokenizer splits the entities, and whose configuration says how many
-        tokens are kept.
+        tokens are read.
 
     Returns:
-      the batch with entity_ids [B, M, 1 + N, T_e] int32 and entity_mask likewise bool; what stands
-      for rows of -1 (padding, or no negative) means nothing.
+      the batch with entity_ids and entity_mask [B, M, 1 + N, T_e], int32 and bool; their values for
+      rows of -1 (padding, or no negative) are arbitrary.
     """
     batch = dict(batch)
     rows = batch["gold_rows"][..., None]
@@ -60,14 +60,14 @@ def with_entity_tokens(
 def mine(
     run: Run, settings: Mapping[str, Any], name: str, params: Callable[[], Any]
 ) -> ExampleSets:
-    """The examples of a run with negatives, from a folder of its workdir or mined into it.
+    """Mines negatives for the examples of a run, or reads them from an earlier start.
 
     Args:
-      run: examples, catalogue and devices; with several processes, all call this together.
+      run: run with examples, catalogue and devices; with several processes, all call this together.
       settings: section of the stage, for `num_negatives` and `batch_size`.
       name: name of the folder.
-      params: function that gives {"question": tree, "entity": tree} as trained so far; called to
-        mine only.
+      params: function that returns {"question": tree, "entity": tree} as trained so far; only
+        called if negatives must be mined.
     """
     path = run.folder / name / "negatives.npz"
     run.workdir.fetch(f"{name}/negatives.npz")
@@ -104,11 +104,11 @@ def mine_negatives(
     Args:
       model: model as trained so far.
       examples: sets of examples.
-      num_negatives: N; fewer are found in a catalogue of fewer entities (the rest is -1).
-      index: over the vectors of all E entities by these parameters.
+      num_negatives: N, number of negatives per mention; -1 fills up where the catalogue has fewer.
+      index: index over the vectors of all E entities by these parameters.
       devices: devices to encode on; with those of other processes, all processes call this
         together.
-      batch_size: questions at a time.
+      batch_size: number of questions encoded at a time.
 
     Returns:
       the sets with negatives, and recall of the gold entities at 1 and at N + 1.

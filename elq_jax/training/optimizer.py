@@ -26,13 +26,13 @@ NEW_MODULES = ("mention_head", "mention_hidden", "log_scale")
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What a training step changes.
+    """The state that a training step changes.
 
     Attributes:
       step: int32 scalar, number of steps taken (batches seen).
-      params: the tree that is trained.
+      params: tree of the trained parameters.
       opt_state: state of the optimiser.
-      tx: the optimiser (not an array, not saved).
+      tx: optimiser (not an array, not saved).
     """
 
     step: jax.Array
@@ -41,20 +41,20 @@ class TrainState(flax.struct.PyTreeNode):
     tx: optax.GradientTransformation = flax.struct.field(pytree_node=False)
 
     def apply_gradients(self, grads: Any) -> TrainState:
-        """The state after one more step."""
+        """Returns the state after one more step."""
         updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
         params = optax.apply_updates(self.params, updates)
         return self.replace(step=self.step + 1, params=params, opt_state=opt_state)
 
 
 class Recipe(abc.ABC):
-    """How the parameters of a stage are optimised.
+    """Base class of recipes, which decide how the parameters of a stage are optimised.
 
     Attributes:
       shuffle: whether an epoch has its questions in a random order, or in that of their files.
       Settings: dataclass of the recipe's own settings, which stand in the section of its name; None
         where it has none.
-      tx: the optimiser.
+      tx: optimiser of the stage.
     """
 
     shuffle: ClassVar[bool] = True
@@ -74,11 +74,11 @@ class Recipe(abc.ABC):
         """Makes the optimiser of a stage.
 
         Args:
-          settings: the recipe's own: the section of the configuration with its name, if any.
-          stage: section of the configuration.
-          config: what the model computes.
-          part: "question" where only that encoder is trained, None where both are.
-          batches: of the stage.
+          settings: settings of the recipe, from the section of its name; None without any.
+          stage: section of the stage in the configuration.
+          config: description of what the model computes.
+          part: trained encoder, "question"; None: both of them.
+          batches: batches of the stage.
           num_steps: number of batches of the stage.
 
         Raises:
@@ -87,10 +87,10 @@ class Recipe(abc.ABC):
 
     @abc.abstractmethod
     def learning_rate(self, step: int) -> float:
-        """Learning rate of a step (a batch), for the record."""
+        """Returns the learning rate of a step (a batch), for the metrics."""
 
     def has_dropout(self, step: int) -> bool:
-        """Whether a step has dropout."""
+        """Returns whether a step has dropout."""
         return True
 
 
@@ -117,12 +117,12 @@ def recipe_of(config: ml_collections.ConfigDict) -> tuple[type[Recipe], Mapping[
 def create_learning_rate_schedule(
     schedule: str, learning_rate: float, num_updates: int, warmup_fraction: float
 ) -> optax.Schedule:
-    """Linear warm-up from 0 to `learning_rate`, then decay to 0 at `num_updates`.
+    """Makes a schedule: linear warm-up from 0 to `learning_rate`, decay to 0 at `num_updates`.
 
     Args:
-      schedule: "linear", "cosine" or "constant" (no decay).
-      learning_rate: the peak.
-      num_updates: updates of the whole run (steps / accumulation).
+      schedule: shape of the decay: "linear", "cosine" or "constant" (no decay).
+      learning_rate: peak learning rate.
+      num_updates: number of updates of the whole run (steps / accumulation).
       warmup_fraction: share of `num_updates` that the warm-up takes.
 
     Raises:
@@ -152,14 +152,14 @@ def create_optimizer(
     max_grad_norm: float = 1.0,
     accumulate_steps: int = 1,
 ) -> optax.GradientTransformation:
-    """AdamW with clipping by global norm; no decay on biases, norms and the scale.
+    """Makes AdamW with clipping by global norm; no decay on biases, norms and the scale.
 
     Args:
       learning_rate: learning rate of the pretrained parameters.
-      new_module_factor: times the learning rate for `NEW_MODULES`.
-      weight_decay: decoupled, multiplied by the learning rate.
+      new_module_factor: factor of the learning rate for `NEW_MODULES`.
+      weight_decay: factor of the decoupled decay, multiplied by the learning rate.
       max_grad_norm: global L2 norm that gradients are clipped to.
-      accumulate_steps: batches whose gradients are averaged for one update.
+      accumulate_steps: number of batches whose gradients are averaged for one update.
     """
     tx = optax.chain(
         optax.clip_by_global_norm(max_grad_norm),
@@ -175,7 +175,7 @@ def create_optimizer(
 
 @RECIPES.register("standard")
 class StandardRecipe(Recipe):
-    """AdamW with warm-up and decay, as the settings of the stage say."""
+    """The standard recipe: AdamW with warm-up and decay, by the settings of the stage."""
 
     def __init__(
         self,
@@ -208,13 +208,13 @@ class StandardRecipe(Recipe):
 
 
 def create_train_state(params: Any, tx: optax.GradientTransformation) -> TrainState:
-    """A state at step 0."""
+    """Makes a state at step 0."""
     params = jax.tree.map(jnp.asarray, params)
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), tx)
 
 
 def _is_decayed(params: Mapping[str, Any]) -> Any:
-    """True for matrices: kernels and embeddings."""
+    """Marks the matrices, kernels and embeddings, as True."""
     return traverse_util.path_aware_map(lambda path, _: path[-1] in ("kernel", "embedding"), params)
 
 

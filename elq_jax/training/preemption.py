@@ -1,4 +1,4 @@
-"""Stopping a run politely: SIGTERM or Ctrl-C saves at the end of the step and leaves."""
+"""Stops a run at SIGTERM or Ctrl-C: the step ends, a checkpoint is saved, the process exits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXIT_CODE = 75
 
 
 class Preemption:
-    """While open, SIGTERM and SIGINT do not end the process: `requested` says so after a step.
+    """Catches SIGTERM and SIGINT while it is open; `requested` reports them after a step.
 
     A second Ctrl-C interrupts at once. Where several processes work together, JAX receives SIGTERM
     (of any of them) and finds a step that none has passed, so that all save the same one; Ctrl-C
@@ -37,7 +37,7 @@ class Preemption:
             signal.signal(number, handler)
 
     def requested(self, step: int) -> bool:
-        """Whether to stop after this step; to be asked once after every step."""
+        """Returns whether to stop after this step; must be called once after every step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._requested

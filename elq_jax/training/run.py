@@ -1,4 +1,4 @@
-"""What a run of training works with: its data, and its model as far as it is trained."""
+"""The data and the model of a training run, and the files of its workdir."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from elq_jax.training.stages import Batch, Stage
 
 
 class Run:
-    """A run in a workdir.
+    """A training run: configuration, workdir, data and the model as trained so far.
 
     Args:
       config: configuration, already checked.
       workdir: folder of the run, held by this process.
 
     Attributes:
-      config, workdir: as given.
+      config, workdir: arguments of the run.
       folder: folder of the workdir's files on this machine.
       devices: devices of all processes.
-      model: the model as far as it is trained, its parameters on the host.
+      model: model as trained so far, its parameters on the host.
       linking: settings of `EntityLinker`; the threshold comes from dev.
-      catalogue: the entities.
+      catalogue: catalogue of entities.
       questions: labelled questions by split: "train_0", ..., "dev".
-      examples: tokenised questions, for each of the training files.
+      examples: tokenised questions of each training file.
 
     Raises:
       ElqError: the workdir is of another run, or an input cannot be used.
@@ -73,11 +73,11 @@ class Run:
                 workdir.publish(record.path.name)
 
     def params_of(self, stage: Stage) -> Any:
-        """The tree that a stage trains."""
+        """Returns the tree of parameters that a stage trains."""
         return self.model.params[stage.part] if stage.part else self.model.params
 
     def has_result(self, stage: Stage) -> bool:
-        """Whether a stage that keeps its last parameters is done."""
+        """Returns whether a stage that keeps its last parameters is done."""
         self.workdir.fetch(stage.result, again=True)
         return not stage.keeps_best and is_linker_directory(self.folder / stage.result)
 
@@ -98,7 +98,7 @@ class Run:
         devices_lib.wait_for_all(f"{stage.result} is saved")
 
     def take_result(self, stage: Stage) -> None:
-        """Takes the parameters that a stage left, and its linking settings."""
+        """Reads the result of a stage into the model: parameters and linking settings."""
         if not devices_lib.is_main():
             self.workdir.fetch(stage.result, again=True)
         folder = self.folder / stage.result
@@ -125,7 +125,7 @@ class Run:
         return f"{self.workdir.address}/linker"
 
     def embeddings(self) -> Embeddings:
-        """Vectors of the entity encoder as it is now: found beside the catalogue, or encoded."""
+        """Opens the vectors of the current entity encoder beside the catalogue, or encodes them."""
         if self._embeddings is None:
             self._embeddings = self._given_embeddings() or self.encode_catalogue(
                 self.model, layout.EMBEDDINGS
@@ -167,7 +167,7 @@ class Run:
             )
 
     def with_entity_tokens(self, batch: Batch) -> Batch:
-        """A batch with the tokens of its entities; see `mining.with_entity_tokens`."""
+        """Adds the tokens of its entities to a batch; see `mining.with_entity_tokens`."""
         return mining.with_entity_tokens(batch, self.catalogue, self.model)
 
     def _read_questions(self) -> Mapping[str, QuestionSource]:
@@ -185,7 +185,7 @@ class Run:
         return {split: builder.open_split(split) for split in files}
 
     def _open_examples(self) -> list[StoredExamples]:
-        """The tokenised examples of the training files, made if they are not there."""
+        """Opens the tokenised examples of the training files, or makes them."""
         config, sets = self.model.config, []
         for name in _train_splits(self.config):
             questions = self.questions[name]
@@ -209,7 +209,7 @@ class Run:
 
 
 def initial_model(config: ml_collections.ConfigDict) -> Model:
-    """The model as a run begins with it, from `init_from` or from published encoders."""
+    """Makes the initial model of a run, from `init_from` or from published encoders."""
     if config.init_from:
         return Model.open(config.init_from)
     return Model.from_encoders(

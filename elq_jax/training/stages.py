@@ -1,4 +1,4 @@
-"""What the stages of training are, as data, and the batches that each of them learns from."""
+"""The stages of training as data, and the batches of each stage."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Stage:
     Attributes:
       name: section of the configuration, and folder in the workdir.
       part: encoder that learns, "question"; None: both of them.
-      has_table: True: mentions are linked against the frozen vectors of all entities, spread over
-        the devices. False: batches carry the tokens of their entities, which are encoded in the
+      has_table: whether mentions are linked against the frozen vectors of all entities, spread over
+        the devices. Otherwise batches hold the tokens of their entities, which are encoded in the
         step, and negatives are mined every `mine_every` steps of the section.
-      keeps_best: True: the parameters that are best on dev are kept; False: the last ones.
+      keeps_best: whether the result is the best parameters on dev; otherwise it is the last ones.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Stage:
 
     @property
     def result(self) -> str:
-        """Folder of the parameters that the stage leaves, below the workdir."""
+        """Returns the folder of the stage's result, below the workdir."""
         return f"{self.name}/{'best' if self.keeps_best else 'model'}"
 
 
@@ -61,8 +61,8 @@ class StageBatches:
     """The batches of a stage by step number; a function of the configuration and the step alone.
 
     Args:
-      run: model, devices and questions.
-      stage: stage whose batches these are.
+      run: model, devices and questions of the run.
+      stage: stage of the batches.
 
     Attributes:
       num_steps: length of the stage.
@@ -82,11 +82,11 @@ class StageBatches:
         params: Callable[[], Any],
         paused: Callable[[], contextlib.AbstractContextManager[None]],
     ) -> Iterator[tuple[Batch, dict[str, jax.Array]]]:
-        """Yields the batches that are left, on the host and on the devices.
+        """Yields the remaining batches, on the host and on the devices.
 
         Args:
           first_step: number of steps taken before.
-          params: function that gives the parameters after the batches yielded so far.
+          params: function that returns the parameters after the batches yielded so far.
           paused: context opened around the mining of negatives, to leave it out of the rates.
         """
         mine_every = 0 if self._stage.has_table else self._settings.mine_every
@@ -104,7 +104,7 @@ class StageBatches:
             step = stop
 
     def _mined_batches(self, step: int, params: Callable[[], Any]) -> TrainingBatches:
-        """Batches with the negatives that hold from a step on; before the first mining, none."""
+        """Makes batches with the negatives used from a step on (none before the first mining)."""
         if not step:
             return self.plan
         folder = f"{self._stage.name}/mined_{step}"
@@ -126,9 +126,9 @@ class StageBatches:
 
 
 def count_queries(batch: Batch, num_devices: int) -> int:
-    """Room for the mentions of the fullest device; one of a few sizes, so few programs compile.
+    """Returns Q for the device with most mentions, rounded to a few sizes, so few programs compile.
 
-    The same in every process, whose rows are consecutive and split over devices of its own.
+    It is the same in every process. Rows of a process are consecutive, and split over its devices.
 
     Args:
       batch: batch of this process, see `TrainingBatches`.
@@ -151,11 +151,11 @@ def step_flops(
     """Counts the floating-point operations of the model in one step, over all devices.
 
     Args:
-      run: catalogue and devices.
+      run: catalogue and devices of the run.
       stage: stage of the step.
       objective: objective of the step.
       batch: batch of this process.
-      num_queries: mentions of each device that are linked, padding included.
+      num_queries: number of mentions linked on each device, padding included.
     """
     rows, tokens = batch["input_ids"].shape
     shape = rows * jax.process_count(), tokens, num_queries * len(run.devices)

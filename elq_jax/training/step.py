@@ -30,13 +30,13 @@ Metrics = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What a training step minimises, and how it computes that.
+    """The loss that a training step minimises, and how it is computed.
 
     Attributes:
       model: configuration of the encoders.
       linking_loss: loss of linking gold mentions, see `elq_jax.losses`.
       span_loss_weight: factor of the mention-detection loss.
-      dtype: of the matrix products, "float32" or "bfloat16".
+      dtype: type of the matrix products, "float32" or "bfloat16".
       remat: whether activations are recomputed in the backward pass.
     """
 
@@ -69,17 +69,17 @@ def train_step(
     """Takes one step on this device's part of a batch, together with all other devices.
 
     Args:
-      objective: what is minimised.
-      state: with a table, `state.params` is the tree of the question encoder, which alone learns;
-        without, {"question": tree, "entity": tree}.
-      batch: see `TrainingBatches`. Without a table it also has `entity_ids` and `entity_mask`
+      objective: loss to minimise.
+      state: training state. With a table, `state.params` is the tree of the question encoder, which
+        alone learns; without, {"question": tree, "entity": tree}.
+      batch: batch of `TrainingBatches`. Without a table it also has `entity_ids` and `entity_mask`
         [B, M, 1 + N, T_e], the gold entity of each mention and N mined ones, and, for N > 0,
         `negative_rows` [B, M, N].
       table: frozen vectors of all entities, spread over the devices; None: the entities of the
         batch are encoded in the step.
-      seed: int32 scalar of the run.
-      num_queries: Q, upper bound of the gold mentions of a device's part, static; it keeps padding
-        out of the search.
+      seed: int32 scalar, seed of the run.
+      num_queries: Q, largest number of gold mentions on a device, static; mentions are packed into
+        Q places, so that little padding is searched for.
       deterministic: whether the step is without dropout, static.
 
     Returns:
@@ -93,7 +93,7 @@ def train_step(
     dtype, remat = jnp.dtype(objective.dtype), objective.remat
 
     def loss_part(params: Any) -> tuple[jax.Array, Metrics]:
-        """This device's part of the mean over all devices."""
+        """Returns this device's part of the mean loss over all devices."""
         span_logits, vectors = QuestionEncoder(objective.model, dtype, remat).apply(
             {"params": params["question"] if table is None else params},
             *(batch["input_ids"], batch["mask"], batch["gold_bounds"]),
@@ -132,7 +132,7 @@ def parallel_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Compiles `train_step` for devices: a function of its arguments after the first.
 
-    The memory of the state that it is given is used again for the one that it returns.
+    The memory of the state in its arguments is used again for the state that it returns.
     """
     step = functools.partial(train_step, objective)
     return devices_lib.parallel(step, devices, donate=0, static=(4, 5))
@@ -145,11 +145,11 @@ def gold_mentions(
 
     Args:
       vectors: [B, M, D] mention vectors.
-      batch: of the device.
-      num_queries: Q.
+      batch: batch of the device.
+      num_queries: Q, number of mentions to return.
 
     Returns:
-      the mentions, and a function that does the same to any array: [B, M, ...] -> [Q, ...].
+      the mentions, and a function that packs any array the same way: [B, M, ...] -> [Q, ...].
     """
     linkable_mask = batch["gold_mask"] & (batch["gold_rows"] >= 0)
     order = jnp.argsort(~linkable_mask.reshape(-1), stable=True)[:num_queries]
@@ -170,48 +170,48 @@ def gold_mentions(
 
 
 class FrozenEntities(Entities):
-    """All entities of the catalogue, by vectors that do not learn.
+    """All entities of the catalogue, by frozen vectors.
 
     Args:
-      table: the vectors.
+      table: table of the vectors.
     """
 
     def __init__(self, table: Table):
         self._table = table
 
     def gold(self, mentions: Mentions) -> jax.Array:
-        """As `Entities.gold`."""
+        """Returns the vectors of the gold entities, see `Entities.gold`."""
         return self._table.gather(mentions.rows)
 
     def negatives(self, mentions: Mentions, count: int) -> tuple[jax.Array, jax.Array]:
-        """As `Entities.negatives`: the nearest entities as the encoder is now."""
+        """Finds the entities nearest to each mention, see `Entities.negatives`."""
         queries = jax.lax.stop_gradient(mentions.vectors)
         _, rows = self._table.nearest(queries, min(count, self._table.num_rows))
         return self._table.gather(rows), rows
 
     def log_normalizer(self, mentions: Mentions, chunk_size: int) -> jax.Array:
-        """As `Entities.log_normalizer`."""
+        """Computes the log of the softmax's denominator, see `Entities.log_normalizer`."""
         return self._table.log_normalizer(mentions.vectors, chunk_size)
 
 
 class EncodedEntities(Entities):
-    """The entities of a batch, encoded in the step: vectors through which gradients flow.
+    """The entities of a batch, encoded in the step, so that gradients flow to them.
 
     Args:
-      vectors: [Q, 1 + N, D] of each mention's gold entity and N mined ones.
-      negative_rows: [Q, N] int32 rows of the mined ones, -1 where there is none; None for N = 0.
+      vectors: [Q, 1 + N, D] vectors of each mention's gold entity and N mined entities.
+      negative_rows: [Q, N] int32 rows of the mined entities, -1 for none; None for N = 0.
     """
 
     def __init__(self, vectors: jax.Array, negative_rows: jax.Array | None):
         self._vectors, self._negative_rows = vectors, negative_rows
 
     def gold(self, mentions: Mentions) -> jax.Array:
-        """As `Entities.gold`."""
+        """Returns the vectors of the gold entities, see `Entities.gold`."""
         del mentions
         return self._vectors[:, 0]
 
     def negatives(self, mentions: Mentions, count: int) -> tuple[jax.Array, jax.Array]:
-        """As `Entities.negatives`: those that the batch brings, however many."""
+        """Returns the mined entities of the batch, see `Entities.negatives`."""
         del mentions, count
         rows = self._negative_rows
         if rows is None:
@@ -219,7 +219,7 @@ class EncodedEntities(Entities):
         return self._vectors[:, 1:], rows
 
     def log_normalizer(self, mentions: Mentions, chunk_size: int) -> jax.Array:
-        """Raises an ElqError."""
+        """Raises an ElqError, since there are no vectors of all entities."""
         raise ElqError(
             "linking_loss: this one needs the vectors of all entities, which a stage that trains "
             "the entity encoder does not have; use hard_negatives or in_batch in bi_encoder"
@@ -238,13 +238,13 @@ def train_step_flops(
     """Counts the floating-point operations of `train_step`, forward and backward, of all devices.
 
     Args:
-      objective: what is computed.
-      batch_size: B.
+      objective: loss of the step.
+      batch_size: B, number of questions.
       tokens: T of the questions.
-      mentions: Q, gold mentions (with their padding) of the batch.
-      num_entities: E, of frozen vectors; None where entities are encoded in the step.
+      mentions: Q, number of gold mentions (with their padding) of the batch.
+      num_entities: E, number of frozen vectors; None where entities are encoded in the step.
       entity_tokens: T of the entities that are encoded in the step.
-      num_negatives: N, entities that are encoded for each mention besides its gold one.
+      num_negatives: N, number of entities encoded for each mention besides its gold entity.
     """
     encoders = flops.question_flops(objective.model, batch_size, tokens, mentions)
     if num_entities is None:
@@ -256,6 +256,6 @@ def train_step_flops(
 
 
 def _mean(sums: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """This device's part of the mean over all devices, given its sum and count."""
+    """Returns this device's part of the mean over all devices, from its sum and count."""
     total, count = sums
     return total / jnp.maximum(jax.lax.psum(count, AXIS), 1)
