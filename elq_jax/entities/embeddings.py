@@ -30,7 +30,13 @@ import numpy as np
 
 from elq_jax.core.errors import DataError, ElqError
 from elq_jax.storage.checksums import are_cheap, check_digest, read_digests, read_json
-from elq_jax.storage.files import array_digest, atomic_write, check_not_a_pointer, save_array
+from elq_jax.storage.files import (
+    array_digest,
+    atomic_write,
+    check_not_a_pointer,
+    make_folder,
+    save_array,
+)
 from elq_jax.storage.resume import ResumeRecord
 
 FORMAT_VERSION = 1
@@ -201,6 +207,7 @@ class EmbeddingsWriter:
             encoder_fingerprint,
         )
         folder = pathlib.Path(folder)
+        make_folder(folder)
         record = ResumeRecord(folder / _DESCRIPTION, msgspec.to_builtins(description))
         if not record.check():
             if any(folder.glob("shard-*.npy")):

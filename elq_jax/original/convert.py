@@ -30,7 +30,7 @@ from elq_jax.original.presets import with_preset
 from elq_jax.original.torch_files import StoredTensor, open_torch_file
 from elq_jax.retrieval.base import INDEXES
 from elq_jax.storage import layout
-from elq_jax.storage.files import user_path
+from elq_jax.storage.files import check_not_a_pointer, user_path
 from elq_jax.storage.progress import progress
 from elq_jax.storage.resume import resumable_folder, stamp
 from elq_jax.text.tokenization import Tokenizer
@@ -190,6 +190,7 @@ def _say(message: str) -> None:
 def _existing(path: pathlib.Path) -> pathlib.Path:
     if not path.is_file():
         raise ElqError(f"{path}: no such file")
+    check_not_a_pointer(path)
     return path
 
 

@@ -818,3 +818,11 @@ def test_presets():
     assert with_preset(None, {"threshold": None, "max_mentions": 3}) == {"max_mentions": 3}
     changed = with_preset("interactive", {"max_question_tokens": 20})
     assert changed["max_question_tokens"] == 20
+
+
+def test_files_that_git_lfs_did_not_fetch(tmp_path):
+    (tmp_path / "elq.bin").write_text("version https://git-lfs.github.com/spec/v1\n")
+    settings = {"checkpoint": str(tmp_path / "elq.bin"), "params": str(tmp_path / "elq.bin")}
+    settings |= {"tokenizer": "minilm", "output": str(tmp_path / "linker")}
+    with pytest.raises(ElqError, match=r"elq\.bin: a git-lfs pointer.*git lfs pull"):
+        conversion.convert(Conversion(**settings))
