@@ -32,14 +32,14 @@ from elq_jax.original.torch_files import write_torch_file
 
 _GIB = flags.DEFINE_float("gib", 2.0, "Size of the matrix.")
 _COLUMNS = flags.DEFINE_integer("columns", 1024, "Columns of the matrix.")
-_LAYERS = flags.DEFINE_integer("layers", 2, "Of both encoders.")
-_WIDTH = flags.DEFINE_integer("width", 128, "Of both encoders, a multiple of 64.")
+_LAYERS = flags.DEFINE_integer("layers", 2, "Number of layers of both encoders.")
+_WIDTH = flags.DEFINE_integer("width", 128, "Width of both encoders, a multiple of 64.")
 _DTYPE = flags.DEFINE_enum("storage_dtype", "int8", DTYPES, "Type of the vectors on disk.")
 _FOLDER = flags.DEFINE_string("folder", "convert_memory", "Where the files go; must not exist.")
 
 
 def main(arguments: list[str]) -> None:
-    """Generates, converts, prints, removes."""
+    """Generates files, converts them, prints the memory, removes the files."""
     del arguments
     folder = pathlib.Path(_FOLDER.value)
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What can be had without a model: gold mentions whose text is a title or an alias of the entity.
+"""Computes scores without a model: mentions linked by titles and aliases of entities.
 
     python -m benchmarks.floors --catalogue runs/catalogue/catalogue.arrow \\
         --train data/questions/webqsp/train.jsonl --questions data/questions/webqsp/test.jsonl
@@ -21,7 +21,7 @@ _QUESTIONS = flags.DEFINE_string("questions", None, "Questions to measure.", req
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the floors."""
+    """Prints the scores."""
     del arguments
     catalogue = Catalogue.open(_CATALOGUE.value)
     train, _ = read_questions(_TRAIN.value, catalogue)

@@ -74,21 +74,21 @@ _PIECE = 65536  # Rows of a random table drawn at a time.
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """Sizes of the measurements.
 
     Attributes:
       berts: keys of `BERTS`.
       entities: E, for training and linking.
-      batch_size: questions of a training step.
+      batch_size: number of questions of a training step.
       tokens: T of questions.
-      encode_batch_size: entities encoded at a time.
+      encode_batch_size: number of entities encoded at a time.
       entity_tokens: T of entities.
-      questions: linked.
-      link_batch_size: questions encoded at a time when linking.
+      questions: number of questions to link.
+      link_batch_size: number of questions encoded at a time when linking.
       search_entities: E, for search.
       search_width: D, for search.
-      search_batch_sizes: queries searched at a time.
-      seconds: about how long each row is timed.
+      search_batch_sizes: numbers of queries searched at a time.
+      seconds: number of seconds that each row is timed, roughly.
     """
 
     berts: tuple[str, ...] = ("base", "large")
@@ -125,12 +125,12 @@ class Measured:
     """A row of the table.
 
     Attributes:
-      seconds: of a call.
-      rate: examples, entities, questions or queries per second.
-      unit: which.
-      tokens: per second, with padding.
-      flops: of the model, per second.
-      bytes: of the catalogue, read per second.
+      seconds: number of seconds of a call.
+      rate: number of examples, entities, questions or queries per second.
+      unit: name of what the rate counts.
+      tokens: number of tokens per second, with padding.
+      flops: floating-point operations of the model per second.
+      bytes: bytes of the catalogue read per second.
     """
 
     seconds: float
@@ -142,7 +142,7 @@ class Measured:
 
 
 def rows(sizes: Sizes) -> dict[str, Callable[[], Measured]]:
-    """Name of each row -> what measures it."""
+    """Returns the function that measures each row, by the row's name."""
     found: dict[str, Callable[[], Measured]] = {}
     for name in sizes.berts:
         bert = BERTS[name]
@@ -159,7 +159,7 @@ def rows(sizes: Sizes) -> dict[str, Callable[[], Measured]]:
 
 
 def train(sizes: Sizes, bert: BertConfig, linking_loss: str) -> Measured:
-    """The joint training step, state donated, dropout on, batches already on the devices."""
+    """Measures the joint training step: state donated, dropout, batches on the devices."""
     devices = jax.local_devices()
     config = ElqConfig(bert, bert)
     loss = create_linking_loss({"linking_loss": linking_loss, "num_negatives": NEGATIVES})
@@ -198,7 +198,7 @@ def train(sizes: Sizes, bert: BertConfig, linking_loss: str) -> Measured:
 
 
 def encode(sizes: Sizes, bert: BertConfig) -> Measured:
-    """The entity encoder on tokens that are on the devices."""
+    """Measures the entity encoder on tokens that are on the devices."""
     devices = jax.local_devices()
     config = ElqConfig(bert, bert, max_entity_tokens=sizes.entity_tokens)
     apply = devices_lib.parallel(EntityEncoder(config, jnp.dtype(DTYPE)).apply, devices)
@@ -215,7 +215,7 @@ def encode(sizes: Sizes, bert: BertConfig) -> Measured:
 
 
 def encode_from_text(sizes: Sizes, bert: BertConfig) -> Measured:
-    """What `encode_entities` does: text to vectors in the memory of the host."""
+    """Measures what `encode_entities` does: text to vectors in the host's memory."""
     config = ElqConfig(bert, bert, max_entity_tokens=sizes.entity_tokens)
     words = _Words(bert)
     encoder = CatalogueEncoder(
@@ -233,7 +233,7 @@ def encode_from_text(sizes: Sizes, bert: BertConfig) -> Measured:
 
 
 def link(sizes: Sizes, bert: BertConfig) -> Measured:
-    """`EntityLinker` over an exact index, two mentions searched for in each question."""
+    """Measures `EntityLinker` over an exact index, with two mentions in each question."""
     devices = jax.local_devices()
     config = ElqConfig(bert, bert, max_question_tokens=sizes.tokens)
     words = _Words(bert)
@@ -255,7 +255,7 @@ def link(sizes: Sizes, bert: BertConfig) -> Measured:
 
 
 def search(sizes: Sizes, entities: int, batch_size: int) -> Measured:
-    """Exact search over a table that is spread over the devices."""
+    """Measures exact search over a table that is spread over the devices."""
     devices = jax.local_devices()
     table = random_table(entities, sizes.search_width, devices)
     find = searcher(entities, devices)
@@ -317,7 +317,7 @@ def _on_devices(make: Callable[[], Any], devices: Sequence[jax.Device]) -> Any:
 
 
 def _timed(call: Callable[[], Any], seconds: float) -> float:
-    """Seconds of a call, of as many as fill the time given; at least three."""
+    """Returns the mean seconds of a call, over at least three calls."""
     started = time.perf_counter()
     jax.block_until_ready(call())
     print(f"first call: {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
@@ -357,7 +357,7 @@ def _catalogue(folder: pathlib.Path, entities: int) -> Catalogue:
 
 
 def measure(row: Callable[[], Measured]) -> dict[str, Any]:
-    """A row as JSON values: its numbers or {"error": ...}, with the devices and their peak memory.
+    """Measures a row; returns its numbers or {"error": ...}, with devices and peak memory.
 
     Only a lack of memory is an error to report; any other is raised.
     """
@@ -389,7 +389,7 @@ HEADER = ("", "ms", "a second", "tokens/s", "TFLOP/s", "MFU", "GB/s", "peak GiB"
 
 
 def show(name: str, found: dict[str, Any]) -> str:
-    """A line of the table (Markdown)."""
+    """Returns a line of the table (Markdown)."""
 
     def number(value: float | None, form: str, unit: float = 1) -> str:
         return "" if value is None else format(value / unit, form)
@@ -412,7 +412,7 @@ def show(name: str, found: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Measures row after row in processes of their own; prints each when it is there."""
+    """Measures each row in a process of its own and prints it."""
     del arguments
     sizes = SMALL if _SMALL.value else Sizes()
     if _ROW.value is not None:

@@ -37,8 +37,8 @@ from elq_jax.storage.progress import progress
 from elq_jax.text.tokenization import Tokenizer
 
 _ROWS = flags.DEFINE_integer("rows", 5_903_527, "Entities.")
-_WIDTH = flags.DEFINE_integer("width", 1024, "Of the vectors and the encoder.")
-_LAYERS = flags.DEFINE_integer("layers", 24, "Of the encoder.")
+_WIDTH = flags.DEFINE_integer("width", 1024, "Width of the vectors and the encoder.")
+_LAYERS = flags.DEFINE_integer("layers", 24, "Number of layers of the encoder.")
 _DTYPE = flags.DEFINE_enum("storage_dtype", "int8", DTYPES, "Type of the vectors on disk.")
 _FOLDER = flags.DEFINE_string("folder", "open_large", "Linker directory to make and open.")
 _SCANN = flags.DEFINE_bool("scann", False, "Build and measure a ScaNN index too.")

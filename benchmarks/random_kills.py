@@ -29,7 +29,7 @@ _KILLS = flags.DEFINE_integer("kills", 20, "Kills.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 60, "Steps of the run.", lower_bound=2)
 _LOAD = flags.DEFINE_integer("load", 2, "Busy processes.", lower_bound=0)
 _LONGEST = flags.DEFINE_float("longest", 30.0, "Seconds that a start is left alone at most.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments of the kills.")
 
 
 def main(arguments: list[str]) -> int:
@@ -74,7 +74,7 @@ def _start(workdir: pathlib.Path, log: object) -> subprocess.Popen[bytes]:
 
 
 def _compare(one: pathlib.Path, two: pathlib.Path) -> tuple[int, int]:
-    """Number of arrays of two linkers that are the same to the bit, and of all."""
+    """Counts the arrays that are equal bit for bit in two linkers, and all arrays."""
     from safetensors.numpy import load_file
 
     arrays = [load_file(folder / "model.safetensors") for folder in (one, two)]

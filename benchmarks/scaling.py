@@ -119,7 +119,7 @@ class Work:
 
     @property
     def parameters(self) -> int:
-        """Of the question encoder, with its mention head."""
+        """Counts the parameters of the question encoder, with its mention head."""
         bert, width = self.bert, self.bert.hidden_size
         rows = bert.vocab_size + bert.max_positions + bert.num_token_types
         dense = 4 * (width * width + width) + 2 * width * bert.intermediate_size
@@ -127,33 +127,33 @@ class Work:
         return rows * width + 2 * width + bert.num_layers * (dense + 4 * width) + 3 * width + 3
 
     def encoder_flops(self, devices: int) -> float:
-        """Forward and backward; the backward pass has twice the products of the forward pass."""
+        """Counts forward and backward; the backward pass has twice the products."""
         config = ElqConfig(self.bert, self.bert)
         questions = math.ceil(self.batch_size / devices)
         forward = flops.question_flops(config, questions, self.tokens, mentions=0)
         return (4 if self.remat else 3) * forward
 
     def linking_flops(self, devices: int) -> float:
-        """All queries against a device's rows: logits, logits again, expected entity vectors."""
+        """Counts all queries against a device's rows: logits twice, expected entity vectors."""
         rows = math.ceil(self.entities / devices)
         queries, width = devices * self.queries, self.bert.hidden_size
         return 1.5 * FullCatalogue().flops(queries, width, rows)
 
     def state_bytes(self) -> float:
-        """Parameters and both moments of Adam, float32, the same on every device."""
+        """Counts parameters and both moments of Adam, float32, the same on every device."""
         return 12.0 * self.parameters
 
     def gradient_bytes(self) -> float:
-        """Gradients, float32."""
+        """Counts the bytes of gradients, float32."""
         return 4.0 * self.parameters
 
     def table_bytes(self, devices: int) -> float:
-        """A device's rows of the catalogue."""
+        """Counts the bytes of a device's rows of the catalogue."""
         rows = math.ceil(self.entities / devices)
         return float(rows * self.bert.hidden_size * _SIZES[self.table_dtype])
 
     def activation_bytes(self, devices: int) -> float:
-        """Kept for the backward pass (Korthikanti et al., 2022, equation 1), 2 bytes a number."""
+        """Counts activations (Korthikanti et al., 2022, equation 1), 2 bytes a number."""
         bert, width = self.bert, self.bert.hidden_size
         tokens = math.ceil(self.batch_size / devices) * self.tokens
         layer = tokens * width * (34 + 5 * bert.num_heads * self.tokens / width)
@@ -194,7 +194,7 @@ def step_times(work: Work, on: Slice) -> dict[str, float]:
 
 
 def main(arguments: list[str]) -> None:
-    """Prints what was asked for."""
+    """Prints the tables, or compares arithmetic and compiler."""
     del arguments
     if _PAPER.value:
         _print_paper()
@@ -316,7 +316,7 @@ def _compile(work: Work, devices: Sequence[Any], chunk_size: int) -> Any:
 
 
 def _counts(compiled: Any) -> dict[str, float]:
-    """What the compiler knows of its program, per device."""
+    """Returns the compiler's counts of its program, per device."""
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
     return collections.defaultdict(float, collectives(compiled.as_text())) | {

@@ -72,7 +72,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 
 def select(config: ml_collections.ConfigDict, variant: str) -> ml_collections.ConfigDict:
-    """What follows the colon of `--config configs/x.py:smoke`; nothing follows: the configuration.
+    """Applies the variant after the colon of `--config configs/x.py:smoke`, if there is one.
 
     Raises:
       ValueError: there is no such variant.
@@ -85,8 +85,8 @@ def select(config: ml_collections.ConfigDict, variant: str) -> ml_collections.Co
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Shrinks a configuration to seconds on a CPU: same stages, losses and types, a few steps.
 
-    MiniLM instead of its encoders, the data in demo/ instead of its own. To see that everything
-    works on a new machine before a long run; the linker that comes out is of no use.
+    It uses MiniLM instead of the encoders, and the data in demo/. Run it to see that everything
+    works on a new machine before a long run; the resulting linker is useless.
     """
     config.question_encoder, config.entity_encoder, config.init_from = "minilm", "", ""
     config.catalogue, config.dev_file = "demo/catalogue.jsonl", "demo/dev.jsonl"

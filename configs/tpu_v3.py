@@ -58,7 +58,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 
 def published_model(config: ml_collections.ConfigDict) -> None:
-    """The published model's form; where `init_from` is set, it says the same."""
+    """Sets the form of the published model; it must agree with the model in `init_from`."""
     config.model.entity_pooling = "cls"
     config.model.normalize_entities = False
     config.model.mention_aggregation = "all_avg"

@@ -150,7 +150,7 @@ unpack_and_install() {
   echo "$command"
 }
 
-# watched COMMAND...: the command that starts a program on a worker, or goes on watching it.
+# watched COMMAND...: prints the command that starts a program on a worker, or watches it again.
 watched() {
   echo "cd $REMOTE && bash tpu_scripts/worker_run.sh $(quoted "$@")"
 }

@@ -12,7 +12,7 @@ main() {
     if ((TPU_QUEUE)); then delete_queued; else delete_slice; fi
     return
   fi
-  # Whatever the variables say now: a slice that is forgotten goes on costing.
+  # Whatever the variables say now, since a forgotten slice keeps costing money.
   local queued slice
   queued=$(listed queued-resources state.state)
   slice=$(listed tpu-vm state)

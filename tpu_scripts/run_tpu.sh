@@ -3,11 +3,11 @@
 #
 #   tpu_scripts/run_tpu.sh [--dry-run] elq_jax.train --config configs/tpu_v3.py \
 #       --workdir gs://my-bucket/runs/v3
-#   tpu_scripts/run_tpu.sh [--dry-run] stop     asks it to save and leave, and waits
+#   tpu_scripts/run_tpu.sh [--dry-run] stop     asks it to save and exit, and waits
 #
-# The program goes on when the connection, or this script, ends; the same command watches it again.
-# When it exits with status 75 (it was asked to stop, and saved), it is started again. When the slice
-# was taken away, the slice is created and set up again, and the program goes on from its last
+# The program keeps running when the connection, or this script, ends; the same command watches it
+# again. When it exits with status 75 (it was asked to stop, and saved), it is started again. When the
+# slice was taken away, the slice is created and set up again, and the program resumes from its last
 # checkpoint. Exits with 0 when the program is done, with 70 when it failed, with 69 when the workers
 # are busy with another program.
 #

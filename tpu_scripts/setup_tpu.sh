@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Copies the working tree to every worker of a slice and installs jax[tpu] and the pinned packages
-# there. What is installed already is left as it is.
+# there. Packages that are installed already are not installed again.
 #
 #   tpu_scripts/setup_tpu.sh [--dry-run]
 #   DATA=gs://my-bucket/data tpu_scripts/setup_tpu.sh

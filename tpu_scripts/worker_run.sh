@@ -2,9 +2,9 @@
 # Runs a program on a worker so that it outlives the connection; runs in the root of the repository.
 #
 #   bash tpu_scripts/worker_run.sh COMMAND...   starts it, shows its output, waits for it
-#   bash tpu_scripts/worker_run.sh --stop       asks it to save and leave, waits for it
+#   bash tpu_scripts/worker_run.sh --stop       asks it to save and exit, waits for it
 #
-# Called again with the same command while that runs, or has ended unwatched, it goes on watching.
+# Called again with the same command, it watches the running program, or reports how it ended.
 # Exits with 0 when the program is done, 75 when it asks to be started again, 70 when it failed, 69
 # (started nothing) when another one is running.
 set -euo pipefail
