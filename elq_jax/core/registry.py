@@ -65,6 +65,7 @@ class Registry(Generic[T]):
         except ImportError as error:
             raise ElqError(f"{self._setting} {name!r}: {error}") from error
         if short not in self._entries:
+            importlib.import_module(self._imports)  # so that our own names are told
             known = ", ".join(sorted(map(self.name_of, self._entries.values())))
             raise ElqError(
                 f"{self._setting}: {name!r}; expected one of {known}, or package.module:name of "

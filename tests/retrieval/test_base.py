@@ -287,3 +287,9 @@ def test_settings_are_frozen_dataclasses():
         assert dataclasses.is_dataclass(settings)
         with pytest.raises(dataclasses.FrozenInstanceError):
             settings().method = "x"
+
+
+def test_a_name_of_another_module_is_no_index():
+    """The module can be imported, and registers nothing: the names that there are are told."""
+    with pytest.raises(ElqError, match=r"index: 'os:getcwd'; expected one of exact, .*scann"):
+        INDEXES.get("os:getcwd")
