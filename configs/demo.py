@@ -4,7 +4,7 @@ Purpose: shows all stages at work on the data in demo/: both encoders together, 
 negatives, then the question encoder against the frozen catalogue.
 Hardware: CPU, 2 cores. Time: 4.5 minutes with installation, evaluation and linking.
 Score: on demo/dev.jsonl, half of whose entities are unseen in training: weak F1 0.826, strong
-0.755, at the step and threshold that are best on these questions.
+0.762, at the step and threshold that are best on these questions.
 Command: python -m elq_jax.train --config configs/demo.py --workdir runs/demo
 """
 

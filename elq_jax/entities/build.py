@@ -216,12 +216,14 @@ def open_or_build_catalogue(
       on_error: action as for `build_catalogue`; skipped lines are reported on stderr.
 
     Raises:
-      ElqError: there is no such file, it is not a catalogue, or it would replace the catalogue of
-        embeddings beside `path`. Nothing is changed then.
+      ElqError: there is no such file, it is not a catalogue, `path` is something else than a
+        catalogue, or embeddings beside it are of another one. Nothing is changed then.
     """
     source, path = pathlib.Path(source), pathlib.Path(path)
     if source.is_dir():
         raise ElqError(f"{source}: is a folder; give a file, such as the {CATALOGUE} in it")
+    if path.is_file() and not _begins_as_arrow(path):
+        raise ElqError(f"{path}: exists and is no catalogue; give another folder, or remove it")
     if _is_arrow(source):
         catalogue = Catalogue.open(source)
         if not (path.exists() and path.samefile(source)):
@@ -258,6 +260,10 @@ def _is_arrow(path: pathlib.Path) -> bool:
         return True
     if not path.is_file():  # What is read of a pipe is gone.
         return False
+    return _begins_as_arrow(path)
+
+
+def _begins_as_arrow(path: pathlib.Path) -> bool:
     with open(path, "rb") as file:
         return file.read(6) == b"ARROW1"
 

@@ -490,3 +490,12 @@ def test_an_arrow_file_is_told_by_its_content(tmp_path, name):
 def test_a_folder_given_as_a_catalogue(tmp_path):
     with pytest.raises(ElqError, match=r"is a folder; give a file, such as the catalogue\.arrow"):
         open_or_build_catalogue(tmp_path, tmp_path / "out/catalogue.arrow")
+
+
+def test_a_file_that_is_no_catalogue_is_not_replaced(tmp_path):
+    source = write_lines(tmp_path / "entities.jsonl", [entity("Dune")])
+    path = tmp_path / "catalogue.arrow"
+    path.write_text("notes")
+    with pytest.raises(ElqError, match=r"catalogue\.arrow: exists and is no catalogue"):
+        build_module.open_or_build_catalogue(source, path)
+    assert path.read_text() == "notes"
