@@ -146,6 +146,17 @@ def choose(devices: str | Sequence[jax.Device] | None = None) -> list[jax.Device
     return devices
 
 
+def names_of(devices: Sequence[jax.Device]) -> list[tuple[str, int]]:
+    """Returns names of devices, (platform, number), which can be written to a file."""
+    return [(device.platform, device.id) for device in devices]
+
+
+def with_names(names: Iterable[tuple[str, int]]) -> list[jax.Device] | None:
+    """Returns the local devices with names by `names_of`; None if this process has none of them."""
+    own = {(device.platform, device.id): device for device in jax.local_devices()}
+    return [own[name] for name in names if name in own] or None
+
+
 def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
     """Returns those `devices` that belong to this process."""
     return [device for device in devices if device.process_index == jax.process_index()]

@@ -15,9 +15,10 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from elq_jax.core.errors import DataError, ElqError
@@ -26,6 +27,7 @@ from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter, checked_sh
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model import bundle
 from elq_jax.model.bundle import Model
+from elq_jax.retrieval import open_index
 from elq_jax.retrieval.base import Index, check_files, read_description
 from elq_jax.storage import layout
 from elq_jax.storage.files import atomic_folder, link_or_copy
@@ -36,7 +38,8 @@ def write_linker(
     model: Model,
     linking: Mapping[str, Any],
     catalogue: str | os.PathLike[str],
-    embeddings: str | os.PathLike[str] | Embeddings | np.ndarray,
+    embeddings: str | os.PathLike[str] | Embeddings | np.ndarray | None,
+    index: Index | None = None,
 ) -> None:
     """Writes a linker directory, which appears under its name when it is complete.
 
@@ -48,7 +51,16 @@ def write_linker(
       catalogue: path of a catalogue.arrow.
       embeddings: folder of its entity vectors, or the vectors themselves [E, D]. Files are
         hard-linked where the file system can.
+      index: index over the embeddings, whose files are written too if it has any.
+
+    Raises:
+      ElqError: `folder` holds something else, or there are no embeddings.
     """
+    if embeddings is None:
+        raise ElqError(
+            "embeddings: this linker was put together without them; give EntityLinker those "
+            "that its index was built over"
+        )
     if isinstance(embeddings, Embeddings):
         embeddings = embeddings.folder
     with _replacing(folder) as temporary:
@@ -58,6 +70,8 @@ def write_linker(
             _write_embeddings(temporary, model, embeddings)
         else:
             link_or_copy(embeddings, temporary / layout.EMBEDDINGS)
+        if index is not None and index.has_files:
+            index.save(temporary / layout.INDEX)
 
 
 def _write_embeddings(folder: pathlib.Path, model: Model, vectors: np.ndarray) -> None:
@@ -93,6 +107,39 @@ def copy_linker(
 def _replacing(folder: str | os.PathLike[str]) -> contextlib.AbstractContextManager[pathlib.Path]:
     """Yields a temporary folder that takes the place of `folder` when the block succeeds."""
     return atomic_folder(folder, "a linker directory", bundle.is_linker_directory)
+
+
+def open_parts(
+    folder: pathlib.Path,
+    index: str,
+    devices: Sequence[jax.Device],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Opens the parts of a linker directory.
+
+    Args:
+      folder: linker directory.
+      index: name of the index, or "auto", see `open_index`.
+      devices: devices that may search.
+      settings: changes to the directory's `LinkingSettings`.
+
+    Returns:
+      model (its question encoder), catalogue, index, settings and embeddings, by the names that
+      `EntityLinker` has for them.
+
+    Raises:
+      ElqError: a part is missing or broken, or the parts do not belong together.
+    """
+    linking = read_linking(folder, bundle.read_description(folder).linking)
+    catalogue = Catalogue.open(folder / layout.CATALOGUE)
+    embeddings = open_embeddings(folder, catalogue)
+    return {
+        "model": Model.open(folder, ("question",)),
+        "catalogue": catalogue,
+        "index": open_index(folder / layout.INDEX, embeddings, index, devices),
+        "settings": linking.replace(**settings),
+        "embeddings": embeddings,
+    }
 
 
 def open_embeddings(folder: str | os.PathLike[str], catalogue: Catalogue) -> Embeddings:
@@ -197,7 +244,9 @@ def _verify_embeddings(folder: pathlib.Path, catalogue: Catalogue | None) -> str
     return f"{rows:,} x {width} {embeddings.dtype}, {agree}"
 
 
-def check_parts(model: Model, catalogue: Catalogue, index: Index) -> None:
+def check_parts(
+    model: Model, catalogue: Catalogue, index: Index, settings: LinkingSettings
+) -> None:
     """Raises an ElqError unless the parts of a linker fit together."""
     config, tokenizer = model.config, model.tokenizer
     rows, width = index.shape
@@ -216,3 +265,4 @@ def check_parts(model: Model, catalogue: Catalogue, index: Index) -> None:
             f"the tokenizer has {tokenizer.vocab_size:,} tokens, the question encoder "
             f"{config.question_bert.vocab_size:,}; give the tokenizer it was trained with"
         )
+    settings.question_tokens(config)

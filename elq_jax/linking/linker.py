@@ -13,19 +13,17 @@ import jax
 import numpy as np
 
 from elq_jax.core import devices as devices_lib
-from elq_jax.core.devices import COMPUTE_DTYPES
 from elq_jax.core.errors import ElqError
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings
 from elq_jax.linking import arguments, directory
-from elq_jax.linking.decoding import joint_scores, make_links, take
+from elq_jax.linking.decoding import decode_known, make_links
 from elq_jax.linking.links import Link, ScoredSpans
 from elq_jax.linking.process import check_process
 from elq_jax.linking.scoring import Scorer, Search, chunks, find_candidates
 from elq_jax.linking.settings import LinkingSettings
-from elq_jax.model.bundle import Model, read_description
-from elq_jax.retrieval import Index, open_index
-from elq_jax.storage import layout
+from elq_jax.model.bundle import Model
+from elq_jax.retrieval import Index
 from elq_jax.storage.files import user_path
 from elq_jax.storage.hub import resolve_linker
 from elq_jax.text.tokenization import EncodedQuestion
@@ -51,6 +49,8 @@ class EntityLinker:
       catalogue: catalogue of entities.
       index: index that is searched.
       scorer: device half, which runs the question encoder.
+      folder: directory that this linker was opened from; None if it was made in memory or its
+        parameters are others.
     """
 
     def __init__(
@@ -80,19 +80,16 @@ class EntityLinker:
           ElqError: index, model and catalogue do not fit together.
         """
         check_process()
-        directory.check_parts(model, catalogue, index)
-        if dtype not in COMPUTE_DTYPES:
-            raise ElqError(f"dtype: {dtype!r}; expected one of {COMPUTE_DTYPES}")
+        settings = settings or LinkingSettings()
+        directory.check_parts(model, catalogue, index, settings)
         self.model, self.config, self.tokenizer = model, model.config, model.tokenizer
-        self.catalogue, self.index = catalogue, index
-        self.settings = settings or LinkingSettings()
-        _ = self.max_question_tokens  # for its check
+        self.catalogue, self.index, self.settings = catalogue, index, settings
         self._devices = devices_lib.choose(devices)
         self.scorer = Scorer(model, dtype, self._devices)
         self._embeddings = embeddings
         self._lock = threading.RLock()
-        self._source: dict[str, Any] | None = None  # arguments of `from_pretrained`
-        self._is_changed = False  # since it was opened, but for settings
+        self.folder: pathlib.Path | None = None
+        self._arguments: dict[str, Any] | None = None  # of `from_pretrained`
 
     @classmethod
     def from_pretrained(
@@ -124,27 +121,13 @@ class EntityLinker:
         check_process()
         devices_lib.use_compilation_cache()
         path = resolve_linker(path).absolute()
-        saved = directory.read_linking(path, read_description(path).linking)
         devices = devices_lib.choose(devices)
-        catalogue = Catalogue.open(path / layout.CATALOGUE)
-        embeddings = directory.open_embeddings(path, catalogue)
-        linker = cls(
-            Model.open(path, ("question",)),
-            catalogue,
-            open_index(path / layout.INDEX, embeddings, index, devices),
-            saved.replace(**settings),
-            embeddings=embeddings,
-            dtype=dtype,
-            devices=devices,
-        )
+        parts = directory.open_parts(path, index, devices, settings)
+        linker = cls(**parts, dtype=dtype, devices=devices)
         linker.scorer.place()
-        linker._source = {"path": path, "index": index, "dtype": dtype}
+        linker.folder = path
+        linker._arguments = {"path": path, "index": index, "dtype": dtype}
         return linker
-
-    @property
-    def folder(self) -> pathlib.Path | None:
-        """Returns the directory that this linker was opened from; None if made in memory."""
-        return None if self._source is None or self._is_changed else self._source["path"]
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Writes a linker directory with these settings; big files are linked where possible.
@@ -161,18 +144,14 @@ class EntityLinker:
         if self.folder is not None:
             directory.copy_linker(self.folder, path, linking)
             return
-        if self._embeddings is None:
-            raise ElqError(
-                "embeddings: this linker was put together without them; give EntityLinker those "
-                "that its index was built over"
-            )
-        params = {**self.model.params, "question": self.scorer.params}
-        if "entity" not in params and self._source is not None:
-            params |= Model.open(self._source["path"], ("entity",)).params
+        others = self.model
+        if self._arguments is not None:  # What was opened to link has no entity encoder.
+            others = Model.open(self._arguments["path"], ("entity",))
+        params = {**others.params, "question": self.scorer.params}
         model = self.model.replace(params=params)
-        directory.write_linker(path, model, linking, self.catalogue.path, self._embeddings)
-        if self.index.has_files:
-            self.index.save(path / layout.INDEX)
+        directory.write_linker(
+            path, model, linking, self.catalogue.path, self._embeddings, self.index
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.folder is None:
@@ -180,8 +159,7 @@ class EntityLinker:
                 "this linker was put together in memory and cannot be pickled or copied; save it "
                 "with save_pretrained and open it from there"
             )
-        places = [(device.platform, device.id) for device in self._devices]
-        return _reopen, (self._source, self.settings, places)
+        return _reopen, (self._arguments, self.settings, devices_lib.names_of(self._devices))
 
     def with_params(self, params: Mapping[str, Any]) -> EntityLinker:
         """Returns the linker with other question encoder parameters; see `Scorer.with_params`.
@@ -191,7 +169,7 @@ class EntityLinker:
         other = copy.copy(self)
         other.model = self.model.replace(params={**self.model.params, "question": params})
         other.scorer = self.scorer.with_params(params)
-        other._is_changed = True
+        other.folder = None
         return other
 
     def with_settings(self, **changes: Any) -> EntityLinker:
@@ -212,14 +190,7 @@ class EntityLinker:
         Raises:
           ElqError: the encoder has fewer positions.
         """
-        size, positions = self.settings.max_question_tokens, self.config.question_bert.max_positions
-        if size is None:
-            return self.config.max_question_tokens
-        if size > positions:
-            raise ElqError(
-                f"max_question_tokens: {size}; expected 3 to {positions} (the encoder's positions)"
-            )
-        return size
+        return self.settings.question_tokens(self.config)
 
     def __call__(
         self, texts: str | Iterable[str], threshold: float | None = None, batch_size: int = 64
@@ -256,17 +227,17 @@ class EntityLinker:
         Yields:
           the links of each question, in the order of the questions.
         """
-        return self._pipe(iter(arguments.stream_of(texts)), threshold, batch_size)
+        texts = arguments.stream_of(texts)
 
-    def _pipe(
-        self, texts: Iterator[str], threshold: float | None, batch_size: int
-    ) -> Iterator[list[Link]]:
-        warned = False
-        for chunk in chunks(texts, batch_size):
-            scored = self.score_batch(chunk, threshold, batch_size)
-            if not warned:
-                warned = arguments.warn_of_cuts(scored, self.max_question_tokens, 3)
-            yield from self.decode(scored, threshold)
+        def links_of_questions() -> Iterator[list[Link]]:
+            warned = False
+            for chunk in chunks(texts, batch_size):
+                scored = self.score_batch(chunk, threshold, batch_size)
+                if not warned:
+                    warned = arguments.warn_of_cuts(scored, self.max_question_tokens, 3)
+                yield from self.decode(scored, threshold)
+
+        return links_of_questions()
 
     def disambiguate(
         self, texts: str | Iterable[str], spans: Sequence[Any], batch_size: int = 64
@@ -296,12 +267,8 @@ class EntityLinker:
         spans = list(spans) if several else [spans]
         encoded = self.encode(texts)
         bounds = arguments.token_bounds(texts, spans, encoded)
-        _, scored = self._score(texts, encoded, batch_size, None, bounds)
-        joint, mention_scores = joint_scores(scored)
-        characters = np.array([span for own in spans for span in own], np.int64).reshape(-1, 2)
-        everything = np.arange(len(characters))
-        decoded = take(scored, everything, characters, joint[:, 0], mention_scores, joint)
-        links = make_links(texts, decoded, self.catalogue)
+        _, scored = self.score_encoded(texts, encoded, None, batch_size, bounds, find=False)
+        links = make_links(texts, decode_known(scored, spans), self.catalogue)
         return links if several else links[0]
 
     def score_batch(
@@ -333,6 +300,7 @@ class EntityLinker:
         threshold: float | None = None,
         batch_size: int = 64,
         bounds: Sequence[np.ndarray] | None = None,
+        find: bool = True,
     ) -> tuple[ScoredSpans, ScoredSpans]:
         """Scores the spans that the model finds, and spans at known bounds, in one encoder pass.
 
@@ -343,6 +311,7 @@ class EntityLinker:
           batch_size: questions encoded at a time.
           bounds: arrays, one per question, [M, 2] int: first and last token (inclusive) of spans to
             score besides.
+          find: whether the model finds spans; if not, only those at `bounds` are scored.
 
         Returns:
           spans that the model finds, and the spans at `bounds` in their order.
@@ -350,15 +319,16 @@ class EntityLinker:
         Raises:
           ElqError: not as many bounds as texts, or positions that a question does not have.
         """
-        settings = self._settings(threshold)
-        decoding, unknown = settings.decoding, self.tokenizer.unk_id
-        search = Search(
-            [decoding.roles(question, unknown) for question in encoded],
-            settings.max_mentions,
-            decoding.prune_threshold(settings.threshold),
-            decoding.keep_any,
-        )
-        return self._score(texts, encoded, batch_size, search, bounds, settings.threshold)
+        check_process()
+        settings = self.settings.at(threshold)
+        search = Search.of(encoded, settings, self.tokenizer.unk_id) if find else None
+        if bounds is not None:
+            bounds = arguments.check_bounds(encoded, bounds)
+        count = min(settings.num_candidates, len(self.catalogue))
+        with self._lock:
+            parts = self.scorer(encoded, self.max_question_tokens, batch_size, search, bounds)
+            columns = find_candidates(parts, self.index, count)
+        return tuple(ScoredSpans(texts, encoded, *spans, settings.threshold) for spans in columns)
 
     def decode(self, scored: ScoredSpans, threshold: float | None = None) -> list[list[Link]]:
         """Returns the links of scored questions in text order; fast, since no model is run.
@@ -366,43 +336,16 @@ class EntityLinker:
         Raises:
           ElqError: the threshold is below the one the questions were scored at.
         """
-        settings = self._settings(threshold)
+        settings = self.settings.at(threshold)
         decoded = settings.decoding.decode(scored, settings.threshold)
         links = make_links(scored.texts, decoded, self.catalogue)
         return [sorted(found, key=lambda link: link.start) for found in links]
 
-    def _settings(self, threshold: float | None) -> LinkingSettings:
-        if threshold is None:
-            return self.settings
-        return self.settings.replace(threshold=threshold)
-
-    def _score(
-        self,
-        texts: Sequence[str],
-        encoded: Sequence[EncodedQuestion],
-        batch_size: int,
-        search: Search | None,
-        bounds: Sequence[np.ndarray] | None,
-        scored_at: float = -np.inf,
-    ) -> tuple[ScoredSpans, ScoredSpans]:
-        """Spans that were found and given ones, with their candidates."""
-        check_process()
-        if bounds is not None:
-            bounds = arguments.check_bounds(encoded, bounds)
-        count = min(self.settings.num_candidates, len(self.catalogue))
-        longest = self.max_question_tokens
-        with self._lock:
-            parts = self.scorer(encoded, longest, batch_size, search, bounds)
-            found, given = find_candidates(parts, self.index, count)
-        return tuple(ScoredSpans(texts, encoded, *own, scored_at) for own in (found, given))
-
 
 def _reopen(
-    source: Mapping[str, Any], settings: LinkingSettings, places: Sequence[tuple[str, int]]
+    arguments: Mapping[str, Any], settings: LinkingSettings, devices: Sequence[tuple[str, int]]
 ) -> EntityLinker:
     """Opens the directory of a pickled linker, on the same devices if this machine has them."""
-    here = {(device.platform, device.id): device for device in jax.local_devices()}
-    devices = [here[place] for place in places if place in here]
-    linker = EntityLinker.from_pretrained(**source, devices=devices or None)
+    linker = EntityLinker.from_pretrained(**arguments, devices=devices_lib.with_names(devices))
     linker.settings = settings
     return linker

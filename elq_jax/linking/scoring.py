@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from elq_jax.core import devices as devices_lib
+from elq_jax.core.errors import ElqError
 from elq_jax.linking.decoding import FIRST, INSIDE, LAST, MEANINGFUL
+from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model import spans
 from elq_jax.model.bundle import Model
 from elq_jax.retrieval.base import Index
@@ -59,6 +61,25 @@ class Search:
     threshold: float
     keep_any: bool = False
 
+    @classmethod
+    def of(
+        cls, encoded: Sequence[EncodedQuestion], settings: LinkingSettings, unknown_id: int
+    ) -> Search:
+        """Returns the conditions that settings of linking put on the spans of questions.
+
+        Args:
+          encoded: tokens of the questions.
+          settings: settings of linking, with their decoder.
+          unknown_id: id of [UNK].
+        """
+        decoder = settings.decoding
+        return cls(
+            [decoder.roles(question, unknown_id) for question in encoded],
+            settings.max_mentions,
+            decoder.prune_threshold(settings.threshold),
+            decoder.keep_any,
+        )
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class SpanVectors:
@@ -87,9 +108,14 @@ class Scorer:
       model: model whose question encoder is used; for its parameters see `with_params`.
       dtype: dtype of the matrix products, "float32" or "bfloat16".
       devices: devices to run on, of this process and perhaps of others.
+
+    Raises:
+      ElqError: matrix products have no such dtype.
     """
 
     def __init__(self, model: Model, dtype: str, devices: Sequence[jax.Device]):
+        if dtype not in devices_lib.COMPUTE_DTYPES:
+            raise ElqError(f"dtype: {dtype!r}; expected one of {devices_lib.COMPUTE_DTYPES}")
         self.dtype = dtype
         self._pad_id, self._devices = model.tokenizer.pad_id, devices
         apply = functools.partial(model.question_apply, dtype=dtype)

@@ -7,11 +7,14 @@ import functools
 import math
 import numbers
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elq_jax.core.errors import ElqError, check_count
 from elq_jax.core.settings import make_settings
 from elq_jax.linking.decoding import DECODERS, Decoder
+
+if TYPE_CHECKING:
+    from elq_jax.model.elq import ElqConfig
 
 # Files of before had these beside the other settings: what they were where nobody set them.
 _OLD = {
@@ -96,6 +99,25 @@ class LinkingSettings:
         known = [field.name for field in dataclasses.fields(self)]
         settings |= {key: changes.pop(key) for key in set(changes) - set(known)}
         return dataclasses.replace(self, **changes, decoder_settings=settings)
+
+    def at(self, threshold: float | None) -> LinkingSettings:
+        """Returns the settings with another threshold; None: as they are."""
+        return self if threshold is None else self.replace(threshold=threshold)
+
+    def question_tokens(self, config: ElqConfig) -> int:
+        """Returns the largest T of questions for a model: that of the settings, or the model's.
+
+        Raises:
+          ElqError: the encoder has fewer positions.
+        """
+        size, positions = self.max_question_tokens, config.question_bert.max_positions
+        if size is None:
+            return config.max_question_tokens
+        if size > positions:
+            raise ElqError(
+                f"max_question_tokens: {size}; expected 3 to {positions} (the encoder's positions)"
+            )
+        return size
 
     @functools.cached_property
     def decoding(self) -> Decoder:

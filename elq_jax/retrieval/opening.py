@@ -88,5 +88,5 @@ def _saved_index(
             return INDEXES.get(name).open(folder, embeddings)
         except UnavailableError as error:
             reason = f"{folder}: {error}"
-    warnings.warn(f"{reason}; searching exactly", stacklevel=4)
+    warnings.warn(f"{reason}; searching exactly", stacklevel=5)
     return None
