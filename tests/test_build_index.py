@@ -94,9 +94,9 @@ def test_refusals(linker, tmp_path):
     embeddings = ("--embeddings", linker / "embeddings")
     output = ("--output", tmp_path / "index")
     for arguments, message in (
-        ((), "either --linker DIR or --embeddings DIR"),
-        (embeddings, "--embeddings needs --output"),
-        (("--linker", tmp_path), "not a linker directory"),
+        ((), "--linker, --embeddings: neither is given; give one of them"),
+        (embeddings, "--output: missing; --embeddings needs it"),
+        (("--linker", tmp_path), "expected a linker directory"),
         (("--embeddings", tmp_path, *output), "no entity embeddings here"),
         ((*embeddings, *output, "--queries", tmp_path / "wide.npy"), "expected (Q, 8)"),
         ((*embeddings, *output, "--queries", tmp_path / "text.npy"), "not a .npy file"),
@@ -105,7 +105,7 @@ def test_refusals(linker, tmp_path):
         ((*embeddings, *output, "--queries", tmp_path / "complex.npy"), "found complex128"),
         ((*embeddings, "--output", tmp_path / "text.npy"), "exists and is not an index"),
         ((*embeddings, *output, "--queries", "q.npy", "--questions", "q.jsonl"), "give one"),
-        ((*embeddings, *output, "--index", "exact"), "--output, --index=exact: this search needs"),
+        ((*embeddings, *output, "--index", "exact"), "--output: the search --index=exact has"),
     ):
         done = run(*arguments)
         assert done.returncode == 2

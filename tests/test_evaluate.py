@@ -224,7 +224,7 @@ def test_program(folder, linker, questions, tmp_path):
     for shown in ("in catalogue", f"{report['all']['weak']['f1']:.3f}", "questions/s", "recall@10"):
         assert shown in done.stdout
     assert "questions/s from text to links (second" in done.stdout
-    assert f"best strong F1 {best:.3f}, at {threshold:.3f}" in done.stderr
+    assert f"best strong F1 on --tune: {best:.3f}, at threshold {threshold:.3f}" in done.stderr
     assert f"{tmp_path / 'one.jsonl'}: {len(one)} questions" in done.stderr
 
 
@@ -279,7 +279,7 @@ def test_program_at_infinite_thresholds_and_tuned_on_its_questions(
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text(), parse_constant=no_constant)
     assert {name: report[name] for name in written} == written
-    warning = f"warning: --tune {other} is one of --questions: their score is at a threshold that"
+    warning = f"warning: {other} is in --tune and in --questions; its scores are too good"
     assert (warning in done.stderr) == ("tune" in report)
 
 

@@ -1,1 +1,1 @@
-"""Counting correct links, threshold sweeps and reports."""
+"""Measures linkers: counts correct links, sweeps thresholds, reports."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from elq_jax.evaluation.matching import Gold, Predicted, QuestionResult
+from elq_jax.questions.records import LinkRow
 
-Titles = Callable[[Sequence[int]], Sequence[str]]
+if TYPE_CHECKING:
+    from elq_jax.entities.catalogue import Catalogue
 
 ERRORS = ("missed", "spurious", "wrong_entity", "wrong_bounds")
 
 
 def list_errors(
-    results: Sequence[QuestionResult], threshold: float, titles: Titles | None = None
+    results: Sequence[QuestionResult], threshold: float, catalogue: Catalogue | None = None
 ) -> list[dict[str, Any]]:
     """Lists the errors of a linker at a threshold, one JSON-able record per error.
 
@@ -24,40 +28,42 @@ def list_errors(
     Args:
       results: questions with gold and predictions.
       threshold: score that a prediction must exceed to count.
-      titles: function from catalogue rows to titles, such as `Catalogue.titles`.
+      catalogue: catalogue that has the titles and Wikidata ids of rows; None: the titles in the
+        gold are all that is known.
 
     Returns:
-      Records with id, text, error, gold and predicted (each start, end, mention, row, title;
-      predicted also score; None where there is none) and gold_rank, the 0-based place of the
-      gold entity among the candidates of the prediction (None: absent or not known).
+      Records with id, text, error, gold, predicted and gold_rank. `gold` and `predicted` are links
+      in the form that `elq_jax.link` writes (`questions.records.LinkRow`; predicted has its score
+      besides), or None where there is none. `gold_rank` is the 0-based place of the gold entity
+      among the candidates of the prediction (None: absent or not known).
     """
-    found = [(result, *error) for result in results for error in _of_question(result, threshold)]
-    rows = sorted({link.row for _, _, *pair in found for link in pair if link and link.row >= 0})
-    names = dict(zip(rows, titles(rows), strict=True)) if titles and rows else {}
+    errors = [(result, *error) for result in results for error in _of_question(result, threshold)]
+    rows = sorted({link.row for _, _, *pair in errors for link in pair if link and link.row >= 0})
+    names: dict[int, tuple[str | None, str | None]] = {}
+    if catalogue is not None and rows:
+        columns = catalogue.titles(rows), catalogue.wikidata_ids(rows)
+        names = dict(zip(rows, zip(*columns, strict=True), strict=True))
 
-    def show(link: Gold | Predicted | None, text: str) -> dict[str, Any] | None:
+    def record_of(link: Gold | Predicted | None, text: str) -> dict[str, Any] | None:
         if link is None:
             return None
-        record = {
-            "start": link.start,
-            "end": link.end,
-            "mention": text[link.start : link.end],
-            "row": link.row if link.row >= 0 else None,
-            "title": names.get(link.row, getattr(link, "title", None)),
-        }
-        return record if isinstance(link, Gold) else record | {"score": link.score}
+        title, wikidata_id = names.get(link.row, (getattr(link, "title", None), None))
+        mention = text[link.start : link.end]
+        row = LinkRow(link.start, link.end, mention, title, wikidata_id, link.row)
+        record = msgspec.to_builtins(row)
+        return record if isinstance(link, Gold) else record | {"score": round(link.score, 6)}
 
     records = []
-    for result, kind, gold, predicted in found:
-        ranked = gold and predicted and gold.row >= 0 and gold.row in predicted.candidates
+    for result, kind, gold, predicted in errors:
+        is_ranked = gold and predicted and gold.row >= 0 and gold.row in predicted.candidates
         records.append(
             {
                 "id": result.id,
                 "text": result.text,
                 "error": kind,
-                "gold": show(gold, result.text),
-                "predicted": show(predicted, result.text),
-                "gold_rank": predicted.candidates.index(gold.row) if ranked else None,
+                "gold": record_of(gold, result.text),
+                "predicted": record_of(predicted, result.text),
+                "gold_rank": predicted.candidates.index(gold.row) if is_ranked else None,
             }
         )
     return records
@@ -67,22 +73,23 @@ def _of_question(
     result: QuestionResult, threshold: float
 ) -> Iterator[tuple[str, Gold | None, Predicted | None]]:
     """Yields the errors of one question as (kind, gold, predicted), in the order of the text."""
-    kept = sorted(
+    predictions = sorted(
         (link for link in result.predicted if link.score > threshold), key=lambda link: -link.score
     )
     exact = {(g.row, g.start, g.end) for g in result.gold if g.row >= 0}
-    exact &= {(p.row, p.start, p.end) for p in kept}
+    exact &= {(p.row, p.start, p.end) for p in predictions}
     gold = [g for g in result.gold if (g.row, g.start, g.end) not in exact]
-    kept = [p for p in kept if (p.row, p.start, p.end) not in exact]
-    found: list[tuple[str, Gold | None, Predicted | None]] = []
+    predictions = [p for p in predictions if (p.row, p.start, p.end) not in exact]
+    errors: list[tuple[str, Gold | None, Predicted | None]] = []
     for kind in ("wrong_bounds", "wrong_entity"):
-        for p in list(kept):
+        for p in list(predictions):
             for g in gold:
                 overlap = max(g.start, p.start) < min(g.end, p.end)
                 if overlap and (kind == "wrong_entity" or g.row == p.row):
-                    found.append((kind, g, p))
+                    errors.append((kind, g, p))
                     gold.remove(g)
-                    kept.remove(p)
+                    predictions.remove(p)
                     break
-    found += [("missed", g, None) for g in gold] + [("spurious", None, p) for p in kept]
-    return iter(sorted(found, key=lambda error: (error[1] or error[2]).start))
+    errors += [("missed", g, None) for g in gold]
+    errors += [("spurious", None, p) for p in predictions]
+    return iter(sorted(errors, key=lambda error: (error[1] or error[2]).start))

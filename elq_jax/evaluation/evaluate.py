@@ -22,7 +22,7 @@ from elq_jax.core.errors import ElqError
 from elq_jax.core.machine import describe_machine, peak_memory
 from elq_jax.core.registry import Registry
 from elq_jax.evaluation import show
-from elq_jax.evaluation.errors import ERRORS, Titles, list_errors
+from elq_jax.evaluation.errors import ERRORS, list_errors
 from elq_jax.evaluation.matching import (
     Counts,
     Gold,
@@ -45,17 +45,20 @@ from elq_jax.storage.progress import progress
 if TYPE_CHECKING:
     import rich.console
 
+    from elq_jax.entities.catalogue import Catalogue
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Settings of an evaluation.
+    """Holds the settings of an evaluation.
 
     Attributes:
       tune: paths of labelled questions to choose the threshold on.
-      threshold: threshold of the scores; None: the best threshold on `tune`, or else the linker's
-        own.
-      metric: F1 that `tune` maximises.
-      floor: score at which everything is linked; thresholds can be tried from there up.
+      threshold: score that links must exceed; None: the best threshold on `tune`, or else the
+        linker's own.
+      metric: F1 that is highest at the threshold chosen on `tune`.
+      floor: lowest score of the links that are made; thresholds above it can be tried without
+        linking again.
       batch_size: number of questions encoded at a time.
       on_error: action at a line that cannot be used, "stop" or "skip".
       speed: whether to link twice more, to measure questions per second.
@@ -71,7 +74,7 @@ class Options:
 
 
 class Outcome(abc.ABC):
-    """The result of an evaluation.
+    """Holds the result of an evaluation.
 
     Attributes:
       report: all numbers, JSON-able.
@@ -99,9 +102,10 @@ def evaluate(
     questions: Sequence[str | os.PathLike[str]],
     options: Options | None = None,
 ) -> Evaluated:
-    """Measures a linker on labelled questions, if asked at the best threshold on other questions.
+    """Measures a linker on labelled questions.
 
-    Progress, and problems of the files, are printed on stderr.
+    With `options.tune`, the threshold is the one that is best on those other questions. Progress
+    and problems of the files are printed on stderr.
 
     Args:
       linker: linker to measure.
@@ -118,8 +122,8 @@ def evaluate(
     options = options or Options()
     if not linker.settings.decoding.log_probabilities:
         raise ElqError(
-            f"its decoder {linker.settings.decoding} ranks mentions by something else than joint "
-            'scores, at whose thresholds evaluate counts; use "joint"'
+            f"the linker's decoder {linker.settings.decoding} ranks links by something else than "
+            'joint scores, whose thresholds evaluate needs; open the linker with decoder="joint"'
         )
     tune, tune_files = read_files(linker, options.tune, options.on_error)
     labelled, files = read_files(linker, questions, options.on_error)
@@ -132,9 +136,12 @@ def evaluate(
         threshold, f1 = sweep.best_threshold(options.metric), float(sweep.f1(options.metric).max())
         report["threshold_from"] = "--tune"
         report["tune"] = {"questions": tune_files, "metric": options.metric, "f1": f1}
-        _say(f"best {options.metric} F1 {f1:.3f}, at {threshold:.3f}")
+        _say(f"best {options.metric} F1 on --tune: {f1:.3f}, at threshold {threshold:.3f}")
         if not f1:
-            _say("warning: nothing that was linked in --tune is right")
+            _say(
+                "warning: no link in the --tune questions is right, so the threshold chosen on "
+                "them means nothing; does this linker fit these questions?"
+            )
     evaluation = _predict(
         "linking", linker, labelled, floor, options.batch_size, at_gold_spans=True
     )
@@ -145,20 +152,20 @@ def evaluate(
         texts = [question.text for question in labelled]
         report["speed"] = measure_speed(linker, texts, threshold, options.batch_size)
     report["peak_memory_bytes"] = peak_memory()
-    return Evaluated(report, evaluation, linker.catalogue.titles)
+    return Evaluated(report, evaluation, linker.catalogue)
 
 
 class Evaluated(Outcome):
-    """Labelled questions, linked and counted.
+    """Holds labelled questions that were linked and counted.
 
     Attributes:
       report: all numbers, JSON-able.
       evaluation: predictions and gold, which can be counted at other thresholds.
     """
 
-    def __init__(self, report: dict[str, Any], evaluation: Evaluation, titles: Titles):
+    def __init__(self, report: dict[str, Any], evaluation: Evaluation, catalogue: Catalogue):
         super().__init__(report)
-        self.evaluation, self._titles = evaluation, titles
+        self.evaluation, self._catalogue = evaluation, catalogue
 
     def print(self, console: rich.console.Console) -> None:
         """Prints tables of scores, and the speed."""
@@ -168,10 +175,12 @@ class Evaluated(Outcome):
         """Writes report.json, errors.jsonl and curve.png."""
         super().write(folder)
         folder, threshold = pathlib.Path(folder), self.report["threshold"]
-        show.write_errors(folder / "errors.jsonl", self.evaluation.errors(threshold, self._titles))
-        known = self.evaluation.in_catalogue()
-        title, shown = ("in catalogue", known) if known.results else ("all", self.evaluation)
-        show.plot_precision_recall(folder / "curve.png", shown.sweep, threshold, title)
+        errors = self.evaluation.errors(threshold, self._catalogue)
+        show.write_errors(folder / "errors.jsonl", errors)
+        title, evaluation = "in catalogue", self.evaluation.in_catalogue()
+        if not evaluation.results:
+            title, evaluation = "all", self.evaluation
+        show.plot_precision_recall(folder / "curve.png", evaluation.sweep, threshold, title)
 
 
 def predict(
@@ -188,7 +197,7 @@ def predict(
     Args:
       linker: linker to measure.
       questions: labelled questions, with character offsets of their gold mentions.
-      threshold: lowest threshold that can be counted at later.
+      threshold: score that predictions must exceed; the lowest threshold to count at later.
       batch_size: number of questions encoded at a time.
       at_gold_spans: whether candidates are also retrieved for the gold spans (disambiguation).
       progress: function called with the number of questions just done.
@@ -205,12 +214,12 @@ def predict(
         encoded = linker.encode(texts)
         aligned = [_align(linker, *pair) for pair in zip(part, encoded, strict=True)]
         bounds = [mentions.bounds for mentions in aligned] if at_gold_spans else None
-        found, given = linker.score_encoded(texts, encoded, threshold, batch_size, bounds)
+        scored, scored_gold = linker.score_encoded(texts, encoded, threshold, batch_size, bounds)
         candidates = (
-            _of_mentions(part, aligned, given.rows) if at_gold_spans else [None] * len(part)
+            _of_mentions(part, aligned, scored_gold.rows) if at_gold_spans else [None] * len(part)
         )
         for question, links, rows in zip(
-            part, linker.decode(found, threshold), candidates, strict=True
+            part, linker.decode(scored, threshold), candidates, strict=True
         ):
             gold = tuple(Gold(m.start, m.end, m.row, m.title) for m in question.mentions)
             predicted = tuple(
@@ -276,9 +285,9 @@ def read_files(
     """
     questions, files = [], []
     for path in paths:
-        own, resolution = read_questions(path, linker.catalogue, on_error, **options)
+        questions_of_file, resolution = read_questions(path, linker.catalogue, on_error, **options)
         _say(resolution.summary())
-        questions += own
+        questions += questions_of_file
         files.append(
             {
                 "path": os.fspath(path),
@@ -320,8 +329,8 @@ def _warn_of_same(
     for path in tune:
         if any(os.path.samefile(path, other) for other in questions):
             _say(
-                f"warning: --tune {os.fspath(path)} is one of --questions: their score is at a "
-                "threshold that was chosen on them"
+                f"warning: {os.fspath(path)} is in --tune and in --questions; its scores are too "
+                "good, since the threshold was chosen on the same questions"
             )
 
 
@@ -331,7 +340,7 @@ def _say(message: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Disambiguation:
-    """Ranking of the right entity at the gold spans (disambiguation).
+    """Counts how often the right entity is among the candidates at the gold spans.
 
     Attributes:
       total: number of gold mentions; a mention outside the catalogue can only be a miss.
@@ -355,7 +364,7 @@ class Disambiguation:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Labelled questions with predictions, measured at any threshold.
+    """Counts right and wrong links of labelled questions at any threshold.
 
     Attributes:
       results: records, one per question.
@@ -363,7 +372,7 @@ class Evaluation:
       problems: gold mentions that no link can be equal to.
 
     Raises:
-      ElqError: gold_candidates that do not fit the gold mentions.
+      ElqError: a question has not as many gold_candidates as gold mentions.
     """
 
     results: Sequence[QuestionResult]
@@ -390,11 +399,11 @@ class Evaluation:
         Gold mentions outside the catalogue cannot be matched and so count as misses.
 
         Args:
-          threshold: at least `decoded_at`.
+          threshold: score that a prediction must exceed, at least `decoded_at`.
           mentions_only: whether only spans are compared, not entities (mention detection).
 
         Raises:
-          ElqError: threshold below `decoded_at`.
+          ElqError: the threshold is below `decoded_at`.
         """
         return Counts(*self._table(threshold, mentions_only).sum(axis=0).tolist())
 
@@ -421,8 +430,8 @@ class Evaluation:
         if threshold < self.decoded_at:
             raise ElqError(
                 f"threshold {threshold:g} is below {self.decoded_at:g}, with which the predictions "
-                "were made; links below that are not there to be counted. Predict again with a "
-                "lower threshold"
+                "were made, so links with lower scores were not kept; predict again at the lower "
+                "threshold"
             )
 
     @functools.cached_property
@@ -430,10 +439,10 @@ class Evaluation:
         """Counts at every threshold that makes a difference."""
         return sweep_thresholds(self.results, self.decoded_at)
 
-    def errors(self, threshold: float, titles: Titles | None = None) -> list[dict[str, Any]]:
+    def errors(self, threshold: float, catalogue: Catalogue | None = None) -> list[dict[str, Any]]:
         """Lists the errors at a threshold, see `list_errors`."""
         self._check(threshold)
-        return list_errors(self.results, threshold, titles)
+        return list_errors(self.results, threshold, catalogue)
 
     def disambiguation(self) -> Disambiguation | None:
         """Computes accuracy and recall at gold spans; None if no question has `gold_candidates`."""
@@ -463,21 +472,24 @@ class Evaluation:
         and recall by number of candidates); errors (number of each kind).
 
         Args:
-          threshold: at least `decoded_at`.
+          threshold: score that a prediction must exceed, at least `decoded_at`.
           resamples: number of resamples of the bootstrap; 0 leaves the intervals out.
           seed: seed of the bootstrap.
         """
-        known = self.in_catalogue()
+        in_catalogue = self.in_catalogue()
         disambiguation = None
         if self.disambiguation() is not None:
-            parts = (("in_catalogue", known.disambiguation()), ("all", self.disambiguation()))
+            parts = (
+                ("in_catalogue", in_catalogue.disambiguation()),
+                ("all", self.disambiguation()),
+            )
             disambiguation = {name: _show_disambiguation(part) for name, part in parts if part}
         kinds = collections.Counter(error["error"] for error in self.errors(threshold))
         settings = {"resamples": resamples, "seed": seed}
         return {
             "threshold": float(threshold),
             "all": _show_counts(self, threshold, **settings),
-            "in_catalogue": _show_counts(known, threshold, **settings),
+            "in_catalogue": _show_counts(in_catalogue, threshold, **settings),
             "mention_detection": _show_counts(self, threshold, mentions_only=True, **settings),
             "disambiguation": disambiguation,
             "errors": {kind: kinds[kind] for kind in ERRORS},
@@ -489,17 +501,17 @@ def _show_counts(
 ) -> dict[str, Any]:
     table = evaluation._table(threshold, mentions_only)
     counts = Counts(*table.sum(axis=0).tolist())
-    shown: dict[str, Any] = {
+    report: dict[str, Any] = {
         "questions": len(table),
         "gold": counts.gold,
         "predicted": counts.predicted,
     }
     for metric in ("weak", "strong"):
-        shown[metric] = counts.scores(metric)
+        report[metric] = counts.scores(metric)
     if resamples:
         for metric, interval in f1_intervals(table, resamples=resamples, seed=seed).items():
-            shown[metric]["f1_interval"] = list(interval)
-    return shown
+            report[metric]["f1_interval"] = list(interval)
+    return report
 
 
 def _show_disambiguation(part: Disambiguation) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Building an index and comparing it with exact search: what `build_index` and notebooks call.
+"""Builds an index and compares it with exact search, for `build_index` and for notebooks.
 
 report = build_and_compare(linker="my_linker", queries=Queries(questions="dev.jsonl"))
 report["scann"]["recall"]["10"]
@@ -26,7 +26,9 @@ from elq_jax.storage import layout
 
 @dataclasses.dataclass(frozen=True)
 class Queries:
-    """Where the queries to measure with come from; neither file: entity vectors with noise.
+    """Says where the queries to measure with come from.
+
+    Without `questions` and `vectors`, entity vectors with noise are the queries.
 
     Attributes:
       questions: path of labelled questions, whose mentions are the queries.
@@ -57,18 +59,18 @@ def build_and_compare(
 
     Args:
       index: name in `INDEXES`; an index without files builds nothing.
-      settings: of the index's `Settings`; None: all defaults.
-      linker: linker directory whose vectors are indexed, or
-      embeddings: folder that encode_entities wrote.
+      settings: settings of the index, an instance of its `Settings`; None: all defaults.
+      linker: linker directory whose vectors are indexed.
+      embeddings: folder that encode_entities wrote, in place of `linker`.
       output: folder of the index, replaced if it is there; by default the linker's index/.
-      queries: what to measure with; by default entity vectors with noise.
-      seconds: how long each speed is measured.
+      queries: source of the queries to measure with; by default entity vectors with noise.
+      seconds: time for which each speed is measured.
 
     Returns:
       the report of `measure.compare`, which is in `output`/report.json too.
 
     Raises:
-      ElqError: places or queries that do not go together, or files that cannot be used.
+      ElqError: arguments exclude each other or are missing, or a file cannot be used.
     """
     queries = queries or Queries()
     source, output = _places(index, linker, embeddings, output)
@@ -79,52 +81,59 @@ def build_and_compare(
 
 
 def _places(index: str, linker: Any, embeddings: Any, output: Any) -> tuple[pathlib.Path, Any]:
-    """The folder of the embeddings and the one of the index, None for an index without files."""
+    """Returns the folders of the embeddings and of the index (None for an index without files)."""
     has_files = INDEXES.get(index).has_files
     if (linker is None) == (embeddings is None):
-        raise ElqError("give either --linker DIR or --embeddings DIR")
+        problem = "neither is given" if linker is None else "both are given"
+        raise ElqError(f"--linker, --embeddings: {problem}; give one of them")
     if not has_files and output is not None:
-        raise ElqError(f"--output, --index={index}: this search needs no files; give one of them")
+        raise ElqError(
+            f"--output: the search --index={index} has no files to write; leave out --output, or "
+            "give another --index"
+        )
     if linker is not None:
         source = pathlib.Path(linker) / layout.EMBEDDINGS
         if not source.is_dir():
-            raise ElqError(f"{linker}: not a linker directory (it has no embeddings/)")
+            raise ElqError(f"{linker}: expected a linker directory, but it has no embeddings/")
         return source, (output or pathlib.Path(linker) / layout.INDEX) if has_files else None
     if output is None and has_files:
-        raise ElqError("--embeddings needs --output DIR, the folder of the index")
+        raise ElqError("--output: missing; --embeddings needs it, to know where the index goes")
     return pathlib.Path(embeddings), output
 
 
 def _draw(queries: Queries, embeddings: Embeddings, linker: Any) -> tuple[np.ndarray, str]:
-    """Queries [Q, D] and words for where they are from."""
+    """Returns queries [Q, D], and a description of where they are from."""
     if queries.questions is not None and queries.vectors is not None:
-        raise ElqError("--questions, --queries: either of them is measured with; give one")
+        raise ElqError("--questions, --queries: both are given; give one source of queries")
     if queries.questions is not None:
         if linker is None:
             raise ElqError(
-                "--questions needs --linker DIR, whose question encoder makes the vectors"
+                "--linker: missing; --questions needs it, since its encoder makes the queries"
             )
-        opened = EntityLinker.from_pretrained(linker, index="exact")
-        found, origin = gold_vectors(opened, queries.questions), f"mentions of {queries.questions}"
+        vectors = gold_vectors(
+            EntityLinker.from_pretrained(linker, index="exact"), queries.questions
+        )
+        origin = f"mentions of {queries.questions}"
     elif queries.vectors is not None:
-        found, origin = measure.read_queries(queries.vectors, embeddings), f"in {queries.vectors}"
+        vectors = measure.read_queries(queries.vectors, embeddings)
+        origin = f"in {queries.vectors}"
     else:
         return measure.perturbed_rows(embeddings, queries.sample, queries.noise, queries.seed)
-    return measure.sample(found, origin, queries.sample, queries.seed)
+    return measure.sample(vectors, origin, queries.sample, queries.seed)
 
 
 def gold_vectors(
     linker: EntityLinker, path: str | os.PathLike[str], batch_size: int = 64
 ) -> np.ndarray:
-    """Query vectors [n, D] float32 of the gold mentions of a file, in their order.
+    """Computes the query vectors [n, D] float32 of the gold mentions of a file, in their order.
 
     Args:
-      linker: linker whose question encoder makes them.
+      linker: linker whose question encoder makes the vectors.
       path: path of labelled questions.
       batch_size: number of questions encoded at a time.
 
     Raises:
-      ElqError: the file cannot be used, or tokens express none of its mentions.
+      ElqError: the file cannot be used, or none of its mentions consists of whole tokens.
     """
     questions, _ = read_questions(path, linker.catalogue)
     texts = [question.text for question in questions]
@@ -138,6 +147,6 @@ def gold_vectors(
             "mentions of whole words"
         )
     groups = linker.scorer(encoded, linker.max_question_tokens, batch_size, None, bounds)
-    parts = [given for _, given in groups]
+    parts = [gold_spans for _, gold_spans in groups]
     order = np.argsort(np.concatenate([part.question for part in parts]), kind="stable")
     return np.concatenate([part.vectors for part in parts])[order]

@@ -17,7 +17,7 @@ Triple = Sequence[Any]  # (entity id, start, end), end exclusive
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Gold:
-    """A labelled mention: half-open character offsets, catalogue row (-1: not in the catalogue)."""
+    """Describes a labelled mention: half-open character offsets, row (-1: not in the catalogue)."""
 
     start: int
     end: int
@@ -27,7 +27,7 @@ class Gold:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Predicted:
-    """A predicted link: half-open character offsets, catalogue row, score, candidate rows [C]."""
+    """Describes a predicted link: half-open character offsets, row, score, candidate rows [C]."""
 
     start: int
     end: int
@@ -38,7 +38,7 @@ class Predicted:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class QuestionResult:
-    """A question with its gold mentions and predicted links.
+    """Holds a question with its gold mentions and predicted links.
 
     Attributes:
       id: name of the question.
@@ -58,7 +58,7 @@ class QuestionResult:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Counts:
-    """Sums over questions; precision, recall and F1 are micro-averages, 0 where undefined.
+    """Holds sums over questions; precision, recall and F1 are micro-averages, 0 where undefined.
 
     Attributes:
       weak: number of predictions with the entity and an overlapping span of a gold mention.
@@ -140,8 +140,8 @@ def count_by_question(
     """
     rows = []
     for result in results:
-        kept = [link for link in result.predicted if link.score > threshold]
-        gold, predicted = (triples(links, mentions_only) for links in (result.gold, kept))
+        accepted = [link for link in result.predicted if link.score > threshold]
+        gold, predicted = (triples(links, mentions_only) for links in (result.gold, accepted))
         rows.append((*count_matches(gold, predicted), len(predicted), len(gold)))
     return np.array(rows, np.int64).reshape(-1, 4)
 
@@ -151,11 +151,12 @@ def count_matches(gold: Sequence[Triple], predicted: Sequence[Triple]) -> tuple[
 
     Ids are compared as text, without case; None is the empty id. A pair matches weakly when the
     ids agree and the spans share a position, strongly when ids and spans agree. Both lists are
-    sorted by end (stable) and the largest set of matching pairs that keeps this order is counted,
-    each gold mention and each prediction at most once. As the sort looks at ends only, two
-    predictions that end together can be in the wrong order, and one of them then counts as wrong;
-    where the spans of each list do not overlap one another, as ours do not, this cannot happen and
-    the result is the largest matching in any order.
+    sorted by end (stable). The largest set of matching pairs that keeps this order is counted; each
+    gold mention and each prediction is in one pair at most.
+
+    The sort looks at ends only, so two predictions with the same end can be in the wrong order, and
+    one of them then counts as wrong. Where the spans of each list do not overlap one another, as
+    ours do not, this cannot happen, and the result is the largest matching in any order.
 
     An empty span (start == end) can match strongly but not weakly.
 

@@ -66,13 +66,13 @@ def _table(title: str, *columns: str) -> rich.table.Table:
     from rich import box
     from rich.table import Table
 
-    made = Table(
+    table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
         caption_justify="left",
     )  # fmt: skip
     for number, name in enumerate(columns):
-        made.add_column(name, justify="right" if number else "left", no_wrap=True)
-    return made
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    return table
 
 
 def _print_scores(console: rich.console.Console, report: dict[str, Any]) -> None:
@@ -82,15 +82,16 @@ def _print_scores(console: rich.console.Console, report: dict[str, Any]) -> None
     )
     for key in ("in_catalogue", "all", "mention_detection"):
         part = report[key]
-        left = [LABELS[key], *(str(part[name]) for name in ("questions", "gold", "predicted"))]
+        sizes = (str(part[name]) for name in ("questions", "gold", "predicted"))
+        first_cells = [LABELS[key], *sizes]
         for metric in ("weak", "strong"):
             values = part[metric]
-            shown = [f"{values[name]:.3f}" for name in ("precision", "recall", "f1")]
+            cells = [f"{values[name]:.3f}" for name in ("precision", "recall", "f1")]
             if interval := values.get("f1_interval"):
-                shown[-1] += f" ±{(interval[1] - interval[0]) / 2:.3f}"
+                cells[-1] += f" ±{(interval[1] - interval[0]) / 2:.3f}"
                 scores.caption = "±: half the width of the 95% bootstrap interval"
-            scores.add_row(*left, metric, *shown)
-            left = [""] * 4
+            scores.add_row(*first_cells, metric, *cells)
+            first_cells = [""] * 4
         scores.add_section()
     console.print(scores)
 
@@ -126,14 +127,14 @@ def plot_precision_recall(
             label, (1, f1 / (2 - f1)), (3, 0), textcoords="offset points",
             va="center", fontsize=8, color="0.5", annotation_clip=False,
         )  # fmt: skip
-    chosen = sweep.index(threshold)
+    point = sweep.index(threshold)
     for metric, colour in (("weak", "#0072B2"), ("strong", "#D55E00")):
         precision, recall = sweep.precision(metric), sweep.recall(metric)
         axes.plot(recall[1:], precision[1:], color=colour, linewidth=1.8, label=metric, zorder=2)
         axes.plot(
-            recall[chosen], precision[chosen], "o", color=colour, markersize=7, zorder=3,
+            recall[point], precision[point], "o", color=colour, markersize=7, zorder=3,
             markeredgecolor="white",
-            label=f"{metric} at {threshold:.2f}: F1 {sweep.f1(metric)[chosen]:.3f}",
+            label=f"{metric} at {threshold:.2f}: F1 {sweep.f1(metric)[point]:.3f}",
         )  # fmt: skip
     axes.set(xlabel="Recall", ylabel="Precision", xlim=(0, 1), ylim=(0, 1.02), title=title)
     axes.spines[["top", "right"]].set_visible(False)
@@ -146,7 +147,8 @@ def print_comparison(report: dict[str, Any], index: str) -> None:
     """Prints the dict of `retrieval.measure.compare` as a table.
 
     Args:
-      report: report with "queries" (where they are from) and "machine" (by `describe_machine`).
+      report: report that also has "queries" (where the queries are from) and "machine" (from
+        `describe_machine`).
       index: name of the index that was compared with exact search.
     """
     from rich.console import Console
@@ -169,11 +171,11 @@ def print_comparison(report: dict[str, Any], index: str) -> None:
     for size in reversed(report["exact"]["queries_per_second"]):
         values = (column["queries_per_second"][size] for column in columns)
         table.add_row(f"queries/s, {how_many(int(size))}", *(f"{value:,.0f}" for value in values))
-    for label, key, shown in (
+    for label, key, form in (
         ("seconds to open", "open_seconds", "{:.2f}"),
         ("seconds to build", "build_seconds", "{:.1f}"),
     ):
-        table.add_row(label, *(shown.format(c[key]) if key in c else "-" for c in columns))
+        table.add_row(label, *(form.format(c[key]) if key in c else "-" for c in columns))
     table.add_row(
         "size on disk", *(f"{c['bytes'] / 1e6:,.1f} MB" if "bytes" in c else "-" for c in columns)
     )

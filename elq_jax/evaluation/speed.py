@@ -16,15 +16,15 @@ def measure_speed(
     threshold: float | None = None,
     batch_size: int = 64,
 ) -> dict[str, Any]:
-    """Measures questions per second: links all twice, from strings to `Link`s, and times once.
+    """Measures questions per second, from strings to `Link`s.
 
-    The first pass compiles programs and brings memory-mapped files into memory, so neither is part
-    of the measured second pass.
+    All questions are linked twice. The first pass compiles programs and brings memory-mapped files
+    into memory; the second one is measured.
 
     Args:
       linker: linker to measure.
       texts: questions, at least one.
-      threshold: score that links must exceed, instead of the linker's own.
+      threshold: score that links must exceed; None: the linker's own.
       batch_size: number of questions encoded at a time.
 
     Returns:

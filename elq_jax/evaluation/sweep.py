@@ -19,11 +19,11 @@ RESAMPLES = 9999
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Counts at every threshold that makes a difference, from the highest down.
+    """Holds counts at every threshold that makes a difference, from the highest down.
 
     Attributes:
-      thresholds: [n] float64, descending; no score exceeds the first, each other lies halfway
-        between two neighbouring scores.
+      thresholds: [n] float64, descending. No score exceeds the first; each of the others lies
+        halfway between two neighbouring scores.
       lowest_scores: [n] float64, lowest score above each threshold (first: inf).
       weak: [n] int, number of weakly correct predictions above the threshold.
       strong: [n] int, number of strongly correct predictions above the threshold.
@@ -58,7 +58,7 @@ class Sweep:
         return float(self.thresholds[self.f1(metric).argmax()])
 
     def index(self, threshold: float) -> int:
-        """Finds which of the n points any threshold belongs to."""
+        """Finds the number, 0 to n - 1, of the point that has the counts at a threshold."""
         return int((self.lowest_scores[1:] > threshold).sum())
 
 
@@ -75,11 +75,11 @@ def sweep_thresholds(results: Sequence[QuestionResult], decoded_at: float = -np.
     predicted = [
         triples(sorted(result.predicted, key=lambda link: -link.score)) for result in results
     ]
-    shown, matches = [0] * len(gold), [(0, 0)] * len(gold)
+    sizes, matches = [0] * len(gold), [(0, 0)] * len(gold)
     weak, strong, points = 0, 0, []
     for number, (score, q) in enumerate(links, 1):
-        shown[q] += 1
-        old, matches[q] = matches[q], count_matches(gold[q], predicted[q][: shown[q]])
+        sizes[q] += 1
+        old, matches[q] = matches[q], count_matches(gold[q], predicted[q][: sizes[q]])
         weak, strong = weak + matches[q][0] - old[0], strong + matches[q][1] - old[1]
         if number == len(links) or links[number][0] < score:
             points.append((weak, strong, number))

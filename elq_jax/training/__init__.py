@@ -1,1 +1,1 @@
-"""Training in stages: the loop and its hooks, the step, negatives, checkpoints, configuration."""
+"""Trains linkers in stages: loop and hooks, step, negatives, checkpoints, configuration."""

@@ -1,4 +1,4 @@
-"""Orbax checkpoints of everything that a run needs to be resumed."""
+"""Saves and restores everything that a run needs to be resumed, as Orbax checkpoints."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from elq_jax.core.errors import ElqError
 from elq_jax.storage.files import full_disk
 from elq_jax.training.optimizer import TrainState
 
-# What was saved before stays; Orbax says that a disk is full in a traceback of its own threads.
-_ADVICE = "free some space and give the same command, which resumes from the checkpoint before"
+# Orbax reports a full disk with a traceback of its own threads. Earlier checkpoints stay.
+_ADVICE = "free some space and give the same command again, which resumes from the last checkpoint"
 
 
 class Checkpoints:
-    """Checkpoints of one stage, written in the background, each appearing only when it is whole.
+    """Writes the checkpoints of one stage in the background; each appears only when it is whole.
 
     A checkpoint holds the step (which is also the data position), parameters, optimiser state, and
     a small JSON record (seed of the dropout and data order, best score so far).
@@ -43,7 +43,12 @@ class Checkpoints:
         self.close()
 
     def save(self, state: TrainState, record: dict[str, Any]) -> None:
-        """Saves an unreplicated state; returns when its arrays are copied, not yet on disk."""
+        """Saves an unreplicated state; returns when its arrays are copied, before they are on disk.
+
+        Args:
+          state: training state; nothing is done if its step has a checkpoint already.
+          record: JSON values that are saved beside the arrays.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
@@ -62,6 +67,9 @@ class Checkpoints:
         Args:
           state: fresh state of the same configuration, with the shapes and types to expect.
 
+        Returns:
+          the state, and the record that was saved beside it.
+
         Raises:
           ElqError: the checkpoint is of another model or optimiser.
         """
@@ -69,24 +77,24 @@ class Checkpoints:
         if step is None:
             return None
         arrays = {"params": state.params, "opt_state": state.opt_state}
-        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)
         try:
-            found = self._manager.restore(
+            checkpoint = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(wanted), record=ocp.args.JsonRestore()
+                    state=ocp.args.StandardRestore(shapes), record=ocp.args.JsonRestore()
                 ),
             )
         except ValueError as error:
             raise ElqError(
                 f"{self._folder}: checkpoint {step} does not fit this configuration; use the "
-                f"configuration it was written with or another workdir ({error})"
+                f"configuration that it was written with, or another workdir ({error})"
             ) from error
-        arrays = found["state"]
+        arrays = checkpoint["state"]
         restored = state.replace(
             step=state.step + step, params=arrays["params"], opt_state=arrays["opt_state"]
         )
-        return restored, found["record"]
+        return restored, checkpoint["record"]
 
     def close(self) -> None:
         """Waits until everything is on disk; nothing is saved after that."""

@@ -102,26 +102,26 @@ def _check_names(config: ml_collections.ConfigDict) -> None:
     known = required | {*optional_settings(config)}
     sections = {name.partition(".")[0] for name in known if "." in name}
     known |= sections
-    found = set(config.keys())
-    for section in found & sections:
+    names = set(config.keys())
+    for section in names & sections:
         if not isinstance(config[section], ml_collections.ConfigDict):
             raise ElqError(f"--config: {section}: {config[section]!r}; expected a section")
-        found |= {f"{section}.{name}" for name in config[section]}
-    problems = [f"{name}: no such setting; {hint(name, known)}" for name in found - known]
+        names |= {f"{section}.{name}" for name in config[section]}
+    problems = [f"{name}: no such setting; {hint(name, known)}" for name in names - known]
     problems += [
         f"{name}: missing; begin with configs/default.py."
-        for name in required - found
-        if name.partition(".")[0] in found or "." not in name
+        for name in required - names
+        if name.partition(".")[0] in names or "." not in name
     ]
     if problems:
         raise ElqError("--config: " + " ".join(sorted(problems)))
 
 
 def optional_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Lists the optional settings of a configuration.
+    """Lists the optional settings of a configuration, with their defaults.
 
-    These are settings of the linking losses and of the recipe that it names, of the model, and of
-    linking.
+    These are the settings of the model, of linking, and of the linking losses and the recipe that
+    the configuration names.
 
     Args:
       config: configuration whose names may be wrong.
@@ -150,7 +150,7 @@ def optional_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _loss_fields(config: ml_collections.ConfigDict) -> dict[str, type]:
-    """Yields the section of each stage and the linking loss whose settings it may hold."""
+    """Returns, for the section of each stage, the linking loss whose settings it may hold."""
     return {
         stage.name: LINKING_LOSSES.get(config[stage.name].linking_loss)
         for stage in STAGES
@@ -159,7 +159,7 @@ def _loss_fields(config: ml_collections.ConfigDict) -> dict[str, type]:
 
 
 def _recipe_fields(config: ml_collections.ConfigDict) -> dict[str, type]:
-    """Yields the section of the recipe's own settings and their dataclass, if it has any."""
+    """Returns the section of the recipe's own settings and their dataclass, if it has any."""
     if "recipe" not in config:
         return {}
     recipe, _ = recipe_of(config)
@@ -188,8 +188,8 @@ def _check_stage(name: str, stage: ml_collections.ConfigDict) -> None:
         if not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
             raise ElqError(f"{name}.{field}: {value!r}; expected a number, at least 0")
     if stage.warmup_fraction > 1:
-        found = stage.warmup_fraction
-        raise ElqError(f"{name}.warmup_fraction: {found!r}; expected a share, 0 to 1")
+        fraction = stage.warmup_fraction
+        raise ElqError(f"{name}.warmup_fraction: {fraction!r}; expected a share, 0 to 1")
     if not stage.num_steps and not stage.num_epochs > 0:
         raise ElqError(f"{name}.num_steps, {name}.num_epochs: both are 0; give one of them")
     if "mine_every" in stage:
@@ -209,13 +209,13 @@ def _check_stage(name: str, stage: ml_collections.ConfigDict) -> None:
     create_learning_rate_schedule(stage.schedule, stage.learning_rate, 1, stage.warmup_fraction)
 
 
-def _check_items(name: str, values: Any, kind: type, what: str) -> None:
+def _check_items(name: str, values: Any, kind: type, description: str) -> None:
     """Raises an ElqError unless a setting is a list of the expected items."""
     if not isinstance(values, list | tuple):
-        raise ElqError(f"{name}: {values!r}; expected a list of {what}")
+        raise ElqError(f"{name}: {values!r}; expected a list of {description}")
     for value in values:
         if not isinstance(value, kind):
-            raise ElqError(f"{name}: {value!r}; expected {what}")
+            raise ElqError(f"{name}: {value!r}; expected {description}")
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
@@ -243,7 +243,7 @@ def check_inputs(
     config: ml_collections.ConfigDict,
     workdir: pathlib.Path,
     catalogue: str,
-    given_embeddings: pathlib.Path,
+    embeddings: pathlib.Path,
 ) -> ResumeRecord:
     """Raises an ElqError if the workdir holds a run with other data or encoders.
 
@@ -251,7 +251,7 @@ def check_inputs(
       config: configuration that names the files; pipes and the like cannot be compared.
       workdir: folder of inputs.json, which has the SHA-256 of each file.
       catalogue: fingerprint of the catalogue.
-      given_embeddings: folder of the entity vectors that came with the catalogue, if there is one.
+      embeddings: folder of the entity vectors that come with the catalogue; it need not exist.
 
     Returns:
       the record, which is written once all inputs could be read.
@@ -267,9 +267,9 @@ def check_inputs(
             files = encoder_files(config[setting])
             inputs[setting] = {path.name: path for path in files}
     inputs["catalogue"] = catalogue
-    if (described := given_embeddings / "embeddings.json").is_file():
-        inputs["embeddings"] = described
-    advice = "give what this run began with to resume it, or another workdir"
+    if (description := embeddings / "embeddings.json").is_file():
+        inputs["embeddings"] = description
+    advice = "give the files that this run began with to resume it, or another workdir"
     record = ResumeRecord(workdir / "inputs.json", inputs, advice)
     record.check()
     return record

@@ -66,8 +66,8 @@ class Due:
 
 
 @dataclasses.dataclass(frozen=True)
-class Taken:
-    """A step that was just taken.
+class StepResult:
+    """Holds the result of a step that was just taken.
 
     Attributes:
       step: number of steps taken so far, this one included.
@@ -92,10 +92,10 @@ class Taken:
 
 
 class Hook(Protocol):
-    """Base class of hooks, which act after a step."""
+    """Protocol of hooks, which act after each training step."""
 
-    def after_step(self, taken: Taken) -> None:
-        """Acts on a step; called once after every step."""
+    def after_step(self, result: StepResult) -> None:
+        """Acts on the result of a step; called once after every step."""
         ...
 
 
@@ -139,18 +139,18 @@ class Profile:
         self._begin = first_step + self._SKIPPED
         self._running = False
 
-    def after_step(self, taken: Taken) -> None:
+    def after_step(self, result: StepResult) -> None:
         """Begins or ends the trace."""
-        if self._num_steps and taken.step == self._begin:
+        if self._num_steps and result.step == self._begin:
             with self._clock.paused():
-                jax.block_until_ready(taken.state)
+                jax.block_until_ready(result.state)
                 jax.profiler.start_trace(self._folder)
             self._running = True
-        elif self._running and taken.step == self._begin + self._num_steps:
+        elif self._running and result.step == self._begin + self._num_steps:
             with self._clock.paused():
-                jax.block_until_ready(taken.state)
+                jax.block_until_ready(result.state)
                 self.close()
-            say(f"trace of {self._num_steps} steps: {self._folder}")
+            say(f"traced {self._num_steps} steps: {self._folder}")
 
     def close(self) -> None:
         """Ends the trace if it is running."""
@@ -197,21 +197,21 @@ class Metrics:
         self._flops = 0.0
         self._clock.restart()
 
-    def after_step(self, taken: Taken) -> None:
+    def after_step(self, result: StepResult) -> None:
         """Adds the values of the step; prints and writes a line if it is due."""
-        self._metrics.append(taken.metrics)
-        self._flops += taken.flops
-        self._examples += int(taken.batch["example_mask"].sum()) * jax.process_count()
-        self._tokens += int(taken.batch["mask"].sum()) * jax.process_count()
-        if not taken.due.metrics:
+        self._metrics.append(result.metrics)
+        self._flops += result.flops
+        self._examples += int(result.batch["example_mask"].sum()) * jax.process_count()
+        self._tokens += int(result.batch["mask"].sum()) * jax.process_count()
+        if not result.due.metrics:
             return
         steps = [devices_lib.unreplicate(metrics) for metrics in self._metrics]
         means = {name: float(np.mean([step[name] for step in steps])) for name in steps[0]}
         check_finite(means, self._name)
         rates = self._rates(self._clock.seconds)
-        self._say(taken.step, means, rates)
-        means["learning_rate"] = self._learning_rate(taken.step - 1)
-        self._writer.write(taken.step, means | rates)
+        self._say(result.step, means, rates)
+        means["learning_rate"] = self._learning_rate(result.step - 1)
+        self._writer.write(result.step, means | rates)
         self._restart()
 
     def _rates(self, seconds: float) -> dict[str, float]:
@@ -241,17 +241,17 @@ class Metrics:
 
 def check_finite(values: Mapping[str, float], stage: str) -> None:
     """Raises an ElqError that names the values that are NaN or infinite."""
-    broken = {name: value for name, value in values.items() if not math.isfinite(value)}
-    if broken:
+    infinite = {name: value for name, value in values.items() if not math.isfinite(value)}
+    if infinite:
         raise ElqError(
-            f"{stage}: {', '.join(f'{name} is {value}' for name, value in broken.items())}; the "
-            "newest checkpoint is from before. Lower learning_rate or max_grad_norm and start in "
-            "another workdir"
+            f"{stage}: {', '.join(f'{name} is {value}' for name, value in infinite.items())}; the "
+            "newest checkpoint was saved before that. Lower learning_rate or max_grad_norm and "
+            "start in another workdir"
         )
 
 
 class KeepBest:
-    """Scores the parameters on dev and keeps the best of the run (of equal ones, the earliest).
+    """Scores the parameters on dev and keeps the best of the run, of equal ones the earliest.
 
     Args:
       evaluate: function that links dev with the parameters of a training state, on the devices.
@@ -274,19 +274,19 @@ class KeepBest:
         self._evaluate, self._keep, self._metric = evaluate, keep, metric
         self._record, self._writer, self._clock = record, writer, clock
 
-    def after_step(self, taken: Taken) -> None:
+    def after_step(self, result: StepResult) -> None:
         """Evaluates if dev is due; keeps the parameters if they are better than all before."""
-        if not taken.due.score:
+        if not result.due.score:
             return
         with self._clock.paused():
-            scores = dev_scores(self._evaluate(taken.state.params), self._metric)
+            scores = dev_scores(self._evaluate(result.state.params), self._metric)
             shown = ", ".join(f"{name[4:]} {value:.3f}" for name, value in scores.items())
-            say(f"step {taken.step}, dev: {shown}")
-            self._writer.write(taken.step, scores)
+            say(f"step {result.step}, dev: {shown}")
+            self._writer.write(result.step, scores)
             f1 = scores[f"dev_{self._metric}_f1"]
             if f1 > self._record["best_f1"]:
-                self._record.update(best_f1=f1, best_step=taken.step)
-                self._keep(taken.params, scores["dev_threshold"])
+                self._record.update(best_f1=f1, best_step=result.step)
+                self._keep(result.params, scores["dev_threshold"])
 
 
 def dev_scores(evaluation: Evaluation, metric: str) -> dict[str, float]:
@@ -314,10 +314,10 @@ class Save:
         self._checkpoints, self._record = checkpoints, record
         self._workdir, self._name = workdir, name
 
-    def after_step(self, taken: Taken) -> None:
+    def after_step(self, result: StepResult) -> None:
         """Saves if a checkpoint is due."""
-        if taken.due.save:
-            self._checkpoints.save(devices_lib.unreplicate(taken.state), self._record)
+        if result.due.save:
+            self._checkpoints.save(devices_lib.unreplicate(result.state), self._record)
             if devices_lib.is_main():
                 self._workdir.publish(f"{self._name}/metrics.jsonl", f"{self._name}/curves.png")
 

@@ -89,17 +89,17 @@ def train_and_evaluate(
 
 
 def _check_name(workdir: str | os.PathLike[str]) -> None:
-    """Raises an ElqError where array_record and TensorStore could not write below a folder."""
+    """Raises an ElqError for a folder in which array_record and TensorStore cannot write."""
     if not is_whole(os.fspath(workdir)):
         raise ElqError(
-            f"{os.fspath(workdir)}: a name that is not UTF-8, or is read in a locale without it, "
-            "in which nothing can be trained; give another workdir, or set PYTHONUTF8=1"
+            f"{os.fspath(workdir)}: this name is not UTF-8 (or the locale hides that it is), and "
+            "checkpoints cannot be written there; give another workdir, or set PYTHONUTF8=1"
         )
 
 
 @dataclasses.dataclass
 class Start:
-    """The plan and state with which a stage begins or resumes.
+    """Holds the plan and the state with which a stage begins or resumes.
 
     Attributes:
       batches: batches of the whole stage.
@@ -125,8 +125,9 @@ def start_stage(run: Run, stage: Stage) -> Start:
     2. The initial state of the stage is made.
     3. The newest checkpoint, if there is one, replaces it: parameters, state of the optimiser, the
        step, which is also the place in the data and in the dropout, and the best score so far.
-    4. Lines of metrics of later steps are dropped. (Negatives mined by then are read again when the
-       first batch is asked for.)
+    4. Lines of metrics of later steps are dropped.
+
+    Mined negatives are read again, or mined, when the first batch is asked for.
     """
     batches = StageBatches(run, stage)  # 1
     recipe = _create_recipe(run, stage, batches)
@@ -173,8 +174,8 @@ def train_stage(run: Run, stage: Stage, profile_steps: int = 0) -> TrainState:
 
     step, stopping = first_step, False
     with start.checkpoints, contextlib.closing(profile), Preemption() as preemption:
-        left = start.batches.iterate(first_step, params, clock.paused)
-        for step, (batch, parts) in enumerate(left, first_step + 1):
+        batches = start.batches.iterate(first_step, params, clock.paused)
+        for step, (batch, parts) in enumerate(batches, first_step + 1):
             num_queries = count_queries(batch, len(devices))
             state, metrics = take_step(
                 state, parts, table, seed, num_queries, not start.recipe.has_dropout(step - 1)
@@ -183,7 +184,7 @@ def train_stage(run: Run, stage: Stage, profile_steps: int = 0) -> TrainState:
             flops = step_flops(run, stage, objective, batch, num_queries)
             due = hooks.Due.after(step, num_steps, settings, stage.keeps_best, stopping)
             for hook in after_step:
-                hook.after_step(hooks.Taken(step, state, metrics, batch, flops, due))
+                hook.after_step(hooks.StepResult(step, state, metrics, batch, flops, due))
             if stopping:
                 break
     if step < num_steps:
@@ -205,7 +206,7 @@ def create_hooks(
     the best parameters that its record names.
     """
     settings = run.config[stage.name]
-    created: list[hooks.Hook] = [
+    stage_hooks: list[hooks.Hook] = [
         hooks.Metrics(
             stage.name,
             start.batches.num_steps,
@@ -217,7 +218,7 @@ def create_hooks(
         )
     ]
     if stage.keeps_best:
-        created.append(
+        stage_hooks.append(
             hooks.KeepBest(
                 dev_evaluation(run, table),
                 lambda params, threshold: run.save_result(stage, params, threshold),
@@ -227,15 +228,15 @@ def create_hooks(
                 clock,
             )
         )
-    created.append(hooks.Save(start.checkpoints, start.record, run.workdir, stage.name))
-    return created
+    stage_hooks.append(hooks.Save(start.checkpoints, start.record, run.workdir, stage.name))
+    return stage_hooks
 
 
 def dev_evaluation(run: Run, table: Table) -> Callable[[Any], Evaluation]:
-    """Makes a function that links dev with parameters of the question encoder.
+    """Makes a function that links the dev questions with parameters of the question encoder.
 
-    The parameters stay on the devices where the training step left them; no others are copied
-    there.
+    The parameters stay on the devices, where the training step left them, and the linker uses the
+    table that is there already, so an evaluation copies neither.
 
     Args:
       run: model, catalogue and questions of the run.

@@ -14,7 +14,7 @@ from elq_jax.storage.lines import read_jsonl
 
 
 class MetricsWriter:
-    """Appends one JSON object per line; a resumed run drops the lines of later steps.
+    """Appends one JSON object per line to metrics.jsonl; a resumed run drops lines of later steps.
 
     Of several processes only the first writes.
 
@@ -29,11 +29,9 @@ class MetricsWriter:
         self._writes = devices_lib.is_main()
         if not self._writes:
             return
-        kept = []
-        if self._path.exists():
-            kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= step]
+        lines = _whole_lines(self._path) if self._path.exists() else []
         with atomic_write(self._path, "w") as file:
-            file.writelines(f"{line}\n" for line in kept)
+            file.writelines(f"{line}\n" for line in lines if json.loads(line)["step"] <= step)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds a line and flushes it to disk."""
@@ -44,7 +42,7 @@ class MetricsWriter:
 
 
 def _whole_lines(path: pathlib.Path) -> list[str]:
-    """Returns all lines but the unfinished last one of a killed run."""
+    """Returns the lines of a file, without an unfinished last one that a killed run left."""
     text = path.read_text(encoding="utf-8")
     return text[: text.rfind("\n") + 1].splitlines()
 

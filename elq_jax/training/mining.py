@@ -1,4 +1,4 @@
-"""Entities for the bi-encoder stage: tokens of gold entities, and mined negatives."""
+"""Adds entities to the batches of the bi-encoder stage, and mines negatives for them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def mine(
     """Mines negatives for the examples of a run, or reads them from an earlier start.
 
     Args:
-      run: run with examples, catalogue and devices; with several processes, all call this together.
+      run: run with examples, catalogue and devices; all processes call this together.
       settings: section of the stage, for `num_negatives` and `batch_size`.
       name: name of the folder.
       params: function that returns {"question": tree, "entity": tree} as trained so far; only
@@ -83,7 +83,7 @@ def mine(
         run.devices,
         settings["batch_size"],
     )
-    say(f"mined: {', '.join(f'{k} {v:.3f}' for k, v in recalls.items())}")
+    say(f"mined negatives: {', '.join(f'{name} {recall:.3f}' for name, recall in recalls.items())}")
     if devices_lib.is_main():
         save(path, mined)
         run.workdir.publish(f"{name}/negatives.npz")
@@ -104,14 +104,15 @@ def mine_negatives(
     Args:
       model: model as trained so far.
       examples: sets of examples.
-      num_negatives: N, number of negatives per mention; -1 fills up where the catalogue has fewer.
-      index: index over the vectors of all E entities by these parameters.
-      devices: devices to encode on; with those of other processes, all processes call this
-        together.
+      num_negatives: N, number of negatives per mention; where the catalogue has fewer, the
+        remaining rows are -1.
+      index: index over the vectors of all E entities, as these parameters encode them.
+      devices: devices to encode on, of all processes, which call this together.
       batch_size: number of questions encoded at a time.
 
     Returns:
-      the sets with negatives, and recall of the gold entities at 1 and at N + 1.
+      the sets with negatives, and the recall of gold entities among the first entity and among the
+      first N + 1.
     """
     k = min(num_negatives + 1, index.shape[0])
     question_params = devices_lib.replicate(model.params["question"], devices)
@@ -124,7 +125,7 @@ def mine_negatives(
     mined, hits, total = [], np.zeros(2), 0
     for part in examples:
         batches = TrainingBatches(part, batch_size, shuffle=False, pad_id=model.tokenizer.pad_id)
-        found_negatives = []
+        part_negatives = []
         for step in range(batches.steps_per_epoch):
             batch = batches[step]
             parts = devices_lib.split(batch, devices)
@@ -132,20 +133,21 @@ def mine_negatives(
                 question_params, parts["input_ids"], parts["mask"], parts["gold_bounds"]
             )
             vectors = devices_lib.merge(vectors, devices, len(batch["gold_mask"]))
-            _, found = index.search(vectors[batch["gold_mask"]], k)
+            _, nearest = index.search(vectors[batch["gold_mask"]], k)
             gold = batch["gold_rows"][batch["gold_mask"]]
-            wrong = found != gold[:, None]
+            wrong = nearest != gold[:, None]
             linkable = gold >= 0
             hits += (~wrong[linkable, 0]).sum(), (~wrong[linkable]).any(axis=1).sum()
             total += int(linkable.sum())
-            # The wrong ones first, in order of rank; the gold one, if found, falls off the end.
+            # Wrong entities come first, in the order of their rank. The gold entity, if it is
+            # among the nearest, comes last and is cut off.
             order = np.argsort(~wrong, axis=1, kind="stable")
-            ranked = np.take_along_axis(np.where(wrong, found, -1), order, axis=1)
+            ranked = np.take_along_axis(np.where(wrong, nearest, -1), order, axis=1)
             negatives = np.full((len(gold), num_negatives), -1, np.int32)
             width = min(num_negatives, k)
             negatives[:, :width] = ranked[:, :width]
-            found_negatives.append(negatives)
-        mined.append(ExamplesWithNegatives(part, np.concatenate(found_negatives)))
+            part_negatives.append(negatives)
+        mined.append(ExamplesWithNegatives(part, np.concatenate(part_negatives)))
     recall = hits / max(total, 1)
     return mined, {"mined_recall_at_1": recall[0], f"mined_recall_at_{k}": recall[1]}
 
@@ -153,12 +155,12 @@ def mine_negatives(
 def save(path: str | os.PathLike[str], examples: Sequence[ExamplesWithNegatives]) -> None:
     """Writes the negatives of sets of examples to an .npz file."""
     with atomic_write(path) as file:
-        np.savez(file, **{str(number): one.negatives for number, one in enumerate(examples)})
+        np.savez(file, **{str(number): part.negatives for number, part in enumerate(examples)})
 
 
 def load(path: str | os.PathLike[str], examples: ExampleSets) -> list[ExamplesWithNegatives] | None:
-    """Returns sets of examples with their negatives from a file; None if there is no such file."""
+    """Reads the negatives of sets of examples from a file; None if there is no such file."""
     if not pathlib.Path(path).exists():
         return None
     with np.load(path) as saved:
-        return [ExamplesWithNegatives(one, saved[str(i)]) for i, one in enumerate(examples)]
+        return [ExamplesWithNegatives(part, saved[str(i)]) for i, part in enumerate(examples)]

@@ -1,4 +1,4 @@
-"""Train state, learning-rate schedule, optimiser, and the recipe that puts them together."""
+"""Makes learning-rate schedules, optimisers and training states; a recipe puts them together."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from elq_jax.model.elq import ElqConfig
     from elq_jax.questions.batches import TrainingBatches
 
-# Modules that learn from nothing, and so may go faster than a published encoder. The linear map of
+# Modules that start untrained, and so may learn faster than a published encoder. The linear map of
 # mention vectors is not among them: it starts as the identity and should stay near it.
 NEW_MODULES = ("mention_head", "mention_hidden", "log_scale")
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """The state that a training step changes.
+    """Holds everything that a training step changes.
 
     Attributes:
       step: int32 scalar, number of steps taken (batches seen).
@@ -51,9 +51,9 @@ class Recipe(abc.ABC):
     """Base class of recipes, which decide how the parameters of a stage are optimised.
 
     Attributes:
-      shuffle: whether an epoch has its questions in a random order, or in that of their files.
-      Settings: dataclass of the recipe's own settings, which stand in the section of its name; None
-        where it has none.
+      shuffle: whether an epoch has its questions in a random order; otherwise in that of the files.
+      Settings: dataclass of the recipe's own settings, which are in the section of its name; None
+        for a recipe without settings.
       tx: optimiser of the stage.
     """
 
@@ -74,7 +74,7 @@ class Recipe(abc.ABC):
         """Makes the optimiser of a stage.
 
         Args:
-          settings: settings of the recipe, from the section of its name; None without any.
+          settings: settings of the recipe, from the section of its name; empty without one.
           stage: section of the stage in the configuration.
           config: description of what the model computes.
           part: trained encoder, "question"; None: both of them.
@@ -108,7 +108,7 @@ def recipe_of(config: ml_collections.ConfigDict) -> tuple[type[Recipe], Mapping[
     name = config.recipe.rpartition(":")[2]
     if "original" in config and name != "original":
         raise ElqError(
-            f"original: settings of a recipe, but recipe is {config.recipe!r}; give "
+            f"original: this section has settings of another recipe than {config.recipe!r}; give "
             "--config.recipe=elq_jax.original.recipe:original, or remove the section"
         )
     return recipe, config.get(name, {})
@@ -117,7 +117,7 @@ def recipe_of(config: ml_collections.ConfigDict) -> tuple[type[Recipe], Mapping[
 def create_learning_rate_schedule(
     schedule: str, learning_rate: float, num_updates: int, warmup_fraction: float
 ) -> optax.Schedule:
-    """Makes a schedule: linear warm-up from 0 to `learning_rate`, decay to 0 at `num_updates`.
+    """Makes a learning-rate schedule: linear warm-up from 0, then decay to 0 at `num_updates`.
 
     Args:
       schedule: shape of the decay: "linear", "cosine" or "constant" (no decay).
@@ -126,7 +126,7 @@ def create_learning_rate_schedule(
       warmup_fraction: share of `num_updates` that the warm-up takes.
 
     Raises:
-      ElqError: unknown schedule.
+      ElqError: there is no such schedule.
     """
     warmup = int(num_updates * warmup_fraction)
     rest = max(num_updates - warmup, 1)
@@ -152,7 +152,7 @@ def create_optimizer(
     max_grad_norm: float = 1.0,
     accumulate_steps: int = 1,
 ) -> optax.GradientTransformation:
-    """Makes AdamW with clipping by global norm; no decay on biases, norms and the scale.
+    """Makes AdamW with clipping by global norm; biases, norms and the scale do not decay.
 
     Args:
       learning_rate: learning rate of the pretrained parameters.
@@ -187,7 +187,10 @@ class StandardRecipe(Recipe):
         num_steps: int,
     ):
         if settings:
-            raise ElqError(f"standard: {sorted(settings)}; this recipe has no settings of its own")
+            raise ElqError(
+                f"standard: found {', '.join(sorted(settings))}, but this recipe has no settings "
+                "of its own; remove the section"
+            )
         self._accumulate_steps = stage.accumulate_steps
         self._schedule = create_learning_rate_schedule(
             stage.schedule,
@@ -204,6 +207,7 @@ class StandardRecipe(Recipe):
         )
 
     def learning_rate(self, step: int) -> float:
+        """Returns the learning rate of a step; steps of one update have the same."""
         return float(self._schedule(step // self._accumulate_steps))
 
 
@@ -214,11 +218,12 @@ def create_train_state(params: Any, tx: optax.GradientTransformation) -> TrainSt
 
 
 def _is_decayed(params: Mapping[str, Any]) -> Any:
-    """Marks the matrices, kernels and embeddings, as True."""
+    """Marks with True the parameters that decay: kernels and embeddings."""
     return traverse_util.path_aware_map(lambda path, _: path[-1] in ("kernel", "embedding"), params)
 
 
 def _is_new(params: Mapping[str, Any]) -> Any:
+    """Marks with True the parameters of `NEW_MODULES`."""
     return traverse_util.path_aware_map(
         lambda path, _: any(name in NEW_MODULES for name in path), params
     )

@@ -17,9 +17,9 @@ EXIT_CODE = 75
 class Preemption:
     """Catches SIGTERM and SIGINT while it is open; `requested` reports them after a step.
 
-    A second Ctrl-C interrupts at once. Where several processes work together, JAX receives SIGTERM
-    (of any of them) and finds a step that none has passed, so that all save the same one; Ctrl-C
-    interrupts at once.
+    A second Ctrl-C interrupts at once. Where several processes work together, JAX notices a SIGTERM
+    to any of them and agrees on a step that none has passed, so that all save the same one; the
+    first Ctrl-C interrupts at once then.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Preemption:
             signal.signal(number, handler)
 
     def requested(self, step: int) -> bool:
-        """Returns whether to stop after this step; must be called once after every step."""
+        """Returns whether to stop after this step; is to be called once after every step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._requested
@@ -49,6 +49,6 @@ class Preemption:
         self._requested = True
 
     def leave(self, message: str) -> NoReturn:
-        """Ends the process with `EXIT_CODE`."""
+        """Prints a message and ends the process with `EXIT_CODE`."""
         print(f"{message}; the same command resumes there", file=sys.stderr)
         sys.exit(EXIT_CODE)

@@ -1,4 +1,4 @@
-"""The data and the model of a training run, and the files of its workdir."""
+"""Opens the data and the model of a training run, and writes the files of its workdir."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from elq_jax.training.stages import Batch, Stage
 
 
 class Run:
-    """A training run: configuration, workdir, data and the model as trained so far.
+    """Holds a training run: configuration, workdir, data and the model as trained so far.
 
     Args:
       config: configuration, already checked.
@@ -55,13 +55,13 @@ class Run:
         self.devices = devices_lib.all_devices(config.num_devices)
         self.model = initial_model(config)
         self.linking = LinkingSettings.from_dict(config.linking).to_dict()
-        self._given = _fetch_catalogue(config)
-        self.catalogue = workdir.made_by_one(
-            _open_catalogue, self._given, self.folder, config.on_error
-        )
-        fingerprint, given_embeddings = self.catalogue.fingerprint, self._given / layout.EMBEDDINGS
+        source = _fetch_catalogue(config)
+        self.catalogue = workdir.made_by_one(_open_catalogue, source, self.folder, config.on_error)
+        self._source_embeddings = source / layout.EMBEDDINGS
         records.append(
-            configuration.check_inputs(config, self.folder, fingerprint, given_embeddings)
+            configuration.check_inputs(
+                config, self.folder, self.catalogue.fingerprint, self._source_embeddings
+            )
         )
         self.questions = workdir.made_by_one(self._read_questions)
         self.examples = workdir.made_by_one(self._open_examples)
@@ -127,19 +127,23 @@ class Run:
     def embeddings(self) -> Embeddings:
         """Opens the vectors of the current entity encoder beside the catalogue, or encodes them."""
         if self._embeddings is None:
-            self._embeddings = self._given_embeddings() or self.encode_catalogue(
+            self._embeddings = self._open_source_embeddings() or self.encode_catalogue(
                 self.model, layout.EMBEDDINGS
             )
         return self._embeddings
 
-    def _given_embeddings(self) -> Embeddings | None:
-        folder = self._given / layout.EMBEDDINGS
+    def _open_source_embeddings(self) -> Embeddings | None:
+        """Opens the vectors beside the catalogue; None unless the current entity encoder's."""
+        folder = self._source_embeddings
         if not folder.is_dir():
             return None
         embeddings = Embeddings.open(folder, self.catalogue.fingerprint)
         if embeddings.encoder_fingerprint == self.model.entity_fingerprint:
             return embeddings
-        say(f"{folder}: of another entity encoder; encoding the catalogue for this run")
+        say(
+            f"{folder}: these vectors are of another entity encoder than this run's; the catalogue "
+            "is encoded again"
+        )
         return None
 
     def encode_catalogue(self, model: Model, name: str) -> Embeddings:
@@ -227,10 +231,11 @@ def _fetch_catalogue(config: ml_collections.ConfigDict) -> pathlib.Path:
     return source.path / name
 
 
-def _open_catalogue(given: pathlib.Path, folder: pathlib.Path, on_error: str) -> Catalogue:
-    if given.is_dir():
-        return Catalogue.open(given / layout.CATALOGUE)
-    return build.open_or_build_catalogue(given, folder / layout.CATALOGUE, on_error)
+def _open_catalogue(source: pathlib.Path, folder: pathlib.Path, on_error: str) -> Catalogue:
+    """Opens the catalogue in the folder `source`, or builds the one of the file `source`."""
+    if source.is_dir():
+        return Catalogue.open(source / layout.CATALOGUE)
+    return build.open_or_build_catalogue(source, folder / layout.CATALOGUE, on_error)
 
 
 def _train_splits(config: ml_collections.ConfigDict) -> list[str]:

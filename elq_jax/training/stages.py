@@ -1,4 +1,4 @@
-"""The stages of training as data, and the batches of each stage."""
+"""Describes the stages of training, and makes the batches of each stage."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Batch = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stage of training: what learns, against what, and which parameters are kept.
+    """Describes a stage of training: what learns, against what, and which parameters are kept.
 
     Attributes:
       name: section of the configuration, and folder in the workdir.
@@ -58,7 +58,7 @@ STAGES = (
 
 
 class StageBatches:
-    """The batches of a stage by step number; a function of the configuration and the step alone.
+    """Makes the batches of a stage; they depend on the configuration and the step alone.
 
     Args:
       run: model, devices and questions of the run.
@@ -126,9 +126,10 @@ class StageBatches:
 
 
 def count_queries(batch: Batch, num_devices: int) -> int:
-    """Returns Q for the device with most mentions, rounded to a few sizes, so few programs compile.
+    """Returns Q: the number of mentions on the device that has most, rounded up to a few sizes.
 
-    It is the same in every process. Rows of a process are consecutive, and split over its devices.
+    Each size compiles one program. Q is the same in every process. The rows of a process are
+    consecutive, and are split over its devices.
 
     Args:
       batch: batch of this process, see `TrainingBatches`.

@@ -1,4 +1,4 @@
-"""One training step: forward, loss, gradient, update. The body of `devices.parallel`.
+"""Takes one training step: forward, loss, gradient, update. The body of `devices.parallel`.
 
 Sums and counts are added over devices before anything is divided, so that any number of devices
 takes the same step.
@@ -30,7 +30,7 @@ Metrics = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The loss that a training step minimises, and how it is computed.
+    """Describes the loss that a training step minimises, and how it is computed.
 
     Attributes:
       model: configuration of the encoders.
@@ -122,7 +122,7 @@ def train_step(
     grads, metrics = jax.grad(loss_part, has_aux=True)(state.params)
     grads, metrics = jax.lax.psum((grads, metrics), AXIS)
     state = state.apply_gradients(grads)
-    # An optimiser that clips something else than these gradients says what.
+    # An optimiser that clips other gradients than these reports their norm in its state.
     metrics["grad_norm"] = optax.tree.get(state.opt_state, "grad_norm", optax.tree.norm(grads))
     return state, metrics
 
@@ -170,7 +170,7 @@ def gold_mentions(
 
 
 class FrozenEntities(Entities):
-    """All entities of the catalogue, by frozen vectors.
+    """Gives all entities of the catalogue by their frozen vectors.
 
     Args:
       table: table of the vectors.
@@ -195,7 +195,7 @@ class FrozenEntities(Entities):
 
 
 class EncodedEntities(Entities):
-    """The entities of a batch, encoded in the step, so that gradients flow to them.
+    """Gives the entities of a batch, which the step encodes, so that gradients flow to them.
 
     Args:
       vectors: [Q, 1 + N, D] vectors of each mention's gold entity and N mined entities.
@@ -221,8 +221,8 @@ class EncodedEntities(Entities):
     def log_normalizer(self, mentions: Mentions, chunk_size: int) -> jax.Array:
         """Raises an ElqError, since there are no vectors of all entities."""
         raise ElqError(
-            "linking_loss: this one needs the vectors of all entities, which a stage that trains "
-            "the entity encoder does not have; use hard_negatives or in_batch in bi_encoder"
+            "linking_loss: this loss needs the vectors of all entities, which change while the "
+            "entity encoder learns; give hard_negatives or in_batch in bi_encoder"
         )
 
 

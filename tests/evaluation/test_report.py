@@ -12,6 +12,7 @@ from elq_jax.core.errors import ElqError
 from elq_jax.evaluation import show
 from elq_jax.evaluation.evaluate import Evaluation
 from elq_jax.evaluation.matching import Counts, Gold, Predicted, QuestionResult, count_matches
+from elq_jax.questions.read import read_questions
 
 
 def random_results(seed, questions=40):
@@ -136,18 +137,27 @@ def test_disambiguation_at_gold_spans():
 
 
 def test_errors(tmp_path):
-    asked = []
+    class Names:
+        """Stands in for a catalogue; it is read once."""
 
-    def titles(rows):
-        asked.append(list(rows))
-        return [f"title {row}" for row in rows]
+        lookups = 0
 
-    errors = Evaluation(example()).errors(-1.0, titles)
-    assert len(asked) == 1  # the catalogue is read once
+        def titles(self, rows):
+            self.lookups += 1
+            return [f"title {row}" for row in rows]
+
+        def wikidata_ids(self, rows):
+            return [f"Q{row}" if row % 2 else None for row in rows]
+
+    names = Names()
+    errors = Evaluation(example()).errors(-1.0, names)
+    assert names.lookups == 1
     shown = [(e["id"], e["error"], e["gold"], e["predicted"], e["gold_rank"]) for e in errors]
 
     def record(start, end, row, title, **score):
-        return dict(start=start, end=end, mention=TEXT[start:end], row=row, title=title, **score)
+        place = dict(start=start, end=end, mention=TEXT[start:end])
+        wikidata_id = f"Q{row}" if row > 0 and row % 2 else None
+        return dict(**place, title=title, wikidata_id=wikidata_id, row=row, **score)
 
     assert shown == [
         (
@@ -170,7 +180,7 @@ def test_errors(tmp_path):
         (
             "outside",
             "wrong_entity",
-            record(*PARIS, None, "Paris, Texas"),
+            record(*PARIS, -1, "Paris, Texas"),
             record(*PARIS, 5, "title 5", score=-0.5),
             None,
         ),
@@ -178,6 +188,24 @@ def test_errors(tmp_path):
     show.write_errors(tmp_path / "errors.jsonl", errors)
     lines = (tmp_path / "errors.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == errors
+
+
+@pytest.mark.parametrize("field", ["gold", "predicted"])
+def test_links_in_errors_are_read_as_labelled_questions(tmp_path, field):
+    """The form of a link is that of `elq_jax.link`, which labelled questions may have too."""
+    results = example()
+    errors = [e for e in Evaluation(results).errors(-1.0) if e[field]]
+    path = tmp_path / "questions.jsonl"
+    rows = [{"id": e["id"], "text": e["text"], "links": [e[field]]} for e in errors]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    questions, _ = read_questions(path)
+    by_id = {result.id: getattr(result, field) for result in results}
+    assert len(questions) == len(errors)
+    for question in questions:
+        [mention] = question.mentions
+        assert (mention.start, mention.end, mention.row) in [
+            (link.start, link.end, link.row) for link in by_id[question.id]
+        ]
 
 
 def test_errors_account_for_everything_that_is_not_exact():

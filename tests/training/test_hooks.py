@@ -27,7 +27,7 @@ def taken(step, due=None, **metrics):
     }
     metrics = {name: jax.numpy.array([value, value]) for name, value in metrics.items()}
     state = types.SimpleNamespace(params={"step": jax.numpy.array([step, step])})
-    return hooks.Taken(step, state, metrics, batch, 7.0, due or hooks.Due(False, False, False))
+    return hooks.StepResult(step, state, metrics, batch, 7.0, due or hooks.Due(False, False, False))
 
 
 def test_what_is_due():

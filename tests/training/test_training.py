@@ -402,7 +402,7 @@ def test_training_data_without_a_mention_to_learn_from(config, tmp_path):
 
 def test_a_workdir_whose_name_is_not_utf8(config, tmp_path):
     """array_record and TensorStore write nothing there; said before anything is made."""
-    with pytest.raises(ElqError, match="a name that is not UTF-8"):
+    with pytest.raises(ElqError, match="this name is not UTF-8"):
         loop.train_and_evaluate(config, tmp_path / "caf\udce9")
     assert not (tmp_path / "caf\udce9").exists()
 
