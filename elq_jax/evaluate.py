@@ -24,25 +24,20 @@ import sys
 
 from absl import flags
 
-from elq_jax.cli.flags import LinkerFlags
+from elq_jax.cli.flags import LinkerFlags, SettingsFlags
 from elq_jax.cli.run import define_path, define_paths, run, start_jax
-from elq_jax.core.errors import ElqError
+from elq_jax.evaluation.options import Options
 from elq_jax.storage.files import make_folder
 
-_FLAGS = LinkerFlags.define()
+_LINKER = LinkerFlags.define()
 _QUESTIONS = define_paths("questions", "Labelled questions, .jsonl or .jsonl.gz", required=True)
 _TUNE = define_paths(
     "tune", "Labelled questions to choose the threshold on; never the ones to report on"
 )
-_METRIC = flags.DEFINE_enum("metric", "weak", ("weak", "strong"), "The F1 that --tune maximises.")
-_FLOOR = flags.DEFINE_float(
-    "floor", -8.0, "Score at which everything is linked; thresholds can be tried from there up."
-)
 _OUTPUT = define_path("output", "Folder for report.json, curve.png, errors.jsonl.")
-_ON_ERROR = flags.DEFINE_enum(
-    "on_error", "stop", ("stop", "skip"), "What to do with a line that cannot be used."
+_OPTIONS = SettingsFlags.define(
+    Options, "evaluate", tune=_TUNE, threshold=_LINKER.threshold, batch_size=_LINKER.batch_size
 )
-_SPEED = flags.DEFINE_bool("speed", True, "Link twice more, to measure questions per second.")
 _ORIGINAL = flags.DEFINE_enum(
     "original",
     None,
@@ -58,40 +53,19 @@ _ORIGINAL = flags.DEFINE_enum(
 def main(arguments: list[str]) -> None:
     """Links the questions, counts right and wrong links, writes and prints the results."""
     del arguments
-    if _TUNE.value and _FLAGS.threshold.value is not None:
-        raise ElqError("--tune, --threshold: either of them decides the threshold; give one")
+    options = _OPTIONS.value()
     if _OUTPUT.value:  # before hours of work
         make_folder(_OUTPUT.value)
     start_jax(several_processes=True)
     from rich.console import Console
 
     from elq_jax.core import devices
-    from elq_jax.evaluation.evaluate import EVALUATIONS, Options
+    from elq_jax.evaluation.evaluate import EVALUATIONS
 
     name = f"elq_jax.original.evaluation:{_ORIGINAL.value}" if _ORIGINAL.value else "standard"
     evaluate = EVALUATIONS.get(name)
-    linker = _FLAGS.open(devices.all_devices())
-    options = Options(
-        tune=_TUNE.value,
-        threshold=_FLAGS.threshold.value,
-        metric=_METRIC.value,
-        floor=_FLOOR.value,
-        batch_size=_FLAGS.batch_size.value,
-        on_error=_ON_ERROR.value,
-        speed=_SPEED.value,
-    )
-    outcome = evaluate(linker, _QUESTIONS.value, options)
-    given = [flag.name for flag in (_FLAGS.threshold, _FLAGS.preset) if flag.value is not None]
-    about = {
-        "linker": str(_FLAGS.linker.value),
-        "index": linker.index.name,
-        "entities": len(linker.catalogue),
-        "max_mentions": linker.settings.max_mentions,
-        "num_candidates": linker.settings.num_candidates,
-        "dtype": _FLAGS.dtype.value,
-        "threshold_from": f"--{given[0]}" if given else "linker",
-    }
-    outcome.report = about | outcome.report
+    outcome = evaluate(_LINKER.open(devices.all_devices()), _QUESTIONS.value, options)
+    outcome.report = _LINKER.asked() | outcome.report
     if _OUTPUT.value and devices.is_main():
         outcome.write(_OUTPUT.value)
         print(f"written: {_OUTPUT.value}", file=sys.stderr)

@@ -14,9 +14,11 @@ from conftest import OWN_FIXTURES
 from tiny import arrays, tiny_linker_directory
 
 from elq_jax.core import machine
+from elq_jax.core.errors import ElqError
 from elq_jax.evaluation import speed
-from elq_jax.evaluation.evaluate import Options, evaluate, predict
+from elq_jax.evaluation.evaluate import evaluate, predict
 from elq_jax.evaluation.matching import Counts, count_matches
+from elq_jax.evaluation.options import Options
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.questions.records import Mention, Question
 from elq_jax.storage.files import write_json
@@ -260,11 +262,25 @@ def no_constant(name):
     raise AssertionError(f"{name} is not JSON")
 
 
+def test_options_that_count_nothing():
+    for options, message in (
+        ({"threshold": float("inf")}, "--threshold: inf; no score exceeds it"),
+        ({"floor": float("nan")}, "--floor: nan; no score exceeds it"),
+        ({"tune": ["dev.jsonl"], "threshold": -3.0}, "--tune, --threshold: either of them decides"),
+    ):
+        with pytest.raises(ElqError, match=message):
+            Options(**options)
+    assert Options(threshold=-float("inf"), floor=-float("inf")).floor == -float("inf")
+
+
 @pytest.mark.parametrize(
     ("flags", "written"),
     [
         (["--tune={other}", "--floor=-inf"], {"floor": "-inf", "threshold_from": "--tune"}),
-        (["--threshold=inf"], {"threshold": "inf", "floor": -8.0}),
+        (
+            ["--threshold=-inf", "--index=exact"],
+            {"threshold": "-inf", "floor": "-inf", "threshold_from": "--threshold"},
+        ),
     ],
 )
 def test_program_at_infinite_thresholds_and_tuned_on_its_questions(
@@ -279,6 +295,9 @@ def test_program_at_infinite_thresholds_and_tuned_on_its_questions(
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "report.json").read_text(), parse_constant=no_constant)
     assert {name: report[name] for name in written} == written
+    asked = "exact" if "--index=exact" in flags else "auto"
+    used = "exact" if jax.default_backend() == "cpu" else "sharded"
+    assert (report["index_asked"], report["index"]) == (asked, used)
     warning = f"warning: {other} is in --tune and in --questions; its scores are too good"
     assert (warning in done.stderr) == ("tune" in report)
 

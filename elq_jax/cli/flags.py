@@ -8,16 +8,17 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar, get_args, get_origin
 
 import msgspec
 from absl import flags
 
-from elq_jax.cli.run import start_jax
+from elq_jax.cli.run import define_path, start_jax
 from elq_jax.core.errors import ElqError
 from elq_jax.core.registry import Registry
 from elq_jax.core.settings import Setting, fields_of, make_settings
 from elq_jax.original.presets import PRESETS, with_preset
+from elq_jax.storage.files import user_path
 
 if TYPE_CHECKING:
     import jax
@@ -81,6 +82,7 @@ class _ValueParser(flags.ArgumentParser):
 
     def __init__(self, setting: Setting):
         self._setting = setting
+        self.syntactic_help = _in_words(setting.type)
 
     def parse(self, argument: Any) -> Any:
         if not isinstance(argument, str):
@@ -91,7 +93,30 @@ class _ValueParser(flags.ArgumentParser):
         try:
             return msgspec.convert(text, self._setting.type, strict=False)
         except msgspec.ValidationError as error:
+            if not argument:
+                raise ValueError("found nothing; give a value, or leave the flag out") from error
             raise ValueError(str(error).replace("Expected", "expected", 1)) from error
+
+
+def _in_words(annotation: Any) -> str:
+    """Returns words for the numbers that a type allows, as absl has; "" for other types.
+
+    _in_words(Annotated[int, msgspec.Meta(ge=1)] | None)  # "a positive integer"
+    """
+    lowest = None
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    if get_origin(annotation) is not Annotated and len(kinds) == 1:
+        [annotation] = kinds
+    if get_origin(annotation) is Annotated:
+        annotation, *metas = get_args(annotation)
+        lowest = next((meta.ge for meta in metas if isinstance(meta, msgspec.Meta)), None)
+    if annotation is float:
+        return "a number" if lowest is None else f"number >= {lowest}"
+    if annotation is not int:
+        return ""
+    if lowest is None:
+        return "an integer"
+    return "a positive integer" if lowest == 1 else f"integer >= {lowest}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,18 +125,24 @@ class SettingsFlags(Generic[T]):
 
     settings: type[T]
     names: Mapping[str, str]  # of the flags, by those of the fields
+    own: Mapping[str, flags.FlagHolder[Any]]  # flags that the program defined itself
 
     @classmethod
-    def define(cls, settings: type[T], prefix: str) -> SettingsFlags[T]:
+    def define(
+        cls, settings: type[T], prefix: str, **own: flags.FlagHolder[Any]
+    ) -> SettingsFlags[T]:
         """Defines one flag for each field, as flags of the calling module.
 
         Args:
           settings: settings dataclass, see `core.settings`.
           prefix: text put before the name of a field if the program already has a flag of that
             name: the setting seed of an index becomes --index_seed.
+          **own: flags that the program has defined already, by the name of their field.
         """
         names = {}
         for name, setting in fields_of(settings).items():
+            if name in own:
+                continue
             names[name] = flag = f"{prefix}_{name}" if name in flags.FLAGS else name
             text = setting.help[:1].upper() + setting.help[1:]
             if setting.choices:
@@ -120,12 +151,13 @@ class SettingsFlags(Generic[T]):
                 flags.DEFINE_bool(flag, setting.default, text)
             else:
                 flags.DEFINE(_ValueParser(setting), flag, setting.default, text)
-        return cls(settings, names)
+        return cls(settings, names, own)
 
     def value(self) -> T:
         """Returns the settings of the command line."""
         values = {name: flags.FLAGS[flag].value for name, flag in self.names.items()}
-        return make_settings(self.settings, values)
+        own = {name: flag.value for name, flag in self.own.items()}
+        return dataclasses.replace(make_settings(self.settings, values), **own)
 
 
 def define_settings_of(registry: Registry[Any], flag: str, default: str) -> SettingsFlags[Any]:
@@ -163,7 +195,7 @@ class LinkerFlags:
     def define(cls) -> LinkerFlags:
         """Defines the flags for the calling module."""
         return cls(
-            linker=flags.DEFINE_string("linker", None, "Linker directory.", required=True),
+            linker=define_path("linker", "Linker directory.", parse=_linker_name, required=True),
             preset=flags.DEFINE_enum(
                 "preset",
                 None,
@@ -208,6 +240,15 @@ class LinkerFlags:
             ),
         )
 
+    def asked(self) -> dict[str, Any]:
+        """Returns the linker, index and origin of the threshold that the command line asks for."""
+        deciding = [f"--{f.name}" for f in (self.threshold, self.preset) if f.value is not None]
+        return {
+            "linker": self.linker.value,
+            "index_asked": self.index.value,
+            "threshold_from": deciding[0] if deciding else "linker",
+        }
+
     def open(self, devices: Sequence[jax.Device] | None = None) -> EntityLinker:
         """Opens the linker that the command line names; `devices` as in `from_pretrained`."""
         start_jax()
@@ -226,3 +267,9 @@ class LinkerFlags:
             devices=devices,
             **with_preset(self.preset.value, settings),
         )
+
+
+def _linker_name(text: str) -> str:
+    """Returns a path or a name on the hub as typed, unless it cannot be either."""
+    user_path(text)
+    return text

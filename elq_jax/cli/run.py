@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pathlib
 import sys
@@ -118,11 +117,6 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
-def is_closed(stream: io.TextIOBase | None) -> bool:
-    """Returns whether the program was started without this stream (stdin, stdout, stderr)."""
-    return stream is None or getattr(stream, "name", None) == os.devnull
-
-
 def start_jax(*, several_processes: bool = False) -> None:
     """Starts JAX: sets the compilation cache and checks that devices can be used.
 
@@ -192,7 +186,11 @@ class _PathsFlag(flags.MultiFlag):
     def _parse(self, new_values: Any) -> list[Any]:
         texts = [new_values] if isinstance(new_values, str) else new_values
         parts = (part for text in texts for part in str(text).split(","))
-        return [self.parser.parse(part) for part in parts]
+        try:
+            return [self.parser.parse(part) for part in parts]
+        except ElqError as error:  # As absl does for flags of one value.
+            message = f"flag --{self.name}={','.join(map(str, texts))}: {error}"
+            raise flags.IllegalFlagValueError(message) from error
 
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pathlib
 import platform
@@ -105,3 +106,8 @@ def _cpu_model() -> str:
         if found := re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE):
             return found[1]
     return platform.processor() or platform.machine()
+
+
+def is_closed(stream: io.TextIOBase | None) -> bool:
+    """Returns whether the program was started without this stream (stdin, stdout, stderr)."""
+    return stream is None or getattr(stream, "name", None) == os.devnull

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from elq_jax.core import devices as devices_lib
 from elq_jax.entities.build import open_or_build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter
+from elq_jax.entities.settings import EncodingSettings
 from elq_jax.model.bundle import Model, is_linker_directory
 from elq_jax.storage import layout
 from elq_jax.storage.files import user_address
@@ -27,28 +28,24 @@ TOKEN_BUCKETS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 192, 256, 384,
 _BATCHES_IN_FLIGHT = 2  # the host prepares one while the devices work on the other
 
 
-def open_encoder(
-    name: str | os.PathLike[str],
-    pooling: str = "cls",
-    normalize: bool = False,
-    max_tokens: int = 128,
-) -> Model:
+def open_encoder(settings: EncodingSettings) -> Model:
     """Opens a model for its entity encoder.
 
     Args:
-      name: linker directory, all of whose settings are its own; or a BERT checkpoint: "minilm", a
-        folder, or a hub name, and then
-      pooling: way in which its tokens become one vector, "cls" or "mean",
-      normalize: whether vectors are scaled to unit length,
-      max_tokens: number of tokens kept of an entity, [CLS] and [SEP] included.
+      settings: settings with the name of the encoder. A linker directory has pooling, normalisation
+        and number of tokens of its own.
 
     Raises:
       ElqError: it cannot be read.
     """
-    if is_linker_directory(user_address(name)):
-        return Model.open(user_address(name), ("entity",))
+    folder = user_address(settings.encoder)
+    if is_linker_directory(folder):
+        return Model.open(folder, ("entity",))
     return Model.from_encoders(
-        name, entity_pooling=pooling, normalize_entities=normalize, max_entity_tokens=max_tokens
+        settings.encoder,
+        entity_pooling=settings.pooling,
+        normalize_entities=settings.normalize,
+        max_entity_tokens=settings.max_tokens,
     )
 
 
@@ -133,12 +130,7 @@ def encode_entities(
     model: Model,
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    *,
-    batch_size: int = 32,
-    dtype: str = "float32",
-    storage_dtype: str = "float32",
-    shard_rows: int = 16384,
-    on_error: Literal["stop", "skip"] = "stop",
+    settings: EncodingSettings | None = None,
 ) -> Embeddings:
     """Builds a catalogue in a folder and encodes its entities; resumes an interrupted call.
 
@@ -148,12 +140,7 @@ def encode_entities(
       model: model with an entity encoder.
       source: path of a .jsonl, .jsonl.gz or catalogue.arrow.
       output: folder that gets catalogue.arrow and embeddings/; may be on gs://.
-      batch_size: number of entities per call of the encoder.
-      dtype: type of the matrix products.
-      storage_dtype: type of the vectors on disk, "float32", "bfloat16" or "int8" (with a scale per
-        row).
-      shard_rows: number of entities per shard.
-      on_error: action at a line that is not an entity; see `build_catalogue`.
+      settings: settings of the encoding; those that `open_encoder` uses do not matter here.
 
     Returns:
       the embeddings, memory-mapped.
@@ -162,11 +149,15 @@ def encode_entities(
       ElqError: the source cannot be used, the folder holds another catalogue's or encoder's
         embeddings or is being written by another process, or the disk is full.
     """
+    settings = settings or EncodingSettings()
     workdir = Workdir(output)
-    encoder = CatalogueEncoder(model, batch_size=batch_size, dtype=dtype)
+    encoder = CatalogueEncoder(model, batch_size=settings.batch_size, dtype=settings.dtype)
     with workdir.lock() if devices_lib.is_main() else contextlib.nullcontext():
         catalogue = workdir.made_by_one(
-            open_or_build_catalogue, source, workdir.path / layout.CATALOGUE, on_error=on_error
+            open_or_build_catalogue,
+            source,
+            workdir.path / layout.CATALOGUE,
+            on_error=settings.on_error,
         )
         if devices_lib.is_main():
             workdir.publish(layout.CATALOGUE)
@@ -175,8 +166,8 @@ def encode_entities(
                 encoder,
                 catalogue,
                 workdir.path / layout.EMBEDDINGS,
-                storage_dtype=storage_dtype,
-                shard_rows=shard_rows,
+                storage_dtype=settings.storage_dtype,
+                shard_rows=settings.shard_rows,
                 progress=advance if devices_lib.is_main() else None,
                 exchange=lambda: workdir.exchange(layout.EMBEDDINGS),
             )

@@ -31,6 +31,7 @@ from elq_jax.evaluation.matching import (
     QuestionResult,
     count_by_question,
 )
+from elq_jax.evaluation.options import Options
 from elq_jax.evaluation.speed import measure_speed
 from elq_jax.evaluation.sweep import RESAMPLES, Sweep, f1_intervals, sweep_thresholds
 from elq_jax.linking.linker import EntityLinker
@@ -46,31 +47,6 @@ if TYPE_CHECKING:
     import rich.console
 
     from elq_jax.entities.catalogue import Catalogue
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Holds the settings of an evaluation.
-
-    Attributes:
-      tune: paths of labelled questions to choose the threshold on.
-      threshold: score that links must exceed; None: the best threshold on `tune`, or else the
-        linker's own.
-      metric: F1 that is highest at the threshold chosen on `tune`.
-      floor: lowest score of the links that are made; thresholds above it can be tried without
-        linking again.
-      batch_size: number of questions encoded at a time.
-      on_error: action at a line that cannot be used, "stop" or "skip".
-      speed: whether to link twice more, to measure questions per second.
-    """
-
-    tune: Sequence[str | os.PathLike[str]] = ()
-    threshold: float | None = None
-    metric: Metric = "weak"
-    floor: float = -8.0
-    batch_size: int = 64
-    on_error: str = "stop"
-    speed: bool = True
 
 
 class Outcome(abc.ABC):
@@ -113,8 +89,8 @@ def evaluate(
       options: settings of the evaluation.
 
     Returns:
-      an outcome whose report has the keys of `Evaluation.report`, and questions (counts of each
-      file), floor, tune, machine, speed and peak_memory_bytes.
+      an outcome whose report has the keys of `describe_linker` and `Evaluation.report`, and
+      questions (counts of each file), floor, tune, machine, speed and peak_memory_bytes.
 
     Raises:
       ElqError: a file cannot be used, or the linker's scores are not log-probabilities.
@@ -130,7 +106,7 @@ def evaluate(
     _warn_of_same(options.tune, questions)
     threshold = linker.settings.threshold if options.threshold is None else options.threshold
     floor = min(options.floor, threshold)
-    report: dict[str, Any] = {"questions": files, "floor": floor}
+    report = describe_linker(linker) | {"questions": files, "floor": floor}
     if tune:
         sweep = _predict("tuning", linker, tune, floor, options.batch_size).sweep
         threshold, f1 = sweep.best_threshold(options.metric), float(sweep.f1(options.metric).max())
@@ -153,6 +129,17 @@ def evaluate(
         report["speed"] = measure_speed(linker, texts, threshold, options.batch_size)
     report["peak_memory_bytes"] = peak_memory()
     return Evaluated(report, evaluation, linker.catalogue)
+
+
+def describe_linker(linker: EntityLinker) -> dict[str, Any]:
+    """Returns what a report says of the linker that was measured."""
+    return {
+        "index": linker.index.name,
+        "entities": len(linker.catalogue),
+        "max_mentions": linker.settings.max_mentions,
+        "num_candidates": linker.settings.num_candidates,
+        "dtype": linker.scorer.dtype,
+    }
 
 
 class Evaluated(Outcome):

@@ -10,6 +10,8 @@ import msgspec
 from elq_jax.core.errors import ElqError
 from elq_jax.original.presets import PRESETS
 
+_Path = Annotated[str, msgspec.Meta(min_length=1)]
+
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
@@ -44,21 +46,21 @@ class Conversion:
       output: path of the linker directory to write; must not exist, or be empty.
     """
 
-    checkpoint: str | None = None
-    params: str | None = None
-    entity_checkpoint: str | None = None
-    bert_config: str | None = None
-    entity_bert_config: str | None = None
-    tokenizer: str | None = None
-    catalogue: str | None = None
-    wikidata_ids: str | None = None
-    embeddings: str | None = None
-    token_ids: str | None = None
+    checkpoint: _Path | None = None
+    params: _Path | None = None
+    entity_checkpoint: _Path | None = None
+    bert_config: _Path | None = None
+    entity_bert_config: _Path | None = None
+    tokenizer: _Path | None = None
+    catalogue: _Path | None = None
+    wikidata_ids: _Path | None = None
+    embeddings: _Path | None = None
+    token_ids: _Path | None = None
     storage_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     index: str = "exact"
     preset: Literal[tuple(PRESETS)] = "interactive"
     max_question_tokens: Annotated[int, msgspec.Meta(ge=3)] | None = None
-    output: str | None = None
+    output: _Path | None = None
 
     def check(self) -> None:
         """Raises an ElqError that names what is missing, or cannot stand alone."""

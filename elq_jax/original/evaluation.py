@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from elq_jax.core.errors import ElqError
-from elq_jax.evaluation.evaluate import EVALUATIONS, Options, Outcome, read_files
+from elq_jax.evaluation.evaluate import EVALUATIONS, Outcome, describe_linker, read_files
 from elq_jax.evaluation.matching import Counts, Triple, count_matches
+from elq_jax.evaluation.options import Options
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.scoring import BATCHES_IN_FLIGHT
 from elq_jax.questions.records import Question
@@ -316,4 +317,4 @@ def _read(
     questions, files = read_files(
         linker, paths, options.on_error, trust_rows=True, allow_overlaps=True
     )
-    return questions, {"questions": files}
+    return questions, describe_linker(linker) | {"questions": files}

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 
 from elq_jax.core.errors import ElqError
+from elq_jax.storage.files import user_path
 
 MINILM = "minilm"
 
@@ -68,7 +69,7 @@ def resolve_linker(name_or_path: str | os.PathLike[str]) -> pathlib.Path:
         not in its cache.
     """
     name = os.fspath(name_or_path)
-    folder = pathlib.Path(name).expanduser()
+    folder = user_path(name)
     if folder.exists() or isinstance(name_or_path, os.PathLike):
         return folder
     if "/" in name and _HUB_NAME.fullmatch(name):

@@ -83,6 +83,23 @@ def test_configurations_that_cannot_be_used(arguments, message):
     assert done.stderr == f"error: flag {message}\n--help shows all flags\n"
 
 
+@pytest.mark.parametrize(
+    ("program", "flag", "reason"),
+    [
+        ("link", "--linker=", "'': expected the path of a file or folder"),
+        ("evaluate", "--questions=a.jsonl,", "'': expected the path of a file or folder"),
+        ("build_index", "--embeddings=", "'': expected the path of a file or folder"),
+        ("encode_entities", "--encoder=", "found nothing; give a value, or leave the flag out"),
+        ("convert", "--catalogue=", "found nothing; give a value, or leave the flag out"),
+        ("encode_entities", "--max_tokens=2", "expected `int` >= 3"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(program, flag, reason):
+    done = run("-m", f"elq_jax.{program}", *PROGRAMS.get(program, ()), flag)
+    assert done.returncode == 2
+    assert done.stderr == f"error: flag {flag}: {reason}\n--help shows all flags\n"
+
+
 INTERRUPTED = """
 import runpy, sys
 from elq_jax.core import devices
@@ -116,7 +133,8 @@ def test_interrupted(program, arguments, is_resumable):
 SHOWN = """
 import sys
 from absl import flags
-from elq_jax.cli.run import define_path, define_paths, is_closed, run
+from elq_jax.cli.run import define_path, define_paths, run
+from elq_jax.core.machine import is_closed
 from elq_jax.storage.files import output_file, user_address
 
 PATH = define_path("path", "A path.", default="~/default")

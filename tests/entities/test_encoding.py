@@ -23,6 +23,7 @@ from elq_jax.entities import build
 from elq_jax.entities.build import build_catalogue, open_or_build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.encode import CatalogueEncoder, encode_catalogue, encode_entities
+from elq_jax.entities.settings import EncodingSettings
 from elq_jax.storage.files import folder_lock
 
 ENTITIES = len(arrays("kb")["encoded_first64"])
@@ -226,10 +227,11 @@ class SmallDisk(io.FileIO):
 
 @pytest.mark.parametrize("part", [0, 0.3, 0.9])  # The last is in a shard.
 def test_full_disk(fixtures, tmp_path, monkeypatch, part):
+    twenty = EncodingSettings(shard_rows=20)
     source, output = tmp_path / "entities.jsonl", tmp_path / "out"
     lines = (fixtures / "entity.jsonl").read_text().splitlines(keepends=True)
     source.write_text("".join(lines[:ENTITIES]))
-    encode_entities(tiny_model(), source, tmp_path / "whole", shard_rows=20)
+    encode_entities(tiny_model(), source, tmp_path / "whole", twenty)
     size = sum(path.stat().st_size for path in (tmp_path / "whole").rglob("*") if path.is_file())
     monkeypatch.setattr(SmallDisk, "room", int(part * size))
     with monkeypatch.context() as patch:
@@ -238,9 +240,9 @@ def test_full_disk(fixtures, tmp_path, monkeypatch, part):
             lambda descriptor, mode, **_: io.BufferedWriter(SmallDisk(descriptor, "wb")),
         )
         with pytest.raises(DiskFullError, match="not written, the disk is full; free some space"):
-            encode_entities(tiny_model(), source, output, shard_rows=20)
+            encode_entities(tiny_model(), source, output, twenty)
     assert not [path for path in output.rglob(".*")]
-    encode_entities(tiny_model(), source, output, shard_rows=20)
+    encode_entities(tiny_model(), source, output, twenty)
     assert files(output / "embeddings") == files(tmp_path / "whole" / "embeddings")
 
 

@@ -229,6 +229,8 @@ def test_home_and_hub(folder, tmp_path, monkeypatch):
     assert asked == [("someone/linker", None)]
     with pytest.raises(ElqError, match="linker 'someone/nothing': no such folder here, and it"):
         EntityLinker.from_pretrained("someone/nothing")
+    with pytest.raises(ElqError, match="'': expected the path of a file or folder"):
+        EntityLinker.from_pretrained("")
     for path in ("nothing", tmp_path / "a" / "b", "./a/b", "/no/linker"):
         with pytest.raises(ElqError, match=r"no config\.json here"):
             EntityLinker.from_pretrained(path)

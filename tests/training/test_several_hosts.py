@@ -220,5 +220,7 @@ def test_evaluation(alone, folder):
         reports.append(json.loads((folder / name / "report.json").read_text()))
     varying = {"speed", "peak_memory_bytes", "machine", "curve", "index"}
     assert reports[0].keys() == reports[1].keys()
+    used = [(report["index_asked"], report["index"]) for report in reports]
+    assert used == [("exact", "exact"), ("exact", "sharded")]
     for name in reports[0].keys() - varying:
         assert reports[0][name] == reports[1][name], name

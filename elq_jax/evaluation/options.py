@@ -1,0 +1,49 @@
+"""Settings of an evaluation, from which flags of `evaluate` are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from typing import Literal
+
+from elq_jax.core.errors import ElqError
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Holds the settings of an evaluation.
+
+    Attributes:
+      tune: paths of labelled questions to choose the threshold on.
+      threshold: score that links must exceed; None: the best threshold on `tune`, or else the
+        linker's own.
+      batch_size: number of questions encoded at a time.
+      metric: F1 that is highest at the threshold chosen on --tune.
+      floor: lowest score of the links that are made; thresholds above it can be tried without
+        linking again.
+      on_error: action at a line that cannot be used.
+      speed: whether to link twice more, to measure questions per second.
+
+    Raises:
+      ElqError: two ways to choose the threshold, or a threshold that no score can exceed.
+    """
+
+    tune: Sequence[str | os.PathLike[str]] = ()
+    threshold: float | None = None
+    batch_size: int = 64
+    metric: Literal["weak", "strong"] = "weak"
+    floor: float = -8.0
+    on_error: Literal["stop", "skip"] = "stop"
+    speed: bool = True
+
+    def __post_init__(self):
+        if self.tune and self.threshold is not None:
+            raise ElqError("--tune, --threshold: either of them decides the threshold; give one")
+        for name, score in (("threshold", self.threshold), ("floor", self.floor)):
+            if score is not None and not score < math.inf:
+                raise ElqError(
+                    f"--{name}: {score}; no score exceeds it, so nothing would be linked; give a "
+                    "negative number such as -4.5"
+                )

@@ -1,0 +1,131 @@
+"""Jobs of linking: questions from a file, a list, stdin or a prompt; links to a file or stdout."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+
+from elq_jax.core.errors import ElqError
+from elq_jax.core.machine import is_closed
+from elq_jax.linking.output import check_output
+from elq_jax.questions.rows import open_rows
+
+if TYPE_CHECKING:
+    from elq_jax.linking.linker import EntityLinker
+    from elq_jax.linking.rows import Tally
+
+
+@dataclasses.dataclass(frozen=True)
+class LinkJob:
+    """A job says where questions come from, how they are read, and where their links go.
+
+        job = LinkJob(pathlib.Path("questions.jsonl"), pathlib.Path("links.jsonl"))
+        tally = job.run(lambda: linker)
+
+    Attributes:
+      input: path of a file of questions; None: those that `run` is given, or stdin.
+      output: path of a file for lines of JSON; None: stdout.
+      batch_size: number of questions encoded at a time.
+      input_format: form of the input; auto: by its name, stdin as txt.
+      on_error: action at a line that is no question: stop, or skip it with a report and an output
+        line {"id", "error"}.
+      given_mentions: whether the mentions that lines carry are linked; --nogiven_mentions finds
+        mentions in every line, to try a linker on labelled questions.
+      format: form of the links on stdout; auto: text on a terminal, else lines of JSON.
+      restart: whether to start over instead of resuming what an interrupted run left.
+    """
+
+    input: pathlib.Path | None = None
+    output: pathlib.Path | None = None
+    batch_size: Annotated[int, msgspec.Meta(ge=1)] = 64
+    input_format: Literal["auto", "txt", "jsonl"] = "auto"
+    on_error: Literal["stop", "skip"] = "stop"
+    given_mentions: bool = True
+    format: Literal["auto", "text", "json"] = "auto"
+    restart: bool = False
+
+    def run(
+        self, open_linker: Callable[[], EntityLinker], questions: Sequence[str] = ()
+    ) -> Tally | None:
+        """Links the questions; on a terminal without any, asks for questions until there are none.
+
+        Args:
+          open_linker: function that opens the linker. It is called when the input is known to be
+            readable, since a large linker takes a while.
+          questions: questions to link instead of `input` and stdin.
+
+        Returns:
+          the counts of what was linked; None where questions were asked for.
+
+        Raises:
+          ElqError: settings that exclude each other, an input that cannot be read, an output that
+            cannot be written, a line that is no question (with `on_error` "stop").
+        """
+        source, is_prompt, as_text = self._plan(questions)
+        reading = self.input_format, self.on_error, self.given_mentions
+        with open_rows(source, *reading) as (rows, total):
+            if not questions:
+                check_output(self.output, self.input or sys.stdin.fileno())
+            if total == 0:
+                print(f"{self.input}: no questions in it", file=sys.stderr)
+            linker = open_linker()
+
+            from rich.console import Console
+
+            from elq_jax.linking.rows import link_all
+            from elq_jax.linking.terminal import Session
+
+            console = Console(highlight=False)
+            if is_prompt:
+                Session(linker, console).run()
+                return None
+            return link_all(
+                linker,
+                rows,
+                self.output,
+                total=total,
+                console=console if as_text else None,
+                batch_size=self.batch_size,
+                on_error=self.on_error,
+                restart=self.restart,
+            )
+
+    def _plan(self, questions: Sequence[str]) -> tuple[Any, bool, bool]:
+        """Returns the source of questions, whether they are asked for, whether links are text."""
+        source = questions or self.input or (sys.stdin and sys.stdin.buffer)
+        from_stdin = source is not None and not questions and not self.input
+        is_prompt = from_stdin and sys.stdin.isatty()
+        as_text = self.format == "text"
+        if self.format == "auto":
+            as_text = self.output is None and sys.stdout.isatty()
+        for is_wrong, message in (
+            (
+                self.format == "text" and self.output,
+                "--format=text and --output: files are lines of JSON; give one",
+            ),
+            (
+                questions and self.input,
+                "questions on the command line and --input: give one of them",
+            ),
+            (
+                self.restart and not self.output,
+                "--restart without --output: only a file can be resumed",
+            ),
+            (
+                source is None,
+                "stdin is closed; give questions on the command line, or with --input",
+            ),
+            (
+                not self.output and is_closed(sys.stdout),
+                "stdout is closed; give a file with --output",
+            ),
+            (is_prompt and not as_text, "no questions; type some, or give --input or stdin"),
+        ):
+            if is_wrong:
+                raise ElqError(message)
+        return source, is_prompt, as_text
