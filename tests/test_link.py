@@ -104,7 +104,7 @@ def test_text_that_is_something_else(write):
     """Objects where text was guessed, old Macintosh line ends, UTF-16 with and without a mark."""
     path = write('{"text": "who"}\n', "questions.txt")
     assert [row.text for row in read(path, form="txt")] == ['{"text": "who"}']
-    with open(path, "rb") as source, pytest.raises(ElqError, match="say --input_format=jsonl"):
+    with open(path, "rb") as source, pytest.raises(ElqError, match="give --input_format=jsonl"):
         list(inputs.read_rows(source, path, "txt", is_guess=True))
     for content, message in (
         (b"who is\rwhere is\r", ":1: found a carriage return inside the line"),
@@ -552,7 +552,7 @@ def test_program_says_what_is_wrong(folder, tmp_path, write):
     assert "Traceback" not in errors
     status, _, errors = run("--linker", folder, "--input", tmp_path / "none.txt")
     assert status == 2
-    assert "none.txt: no such file; expected questions" in errors
+    assert "none.txt: no such file; expected a file of questions" in errors
     status, _, errors = run("--linker", folder, "--max-mentions=none", "who wrote dune?")
     assert status == 2
     assert errors.startswith("error: flag --max_mentions=none: invalid literal")

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MentionProblem:
-    """A gold mention that the tokens of its question cannot express.
+    """Describes a gold mention that the tokens of its question cannot express.
 
     Attributes:
       kind: kind of the problem. The mention is left out if it is "misaligned" (a bound lies inside
-        a token), "empty" (without a token), "cut" (beyond the window of the question) or
-        "no_offsets" (character offsets unknown). It stays in the gold if it is "shortened" (cut at
-        its end) or "too_wide" (of more tokens than the model can find).
+        a token), "empty" (no token lies in it), "cut" (it lies beyond the part of the question that
+        is read) or "no_offsets" (its character offsets are unknown). It stays in the gold if it is
+        "shortened" (its end is cut) or "too_wide" (it has more tokens than the model can find).
       question_id: id of the question.
       mention: number of the mention in the question.
       message: description of the problem for a person.
@@ -39,12 +39,12 @@ class MentionProblem:
 
 
 class AlignedMentions(NamedTuple):
-    """Gold mentions as token positions.
+    """Holds gold mentions as token positions.
 
     Attributes:
       bounds: [M, 2] int32, first and last token, both inclusive, [CLS] = 0.
-      rows: [M] int32, rows of the catalogue, -1 = not in there.
-      problems: problems of mentions that are missing from `bounds`, or too wide.
+      rows: [M] int32, rows of the catalogue; -1 for an entity that is not in it.
+      problems: problems of the mentions that are missing from `bounds` or too wide.
     """
 
     bounds: np.ndarray
@@ -58,12 +58,12 @@ def align_mentions(
     """Finds the tokens of each mention from its character offsets, in the order of the question.
 
     A mention is aligned if every token that touches it lies inside it, so blanks at its ends do no
-    harm. Nothing is snapped to the next token: a mention that is not aligned becomes a problem.
+    harm. Bounds are never moved to the next token: a mention that is not aligned is a problem.
 
     Args:
       question: question with character offsets of its mentions.
       encoded: tokens of the question.
-      max_width: number of tokens above which a mention is reported; None: none is.
+      max_width: number of tokens above which a mention is reported; None: no limit.
     """
     starts, ends = encoded.offsets[:, 0], encoded.offsets[:, 1]
     cut_at = math.inf if encoded.truncated_at is None else encoded.truncated_at
@@ -83,9 +83,9 @@ def align_mentions(
         elif mention.end > cut_at:
             report(number, "cut", f"the question is cut at character {cut_at}")
         elif not touching.size:
-            report(number, "empty", "it has no token")
+            report(number, "empty", "no token lies in it")
         elif starts[touching[0]] < mention.start or ends[touching[-1]] > mention.end:
-            report(number, "misaligned", "it begins or ends inside of a token")
+            report(number, "misaligned", "it begins or ends inside a token")
         else:
             bounds.append((touching[0], touching[-1]))
             rows.append(mention.row)
@@ -97,4 +97,4 @@ def align_mentions(
 
 
 def _too_wide(width: int, max_width: int) -> str:
-    return f"its {width} tokens are more than max_mention_width = {max_width}: never found"
+    return f"it has {width} tokens, more than max_mention_width = {max_width}; it is never found"

@@ -1,4 +1,4 @@
-"""Batches of training examples, in an order that a step number decides."""
+"""Makes batches of training examples, in an order that the step number decides."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from elq_jax.text.padding import LENGTH_BUCKETS, bucket, pad_tokens
 
 
 class TrainingBatches:
-    """Batches by step number: `batches[step]` depends on the data, the settings and the step only.
+    """Makes batches by step number: `batches[step]` depends on data, settings and step alone.
 
-    So the step number is the position of a run in its data, and a run that resumes takes the same
-    steps as an unbroken one. Every epoch has its own order, decided by the seed and the epoch.
+    The step number is therefore the position of a run in its data, and a run that resumes takes the
+    same steps as an unbroken one. Every epoch has its own order, decided by the seed and the epoch.
 
     A batch is a dict of the rows of this process:
       input_ids [B, T] int32, mask [B, T] bool: questions, padded;
-      gold_bounds [B, M, 2] int32: first and last token of gold mentions (padding [0, 1]);
-      gold_rows [B, M] int32: their rows of the catalogue (not in there: -1; padding: -1);
+      gold_bounds [B, M, 2] int32: first and last token of gold mentions (padding: [0, 1]);
+      gold_rows [B, M] int32: their rows of the catalogue (-1: not in it, or padding);
       gold_mask [B, M] bool: True = a gold mention;
-      example_mask [B] bool: False = no question (end of an epoch). Its mask is False throughout;
+      example_mask [B] bool: False = no question (end of an epoch), and `mask` is False throughout;
       negative_rows [B, M, N] int32, only if the examples have mined negatives (padding: -1);
       mention_counts [batch_size] int32: gold mentions of each question of the global batch, the
         same in all processes (padding: 0).
@@ -55,7 +55,7 @@ class TrainingBatches:
         """Plans the order; reads no example if `max_mentions` is given.
 
         Args:
-          examples: examples to learn from; with `repeats`, several sets of examples.
+          examples: examples to learn from; with `repeats`, a sequence of sets of examples.
           batch_size: number of examples of a global batch (over all processes).
           seed: seed of the order; 0 <= seed < 2**32.
           shuffle: whether the order is random; otherwise every epoch has the order of `examples`.
@@ -83,12 +83,12 @@ class TrainingBatches:
         *set_seeds, epoch_seed = map(
             int, np.random.SeedSequence(seed).generate_state(len(sets) + 1)
         )
-        for one, repeat, set_seed in zip(sets, repeats, set_seeds, strict=True):
-            dataset = grain.MapDataset.source(one)
+        for example_set, repeat, set_seed in zip(sets, repeats, set_seeds, strict=True):
+            dataset = grain.MapDataset.source(example_set)
             if shuffle:
                 dataset = dataset.shuffle(seed=set_seed)
-            # Cut so that the next epoch begins with a new order of the set.
-            size = max(1, round(repeat * len(one)))
+            # The next epoch begins with a new order of the set, since this one is cut here.
+            size = max(1, round(repeat * len(example_set)))
             datasets.append(dataset.repeat(math.ceil(repeat))[:size])
         dataset = grain.MapDataset.concatenate(datasets)
         if shuffle:
@@ -99,11 +99,11 @@ class TrainingBatches:
         self.steps_per_epoch = rounded(self.examples_per_epoch / batch_size)
         if not self.steps_per_epoch:
             raise ElqError(
-                f"an epoch has {self.examples_per_epoch} examples, less than one batch of "
-                f"{batch_size}; use a smaller batch or drop_last=False"
+                f"batch_size: {batch_size}, but an epoch has only {self.examples_per_epoch} "
+                "examples; give a smaller batch_size, or drop_last=False"
             )
         if max_mentions is None:
-            most = max(int(mention_counts(examples).max()) for examples in sets)
+            most = max(int(mention_counts(example_set).max()) for example_set in sets)
             max_mentions = 1 << max(most - 1, 0).bit_length()
         self.max_mentions = max_mentions
         self._rows = slice(
@@ -143,8 +143,9 @@ class TrainingBatches:
         """Makes this process's rows of a global batch from its examples."""
         length = bucket(max(len(example.ids) for example in examples), self._length_buckets)
         size = self._rows.stop - self._rows.start
-        mine = examples[self._rows]
-        input_ids, mask = pad_tokens([e.ids for e in mine], length, size, self._pad_id)
+        local_examples = examples[self._rows]
+        token_ids = [example.ids for example in local_examples]
+        input_ids, mask = pad_tokens(token_ids, length, size, self._pad_id)
         gold_bounds = np.tile(np.array([0, 1], np.int32), (size, self.max_mentions, 1))
         gold_rows = np.full((size, self.max_mentions), -1, np.int32)
         gold_mask = np.zeros((size, self.max_mentions), bool)
@@ -154,12 +155,12 @@ class TrainingBatches:
         if examples[0].negatives is not None:
             shape = (size, self.max_mentions, examples[0].negatives.shape[1])
             batch["negative_rows"] = np.full(shape, -1, np.int32)
-        for row, example in enumerate(mine):
+        for row, example in enumerate(local_examples):
             mentions = len(example.rows)
             if mentions > self.max_mentions:
                 raise ElqError(
-                    f"an example has {mentions} mentions, more than max_mentions="
-                    f"{self.max_mentions}"
+                    f"max_mentions: {self.max_mentions}, but an example has {mentions} mentions; "
+                    "give at least as many"
                 )
             gold_bounds[row, :mentions] = example.bounds
             gold_rows[row, :mentions] = example.rows
@@ -172,7 +173,7 @@ class TrainingBatches:
             "gold_bounds": gold_bounds,
             "gold_rows": gold_rows,
             "gold_mask": gold_mask,
-            "example_mask": np.arange(size) < len(mine),
+            "example_mask": np.arange(size) < len(local_examples),
             "mention_counts": mention_counts,
         }
 
@@ -186,16 +187,23 @@ def _check_training_arguments(
     process_count: int,
 ) -> None:
     if len(sets) != len(repeats):
-        raise ElqError(f"found {len(sets)} sets of examples and {len(repeats)} repeats")
+        raise ElqError(
+            f"repeats: {len(repeats)} numbers; expected one for each of the {len(sets)} sets of "
+            "examples"
+        )
     if not sets or not all(len(examples) for examples in sets):
-        raise ElqError("found a set without examples; every set to train on needs at least one")
+        raise ElqError("examples: a set without examples; expected at least one in every set")
     if not all(repeat > 0 and math.isfinite(repeat) for repeat in repeats):
-        raise ElqError(f"repeats are {list(repeats)}, expected numbers above 0")
+        raise ElqError(f"repeats: {list(repeats)}; expected finite numbers above 0")
     if not 0 <= seed < 2**32:
-        raise ElqError(f"seed is {seed}, expected 0 to 2**32 - 1")
+        raise ElqError(f"seed: {seed}; expected 0 to 2**32 - 1")
     if not 0 <= process_index < process_count:
-        raise ElqError(f"process_index is {process_index} of {process_count} processes")
+        raise ElqError(
+            f"process_index: {process_index}; expected 0 to {process_count - 1}, since there are "
+            f"{process_count} processes"
+        )
     if batch_size < 1 or batch_size % process_count:
         raise ElqError(
-            f"batch_size is {batch_size}, expected a multiple of the {process_count} processes"
+            f"batch_size: {batch_size}; expected a multiple of the number of processes, "
+            f"{process_count}"
         )

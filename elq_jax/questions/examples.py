@@ -1,4 +1,4 @@
-"""Makes tokenised training examples of labelled questions."""
+"""Makes tokenised training examples from labelled questions."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from elq_jax.core.errors import ElqError
+from elq_jax.questions.align import MentionProblem, _too_wide, align_mentions
+from elq_jax.text.windows import QuestionWindow, question_window
 
 if TYPE_CHECKING:
     from elq_jax.questions.records import Question
     from elq_jax.text.tokenization import EncodedQuestion, Tokenizer
-from elq_jax.questions.align import MentionProblem, _too_wide, align_mentions
-from elq_jax.text.windows import QuestionWindow, question_window
 
 _NO_LIMIT = 2**31
 
-_SHOWN, _KEPT = 5, 100  # problems of each kind
-_QUESTIONS_AT_ONCE = 1024  # given to the tokenizer together, which uses all cores
+_SHOWN, _KEPT = 5, 100  # numbers of problems of each kind
+_QUESTIONS_AT_ONCE = 1024  # tokenised together, on all cores
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingExample:
-    """One question to learn from.
+    """Holds one question to learn from.
 
     Attributes:
       ids: [T] int32, [CLS] ... [SEP], not padded.
       bounds: [M, 2] int32, gold mentions, inclusive.
-      rows: [M] int32, their rows of the catalogue, -1 = not in there.
-      negatives: [M, N] int32, rows of wrong entities mined for each mention (-1: none); None where
-        none were mined. All examples of a run have the same N.
+      rows: [M] int32, their rows of the catalogue; -1 for an entity that is not in it.
+      negatives: [M, N] int32, rows of wrong entities mined for each mention (-1: none); None if
+        nothing was mined. All examples of a run have the same N.
     """
 
     ids: np.ndarray
@@ -44,7 +44,7 @@ class TrainingExample:
 
 @dataclass
 class AlignmentReport:
-    """Counts and examples of problems with the mentions of labelled questions; in bounded memory.
+    """Counts problems with the mentions of labelled questions, and keeps the first of each kind.
 
     Attributes:
       examples: number of examples made.
@@ -85,13 +85,16 @@ class AlignmentReport:
         """Returns a few lines for a person to read."""
         lines = [f"{self.examples:,} examples, {self.mentions:,} mentions"]
         for kind, number in sorted(self.counts.items()):
-            lines.append(f"  {number:,} {kind}:")
+            lines.append(f"  {number:,} {kind.replace('_', ' ')}:")
             messages = [problem.message for problem in self.problems if problem.kind == kind]
             lines += [f"    {message}" for message in messages[:_SHOWN]]
             if number > _SHOWN:
                 lines.append(f"    ... and {number - _SHOWN:,} more")
         if self.num_left_out:
-            lines.append(f"  {self.num_left_out:,} questions left out, no mention could be used")
+            lines.append(
+                f"  {self.num_left_out:,} questions left out, since none of their mentions can be "
+                "used"
+            )
         return "\n".join(lines)
 
 
@@ -101,7 +104,7 @@ def make_examples(
     max_length: int,
     max_mention_width: int | None = None,
 ) -> tuple[list[TrainingExample], AlignmentReport]:
-    """Makes a list of the examples that `iter_examples` yields."""
+    """Makes a list of training examples, and a report; see `iter_examples`."""
     report = AlignmentReport()
     examples = list(iter_examples(questions, tokenizer, max_length, max_mention_width, report))
     return examples, report
@@ -114,21 +117,21 @@ def iter_examples(
     max_mention_width: int | None = None,
     report: AlignmentReport | None = None,
 ) -> Iterator[TrainingExample]:
-    """Tokenizes labelled questions and cuts them to windows around their mentions.
+    """Tokenises labelled questions and cuts them to windows around their mentions.
 
     Token ids in the file of a question replace the tokenizer's. A question is left out if none of
-    its mentions can be used, since it would teach that there is no mention in it.
+    its mentions can be used, since it would teach that it has no mentions.
 
     Args:
-      questions: see `read_questions`; taken a thousand at a time.
+      questions: labelled questions, see `read_questions`; a thousand are held at a time.
       tokenizer: tokenizer of the question encoder.
       max_length: largest T, see `question_window`.
-      max_mention_width: number of tokens above which a mention is reported; only linking is learned
-        from it. None: none is reported.
+      max_mention_width: number of tokens above which a mention is reported, since only linking is
+        learned from it; None: no limit.
       report: report that is filled while examples are made.
 
     Raises:
-      ElqError: token ids that are not of this vocabulary; `max_length` below 3.
+      ElqError: token ids are not of this vocabulary, or `max_length` is below 3.
     """
     report = AlignmentReport() if report is None else report
     questions = iter(questions)
@@ -139,7 +142,7 @@ def iter_examples(
             if question.token_ids is None:
                 token_ids, spans, numbers = _aligned(question, next(encoded), report)
             else:
-                token_ids, spans = _given(question, tokenizer.vocab_size)
+                token_ids, spans = _of_file(question, tokenizer.vocab_size)
                 numbers = list(range(len(question.mentions)))
             window = question_window(
                 token_ids, spans, max_length, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id
@@ -171,14 +174,14 @@ def _aligned(
     return encoded.ids[1:-1], aligned.bounds - [1, 0], numbers
 
 
-def _given(question: Question, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns tokens and spans that the file of a question has."""
+def _of_file(question: Question, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the tokens of a question and the spans of its mentions that are in its file."""
     token_ids = np.array(question.token_ids, np.int32)
     if token_ids.max() >= vocab_size:
         raise ElqError(
             f"question {question.id}: token id {token_ids.max()} in 'tokenized_text_ids', "
-            f"but the vocabulary has {vocab_size}; use the tokenizer the file "
-            "was made with, or remove the tokenized fields"
+            f"but the vocabulary has {vocab_size} tokens; use the tokenizer that the file was made "
+            "with, or remove the tokenized fields from the file"
         )
     return token_ids, np.array(question.token_mentions, np.int64).reshape(-1, 2)
 
@@ -191,14 +194,16 @@ def _window_problems(
     max_length: int,
     max_width: int | None,
 ) -> list[MentionProblem]:
-    kept = dict(zip(window.order.tolist(), window.bounds.tolist(), strict=True))
+    bounds_in_window = dict(zip(window.order.tolist(), window.bounds.tolist(), strict=True))
     problems = []
     for place, number in enumerate(numbers):
         start, end = spans[place].tolist()
-        if place not in kept:
-            kind, reason = "cut", f"it does not fit {max_length} tokens with the ones before it"
-        elif kept[place][1] - kept[place][0] + 1 < end - start:
-            kind, reason = "shortened", f"its {end - start} tokens do not fit {max_length}"
+        first, last = bounds_in_window.get(place, (0, -1))
+        if place not in bounds_in_window:
+            kind = "cut"
+            reason = f"it and the mentions before it do not fit in {max_length} tokens"
+        elif last - first + 1 < end - start:
+            kind, reason = "shortened", f"its {end - start} tokens do not fit in {max_length}"
         elif max_width is not None and end - start > max_width:
             kind, reason = "too_wide", _too_wide(end - start, max_width)
         else:
@@ -209,9 +214,10 @@ def _window_problems(
 
 
 class Examples(Protocol):
-    """Random access to training examples: a list, or something that reads them from disk.
+    """Gives random access to training examples, in a list or on disk.
 
-    Examples on disk also have the attribute `mention_counts` [len], see `mention_counts`.
+    Examples on disk also have an attribute `mention_counts`, [len] int32, so that the function
+    `mention_counts` need not read them.
     """
 
     def __len__(self) -> int: ...
@@ -228,18 +234,18 @@ def mention_counts(examples: Examples) -> np.ndarray:
 
 
 class ExamplesWithNegatives(Sequence[TrainingExample]):
-    """Examples with mined negatives, which are kept in one array beside them.
+    """Puts mined negatives, which are one array, beside examples.
 
     Attributes:
       negatives: [mentions of all examples, N] int32, in the order of the examples.
-      mention_counts: [len] int64, gold mentions of each example.
+      mention_counts: [len] int64, number of gold mentions of each example.
     """
 
     def __init__(self, examples: Examples, negatives: np.ndarray):
-        """Puts examples and negatives together.
+        """Puts examples and negatives [mentions, N] together.
 
         Raises:
-          ElqError: there is not one row of negatives for each mention.
+          ElqError: the negatives are of another number of mentions.
         """
         self._examples, self.negatives = examples, negatives
         self.mention_counts = mention_counts(examples)
@@ -247,8 +253,8 @@ class ExamplesWithNegatives(Sequence[TrainingExample]):
         mentions = int(self.mention_counts.sum())
         if len(negatives) != mentions:
             raise ElqError(
-                f"found negatives for {len(negatives)} mentions, expected {mentions}: they were "
-                "mined for other examples"
+                f"found negatives for {len(negatives)} mentions, expected {mentions}; they were "
+                "mined for other examples: remove the file and mine again"
             )
 
     def __len__(self) -> int:

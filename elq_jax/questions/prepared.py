@@ -1,4 +1,4 @@
-"""A TFDS data set of labelled questions. Importing this module imports tensorflow-datasets."""
+"""Prepares labelled questions as a TFDS data set; imports tensorflow-datasets."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from elq_jax.storage.resume import digest
 
 @dataclasses.dataclass
 class LabelledQuestionsConfig(tfds.core.BuilderConfig):
-    """Sources and settings of a data set.
+    """Holds the sources and settings of a data set.
 
     Attributes:
-      splits: source file by the name of the split.
+      splits: path of the source file for each name of a split.
       catalogue: catalogue in which gold is looked up.
       on_error: action at a row that cannot be used, "stop" or "skip".
       trust_rows: whether rows are taken unchecked, see `iter_questions`.
@@ -45,10 +45,10 @@ class LabelledQuestionsConfig(tfds.core.BuilderConfig):
 
 
 class LabelledQuestions(tfds.core.GeneratorBasedBuilder):
-    """Questions with gold mentions, in the order of their files. Made by `prepare`."""
+    """Holds questions with gold mentions, in the order of their files; `prepare` makes it."""
 
     VERSION = tfds.core.Version("1.0.0")
-    # TFDS 4.9.10 finds this out with importlib_resources, which it does not install.
+    # Without it TFDS 4.9.10 asks importlib_resources, which it does not install.
     code_path = epath.Path(__file__)
     RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (as TFDS declares it)
 
@@ -109,7 +109,7 @@ class LabelledQuestions(tfds.core.GeneratorBasedBuilder):
 
 
 class QuestionSource(Sequence[Question]):
-    """The questions of a prepared split, as a source for grain or a plain sequence.
+    """Gives random access to the questions of a prepared split, also as a source for grain.
 
     Attributes:
       fingerprint: string that identifies the questions and their gold.
@@ -141,12 +141,12 @@ def prepare(
 ) -> LabelledQuestions:
     """Writes labelled questions as a TFDS data set of array_record files; needs no TensorFlow.
 
-    A second call with the same files and the same catalogue opens what the first one wrote. Its
-    name in `data_dir` has a hash of them, so that changed files never meet old records.
+    A second call with the same files and the same catalogue opens what the first one wrote. The
+    folder in `data_dir` is named by a hash of them, so that changed files never meet old records.
 
     Args:
       name: name of the data set, for instance "webqsp".
-      splits: .jsonl or .jsonl.gz file by the name of the split, see `iter_questions`.
+      splits: path of a .jsonl or .jsonl.gz file for each name of a split, see `iter_questions`.
       data_dir: folder that holds prepared data sets.
       catalogue: catalogue in which gold is looked up.
       on_error: action at a row that cannot be used: "stop" or "skip".
@@ -157,21 +157,21 @@ def prepare(
       `builder.reports["train"]` its `ResolutionReport`.
 
     Raises:
-      ElqError, DataError: as `read_questions` does; nothing is left behind then.
+      ElqError: a file or one of its rows cannot be used; nothing is left behind.
     """
     sources = {split: os.fspath(path) for split, path in splits.items()}
-    described = {
+    inputs = {
         "splits": {split: _file_digest(path) for split, path in sorted(sources.items())},
         "catalogue": catalogue.fingerprint if catalogue is not None else None,
         "on_error": on_error,
         "trust_rows": trust_rows,
     }
-    whole = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
     def builder() -> LabelledQuestions:
         config = LabelledQuestionsConfig(
-            name=f"{name}-{whole[:16]}",
-            description=json.dumps(described),
+            name=f"{name}-{fingerprint[:16]}",
+            description=json.dumps(inputs),
             splits=sources,
             catalogue=catalogue,
             on_error=on_error,
@@ -208,7 +208,10 @@ def _quiet() -> Iterator[None]:
 
 def _file_digest(path: str) -> str:
     if os.path.exists(path) and not os.path.isfile(path):
-        raise ElqError(f"{path}: not a file; training reads its files again when it is resumed")
+        raise ElqError(
+            f"{path}: not a regular file; expected one, since training reads it again when it is "
+            "resumed"
+        )
     return digest(path)
 
 

@@ -1,4 +1,4 @@
-"""Reads files of labelled questions, and finds the rows of their gold in the catalogue.
+"""Reads files of labelled questions, and finds their gold entities in the catalogue.
 
 The form of a line is described in `elq_jax.questions.records`. Lines of other forms are recognised
 by a field, see `OTHER_FORMS`.
@@ -17,10 +17,6 @@ from elq_jax.core.errors import DataError, ElqError
 from elq_jax.core.registry import Registry
 from elq_jax.core.strings import check_whole
 from elq_jax.core.typed import convert
-from elq_jax.storage.lines import open_lines, parse_object
-
-if TYPE_CHECKING:
-    from elq_jax.entities.catalogue import Catalogue
 from elq_jax.questions.records import (
     GoldLists,
     LinksRow,
@@ -31,14 +27,18 @@ from elq_jax.questions.records import (
     check_spans,
 )
 from elq_jax.questions.resolve import ResolutionReport, _Parsed, _resolve
+from elq_jax.storage.lines import open_lines, parse_object
 
-_QUESTIONS_PER_LOOKUP = 65536  # one pass over the catalogue's titles for so many questions
+if TYPE_CHECKING:
+    from elq_jax.entities.catalogue import Catalogue
 
-# A form reads (row, question without gold, require_mentions, allow_overlaps), and returns the
-# question with mentions that have no rows yet, and for each mention the row that the file names.
+_QUESTIONS_PER_LOOKUP = 65536  # Each look-up is one pass over the titles of the catalogue.
+
+# A form is a function of (row, question without gold, require_mentions, allow_overlaps). It returns
+# the question with its mentions, which have no rows yet, and the row in the file of each mention.
 RecordForm = Callable[[dict[str, Any], Question, bool, bool], tuple[Question, list[int | None]]]
 RECORD_FORMS: Registry[RecordForm] = Registry("record form", "elq_jax.questions.read")
-# Field that tells a form from the plain one, and the name under which that form is registered.
+# Field by which a form is recognised, and the name under which that form is registered.
 OTHER_FORMS = {"tokenized_text_ids": "elq_jax.original.el4qa:el4qa"}
 
 
@@ -51,10 +51,10 @@ def read_questions(
     trust_rows: bool = False,
     allow_overlaps: bool = False,
 ) -> tuple[list[Question], ResolutionReport]:
-    """Reads a whole file of questions; see `iter_questions`.
+    """Reads a whole file of questions, with a report; see `iter_questions`.
 
     Raises:
-      ElqError: there is no such file, or (labelled) it has no question.
+      ElqError: there is no such file, or (`require_mentions`) it has no question.
       DataError: a row cannot be used and `on_error` is "stop".
     """
     report = ResolutionReport(os.fspath(path))
@@ -84,20 +84,26 @@ def iter_questions(
 ) -> Iterator[Question]:
     """Yields the questions of a file in its order, in bounded memory.
 
-    The entity of a mention is found by its row, unless the catalogue has another title there than
-    the file; else by its Wikidata id; else by its title. `ResolutionReport` counts each way, and
-    near matches. A row of -1 always means "not in the catalogue", since another entity may have
-    the same title.
+    A mention in the file names its entity by row, Wikidata id or title. They are tried in this
+    order, and the first that the catalogue knows decides:
+
+    1. the row, if the title in the file, where there is one, is also the title of that row;
+    2. the Wikidata id;
+    3. the title.
+
+    A row of -1 says that the entity is not in the catalogue; nothing else is tried then, since
+    another entity may have the same title. `ResolutionReport` counts how each entity was found.
 
     Args:
       path: path of a file of JSON lines, gzip or not, or of a pipe.
-      catalogue: catalogue in which gold is looked up; None: rows are not checked.
-      on_error: action at a row that cannot be used: "stop", or "skip" and report it.
-      require_mentions: whether a row without `mentions` is an error; otherwise it is a question
+      catalogue: catalogue in which gold entities are looked up; None: nothing is looked up, and
+        rows are taken as they are.
+      on_error: action at a row that cannot be used: "stop", or "skip" to leave it out and report
+        it.
+      require_mentions: whether a row without mentions is an error; otherwise it is a question
         without gold.
-      trust_rows: whether every row that the catalogue has is taken, whatever the title there (as
-        the original does).
-      allow_overlaps: whether mentions of a question may overlap (as the original allows).
+      trust_rows: whether the titles of rows are not compared (the original does not compare them).
+      allow_overlaps: whether mentions of a question may overlap (the original allows it).
       report: report that is filled while questions are read.
 
     Raises:
@@ -122,9 +128,9 @@ def iter_questions(
                 parsed = []
     yield from _resolve(parsed, catalogue, trust_rows, report)
     if require_mentions and not report.questions:
-        found = f"{len(report.skipped)} rows that cannot be used" if report.skipped else "no rows"
-        shown = "".join(f"\n  {line}" for line in report.skipped[:3])
-        raise DataError(f"found {found}, expected one labelled question a line{shown}", path)
+        rows = f"{len(report.skipped)} rows that cannot be used" if report.skipped else "no rows"
+        reasons = "".join(f"\n  {line}" for line in report.skipped[:3])
+        raise DataError(f"found {rows}, expected a labelled question on each line{reasons}", path)
 
 
 def _parse(
@@ -156,7 +162,7 @@ def _parse_plain(
 ) -> tuple[Question, list[int | None]]:
     has_mentions, has_links = (row.get(name) is not None for name in ("mentions", "links"))
     if has_mentions and has_links:
-        raise ElqError("found both 'mentions' and 'links'; give the gold as one of them")
+        raise ElqError("found both 'mentions' and 'links'; give the gold in one of them")
     if has_links:
         return _parse_links(row, question, allow_overlaps)
     if not has_mentions and not require_mentions:
@@ -187,20 +193,36 @@ def _parse_links(
     return replace(question, mentions=tuple(mentions)), [link.row for link in links]
 
 
-_NEW = ("title", "row")  # the names that are not the former ones
-_NO_GOLD = "missing the gold entities: give 'title', 'wikidata_id' or 'row'"
+_RENAMED = ("title", "row")  # Their former names are "entity" and "label_id".
+_NO_GOLD = "the gold entities are missing; give 'title', 'wikidata_id' or 'row'"
 
 
 def parse_gold(
     row: dict[str, Any], spans: list[Span], parallel_to: str
 ) -> tuple[tuple[Mention, ...], list[int | None]]:
-    """Reads the gold entities of spans from parallel lists: mentions, and their rows if given."""
+    """Reads the gold entities of spans from parallel lists.
+
+    Args:
+      row: JSON line.
+      spans: [start, end) of the mentions.
+      parallel_to: name of the field that holds the spans, for messages.
+
+    Returns:
+      the mentions, which have no rows yet, and the row in the file of each mention.
+
+    Raises:
+      ElqError: there is no such list, or one has another length or values of another type.
+    """
     names = [_former_or_new(row, "row", "label_id"), "wikidata_id"]
     names.append(_former_or_new(row, "title", "entity"))
     present = {name: row[name] for name in names if row.get(name) is not None}
     if "label_id" in row or "entity" in row:
-        # Files of that time may have a title or a row of their own, which is not for mentions.
-        present = {k: v for k, v in present.items() if k not in _NEW or isinstance(v, list)}
+        # In such a file, `title` and `row` may be fields of the question, and then are no lists.
+        present = {
+            name: value
+            for name, value in present.items()
+            if name not in _RENAMED or isinstance(value, list)
+        }
     for name in present:
         check_length(row, name, len(spans), parallel_to)
     if spans and not present:
@@ -251,17 +273,18 @@ def parse_spans(
 def check_length(row: dict[str, Any], name: str, expected: int, parallel_to: str) -> None:
     """Raises an ElqError unless a field is a list as long as the one that it is parallel to."""
     if not isinstance(row[name], list) or len(row[name]) != expected:
-        found = len(row[name]) if isinstance(row[name], list) else type(row[name]).__name__
+        is_list = isinstance(row[name], list)
+        kind = f"a list of {len(row[name])}" if is_list else type(row[name]).__name__
         raise ElqError(
-            f"{name!r}: found {found}, expected a list of {expected}, one for each entry of "
+            f"{name!r}: found {kind}, expected a list of {expected}, one value for each entry of "
             f"{parallel_to!r}"
         )
 
 
 def unexpected(row: dict[str, Any], name: str, expected: str) -> ElqError:
     """Makes the error that says what a field holds and what was expected."""
-    found = f"found {str(row[name])[:60]!r}" if name in row else "missing"
-    return ElqError(f"field {name!r}: {found}, expected {expected}")
+    value = f"found {str(row[name])[:60]!r}" if name in row else "missing"
+    return ElqError(f"field {name!r}: {value}, expected {expected}")
 
 
 def _is_integer(value: Any) -> bool:

@@ -1,17 +1,17 @@
-"""Questions and their gold mentions, and the one form of a JSON line that holds them.
+"""Defines questions with gold mentions, and the one form of a JSON line that holds them.
 
 A line that `elq_jax.link` writes is
 
     {"id": 1, "text": "who wrote dune?", "links": [{"start": 10, "end": 14, "mention": "dune",
      "title": "Dune (novel)", "wikidata_id": "Q190192", "row": 17, "score": -0.21, ...}]}
 
-and is read as a labelled question. The same in less space, as people write it:
+and is read as a labelled question. A shorter form, for people to write, is
 
     {"id": 1, "text": "who wrote dune?", "mentions": [[10, 14]], "title": ["Dune (novel)"]}
 
-with any of `title`, `wikidata_id`, `row` (-1: not in the catalogue), each with one entry for each
-mention. The former names `entity` (title) and `label_id` (row) are read too. Offsets are half-open
-and count characters.
+with any of `title`, `wikidata_id` and `row` (-1: not in the catalogue), which are lists with one
+entry for each mention. The former names `entity` (title) and `label_id` (row) are read too. Offsets
+are half-open and count characters.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ UNKNOWN_OFFSET = -1
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """One gold mention.
+    """Describes one gold mention.
 
     Attributes:
       start: first character in the text of the question (Unicode code points); -1 if unknown,
@@ -52,12 +52,12 @@ class Mention:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question and its gold mentions, in the order of the file.
+    """Holds a question and its gold mentions, in the order of the file.
 
     Attributes:
       id: id in the file, or else the line number.
       text: text of the question.
-      mentions: gold mentions; empty too if the file has no labels.
+      mentions: gold mentions; none if the file has no labels.
       token_ids: WordPiece ids in the EL4QA form, without [CLS] and [SEP], which replace the
         tokenizer's. None in the plain form.
       token_mentions: half-open positions in `token_ids` in the EL4QA form, one pair per mention.
@@ -75,20 +75,20 @@ _Row = Annotated[int, msgspec.Meta(ge=OUT_OF_CATALOGUE, lt=2**31)]
 
 
 class TextRow(msgspec.Struct, frozen=True):
-    """A JSON line with a question and any other fields."""
+    """Describes a JSON line with a question; other fields are ignored."""
 
     text: str
     id: str | int | float | None = None
 
 
 class QuestionRow(TextRow, frozen=True):
-    """A JSON line with a question to be linked; other fields are ignored."""
+    """Describes a JSON line with a question to be linked; other fields are ignored."""
 
     mentions: list[Span] | None = None
 
 
 class LinkRow(msgspec.Struct, frozen=True):
-    """An entry of `links` in a JSON line, read as a gold mention; other fields are ignored."""
+    """Describes an entry of `links` in a JSON line: a gold mention; other fields are ignored."""
 
     start: int
     end: int
@@ -99,13 +99,13 @@ class LinkRow(msgspec.Struct, frozen=True):
 
 
 class LinksRow(msgspec.Struct, frozen=True):
-    """A JSON line with an object for each mention."""
+    """Describes a JSON line with an object for each mention."""
 
     links: list[LinkRow]
 
 
 class GoldLists(msgspec.Struct, frozen=True):
-    """A JSON line with parallel lists: mentions, and their titles, ids or rows."""
+    """Describes a JSON line with parallel lists: titles, Wikidata ids or rows of its mentions."""
 
     title: list[str | None] | None = None
     wikidata_id: list[str | None] | None = None
@@ -117,13 +117,13 @@ class GoldLists(msgspec.Struct, frozen=True):
 def check_spans(
     spans: Sequence[Span], name: str, size: int, unit: str, allow_overlaps: bool = False
 ) -> None:
-    """Checks spans: half-open, not empty, inside [0, size).
+    """Checks that spans are half-open, not empty, and inside [0, size).
 
     Args:
       spans: [start, end) pairs in any order.
       name: name of the field or argument, for messages.
       size: number of characters or tokens that spans lie in.
-      unit: name of what spans count, plural ("characters", "tokens").
+      unit: plural name of what spans count: "characters" or "tokens".
       allow_overlaps: whether spans may overlap.
 
     Raises:
@@ -136,12 +136,12 @@ def check_spans(
         if start < 0 or end > size:
             raise ElqError(f"{place} is out of range: the text has {size} {unit}")
         if start == end:
-            raise ElqError(f"{place} is empty: end is exclusive")
+            raise ElqError(f"{place} is empty: end must be greater than start")
     if allow_overlaps:
         return
     for (first, first_end), (second, second_end) in itertools.pairwise(sorted(spans)):
         if second < first_end:
             raise ElqError(
-                f"{name}: [{first}, {first_end}) and [{second}, {second_end}) overlap; "
-                "mentions of a question must be apart"
+                f"{name}: [{first}, {first_end}) and [{second}, {second_end}) overlap; expected "
+                f"mentions that share no {unit}"
             )

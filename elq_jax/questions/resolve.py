@@ -9,29 +9,30 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from elq_jax.entities.catalogue import Catalogue
 from elq_jax.questions.records import OUT_OF_CATALOGUE, UNKNOWN_OFFSET, Mention, Question
 
-_SHOWN, _KEPT = 5, 1000
-_BESIDE = ("row_refused", "ambiguous_title", "no_offsets")
+if TYPE_CHECKING:
+    from elq_jax.entities.catalogue import Catalogue
+
+_SHOWN, _KEPT = 5, 1000  # numbers of lines
+_OVERLAPPING = ("row_refused", "ambiguous_title", "no_offsets")  # counts of mentions counted before
 
 
 @dataclass
 class ResolutionReport:
-    """Counts of the questions of a file, and of how their gold entities were found.
+    """Counts the questions of a file, and how their gold entities were found.
 
     Attributes:
       path: path of the file.
       questions: number of questions read.
       counts: number of mentions by the way their entity was decided: "row", "wikidata_id",
-        "title"; "wikidata_id_normalised" and "title_normalised" (found only after a URL was cut to
-        its id, or without regard to Unicode normal form, underscores and the case of the first
-        letter); "out_of_catalogue" (the row is -1), "unresolved" (the catalogue has neither id nor
-        title), "unchecked" (there is neither a row nor a catalogue). Three more counts overlap with
-        these: "row_refused" (the row does not exist or has another title, so other fields decided),
-        "ambiguous_title" (several entities have the title: the first was taken) and "no_offsets"
-        (mentions whose character offsets cannot be used).
+        "title"; "wikidata_id_normalised" (a URL was cut to its id); "title_normalised" (Unicode
+        normal form, underscores or the case of the first letter differ); "out_of_catalogue" (the
+        row is -1); "unresolved" (the catalogue has neither the id nor the title); "unchecked"
+        (there is neither a row nor a catalogue). Three more counts overlap with these:
+        "row_refused" (the row does not exist or has another title, so other fields decided);
+        "ambiguous_title" (several entities have the title, and the first was taken); "no_offsets"
+        (the character offsets of the mention cannot be used).
       unresolved: lines about the first thousand unresolved mentions.
       skipped: lines about each row left out (`on_error="skip"`).
     """
@@ -45,7 +46,7 @@ class ResolutionReport:
     @property
     def mentions(self) -> int:
         """Returns the number of gold mentions read."""
-        return self.counts.total() - sum(self.counts[name] for name in _BESIDE)
+        return self.counts.total() - sum(self.counts[name] for name in _OVERLAPPING)
 
     def summary(self) -> str:
         """Returns a few lines for a person to read."""
@@ -67,7 +68,7 @@ class ResolutionReport:
 
 @dataclass(frozen=True, slots=True)
 class _Parsed:
-    """A question whose mentions have no rows yet, and the rows in the file."""
+    """Holds a question whose mentions have no rows yet, and the rows in the file."""
 
     question: Question
     rows: list[int | None]
@@ -81,34 +82,38 @@ def _resolve(
     report: ResolutionReport,
 ) -> Iterator[Question]:
     """Fills in the rows of many questions at once."""
-    given = [
+    gold = [
         (item, mention, -2 if row is None else row)
         for item in parsed
         for mention, row in zip(item.question.mentions, item.rows, strict=True)
     ]
-    labels = np.array([label for _, _, label in given], np.int64)
-    mentions = [mention for _, mention, _ in given]
+    labels = np.array([label for _, _, label in gold], np.int64)
+    mentions = [mention for _, mention, _ in gold]
     rows, how = _rows_of(mentions, labels, catalogue, trust_rows, report)
     report.counts.update(how.tolist())
     report.counts["no_offsets"] += sum(m.start == UNKNOWN_OFFSET for m in mentions)
     report.counts = +report.counts  # drops zeros
     for place in np.flatnonzero(how == "unresolved")[: _KEPT - len(report.unresolved)]:
-        item, mention, label = given[place]
-        text = item.question.text[mention.start : mention.end] if mention.start >= 0 else "?"
-        report.unresolved.append(
-            f"line {item.line_number}, question {item.question.id}, mention {text!r}: title "
-            f"{mention.title!r}, wikidata_id {mention.wikidata_id!r}, row "
-            f"{label if label >= 0 else None}: none is in the catalogue"
-        )
+        report.unresolved.append(_unresolved(*gold[place]))
 
     position = 0
     for item in parsed:
         mentions = item.question.mentions
-        found = rows[position : position + len(mentions)].tolist()
+        pairs = zip(mentions, rows[position : position + len(mentions)].tolist(), strict=True)
         position += len(mentions)
         report.questions += 1
-        filled = (replace(mention, row=row) for mention, row in zip(mentions, found, strict=True))
-        yield replace(item.question, mentions=tuple(filled))
+        resolved = tuple(replace(mention, row=row) for mention, row in pairs)
+        yield replace(item.question, mentions=resolved)
+
+
+def _unresolved(item: _Parsed, mention: Mention, label: int) -> str:
+    """Returns a line about a mention whose entity was not found."""
+    text = item.question.text[mention.start : mention.end] if mention.start >= 0 else "?"
+    names = {"title": mention.title, "wikidata_id": mention.wikidata_id}
+    names["row"] = label if label >= 0 else None
+    values = [f"{name} {value!r}" for name, value in names.items() if value is not None]
+    reason = f"{', '.join(values)}: not in the catalogue" if values else "no entity is named"
+    return f"line {item.line_number}, question {item.question.id}, mention {text!r}: {reason}"
 
 
 def _rows_of(
@@ -118,9 +123,12 @@ def _rows_of(
     trust_rows: bool,
     report: ResolutionReport,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rows [n] int64 of mentions, and how each was found [n]; adds counts to `report`.
+    """Finds the rows of mentions; adds to the counts of `report` that overlap with others.
 
     Exact matches are looked for first, and near matches only for the remaining mentions.
+
+    Returns:
+      the rows [n] int64, and the names [n] of the counts that say how each was found.
     """
     titles = np.array([mention.title for mention in mentions], object)
     wikidata_ids = np.array([mention.wikidata_id for mention in mentions], object)

@@ -1,4 +1,4 @@
-"""Reads unlabelled questions, typed or in files: rows to be linked."""
+"""Reads questions that are to be linked, from files, streams or the command line."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _decode = LineDecoder(QuestionRow)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the input.
+    """Holds one row of the input.
 
     Attributes:
       id: id in the file, or else the number of the line, from 1.
       text: text of the question.
-      error: message about a row that is not a question; None if it is one.
-      spans: half-open character offsets of the mentions in the file; None where the model finds
-        mentions.
+      error: message about a row that cannot be used; None if it can.
+      spans: half-open character offsets of the mentions that the row names; None if the model is to
+        find the mentions.
     """
 
     id: str | int | float
@@ -39,10 +39,10 @@ class Row:
 
 
 def form_of(path: str | os.PathLike[str]) -> Form:
-    """Returns how a file of questions is read, by its name, with .gz or without, in any case.
+    """Returns the form of a file of questions by the end of its name, in upper or lower case.
 
     Raises:
-      ElqError: it ends neither in .txt nor in .jsonl.
+      ElqError: the name ends neither in .txt nor in .jsonl, each with or without .gz.
     """
     name = os.fspath(path).lower().removesuffix(".gz")
     if name.endswith(".txt"):
@@ -50,8 +50,8 @@ def form_of(path: str | os.PathLike[str]) -> Form:
     if name.endswith(".jsonl"):
         return "jsonl"
     raise ElqError(
-        f"{os.fspath(path)}: the name ends in none of .txt, .jsonl, .txt.gz, .jsonl.gz; "
-        "say with --input_format how to read it"
+        f"{os.fspath(path)}: the name ends in none of .txt, .jsonl, .txt.gz, .jsonl.gz; give "
+        "--input_format=txt or --input_format=jsonl"
     )
 
 
@@ -72,15 +72,14 @@ def read_rows(
       form: form of a line. "txt": a question; an empty line is an empty question. "jsonl": an
         object with `text` and, optionally, `id` and `mentions` ([[start, end), ...]); blank lines
         are skipped.
-      on_error: action at a row that is not a question: "stop", or "skip" to yield it with its
-        `error`.
-      is_guess: whether the form is only a guess; text that begins with a JSON object is refused
-        then.
+      on_error: action at a row that cannot be used: "stop", or "skip" to yield it with its `error`.
+      is_guess: whether the form is only a guess; plain text that begins with a JSON object is
+        refused then.
       with_mentions: whether mentions in the file are used; otherwise the model finds mentions, for
         instance to try a linker on labelled questions.
 
     Raises:
-      ElqError: a row is no question (`on_error="stop"`), or the file as a whole cannot be read.
+      ElqError: a row cannot be used (`on_error="stop"`), or the file as a whole cannot be read.
     """
     reader = LineReader(source, name)
     parse = _parse_object if form == "jsonl" else _parse_text
@@ -108,25 +107,26 @@ def open_rows(
       on_error, with_mentions: arguments of `read_rows`.
 
     Yields:
-      the rows, and their number where it is known.
+      the rows, and their number; None if it is not known.
 
     Raises:
-      ElqError: there is no such file, or its name says nothing of its form.
+      ElqError: there is no such file, or its name does not tell its form.
     """
     is_guess = form == "auto"
     options = {"is_guess": is_guess, "with_mentions": with_mentions}
     if isinstance(source, pathlib.Path):
-        known = form_of(source) if is_guess else form
+        form = form_of(source) if is_guess else form
         if not source.exists() or source.is_dir():
-            raise ElqError(f"{source}: no such file; expected questions")
-        total = count_rows(source, known) if source.is_file() else None  # A pipe is read once.
+            problem = "is a folder" if source.is_dir() else "no such file"
+            raise ElqError(f"{source}: {problem}; expected a file of questions")
+        total = count_rows(source, form) if source.is_file() else None  # A pipe is read once.
         with open(source, "rb") as file:
-            yield read_rows(file, source, known, on_error, **options), total
+            yield read_rows(file, source, form, on_error, **options), total
     elif isinstance(source, Sequence):
         yield rows_of_arguments(source), len(source)
     else:
-        known = "txt" if is_guess else form
-        yield read_rows(source, "stdin", known, on_error, **options), None
+        form = "txt" if is_guess else form
+        yield read_rows(source, "stdin", form, on_error, **options), None
 
 
 def count_rows(path: str | os.PathLike[str], form: Form) -> int:
@@ -137,7 +137,11 @@ def count_rows(path: str | os.PathLike[str], form: Form) -> int:
 
 
 def rows_of_arguments(questions: Sequence[str]) -> list[Row]:
-    """Makes rows of questions on the command line; ElqError where one is not UTF-8."""
+    """Makes rows from questions on the command line.
+
+    Raises:
+      ElqError: a question is not UTF-8.
+    """
     for number, question in enumerate(questions, 1):
         if not is_whole(question):
             raise ElqError(f"question {number} on the command line is not UTF-8: {question!r}")
@@ -152,8 +156,11 @@ def _check_not_json(line: bytes, name: str | os.PathLike[str]) -> None:
     except DataError:
         return
     if "text" in fields:
-        message = "found a JSON object with 'text' where plain text is read; say --input_format"
-        raise DataError(f"{message}=jsonl (or =txt, if it is meant as text)", name, 1)
+        message = (
+            "found a JSON object with 'text', but this input is read as plain text; give "
+            "--input_format=jsonl, or --input_format=txt to link the line as it stands"
+        )
+        raise DataError(message, name, 1)
 
 
 def _parse_text(line: bytes, name: str | os.PathLike[str], number: int) -> Row:
@@ -176,13 +183,15 @@ def _parse_object(line: bytes, name: str | os.PathLike[str], number: int) -> Row
 
 
 def _identifier(line: bytes, number: int) -> Any:
-    """Returns the id of a row that cannot be used, if it has one."""
+    """Returns the id of a row that cannot be used, or its number if it has no id."""
     try:
-        found = parse_object(line, "", number).get("id")
+        identifier = parse_object(line, "", number).get("id")
     except DataError:
         return number
-    if isinstance(found, bool) or not isinstance(found, str | int | float) or found == "":
-        return number
-    if isinstance(found, float) and not math.isfinite(found):
-        return number
-    return made_whole(found) if isinstance(found, str) else found
+    if isinstance(identifier, str) and identifier:
+        return made_whole(identifier)
+    if isinstance(identifier, float) and math.isfinite(identifier):
+        return identifier
+    return (
+        identifier if isinstance(identifier, int) and not isinstance(identifier, bool) else number
+    )

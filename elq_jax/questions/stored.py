@@ -1,4 +1,4 @@
-"""Stores tokenised training examples on disk for random access, so millions take no memory."""
+"""Stores tokenised training examples on disk for random access; millions take little memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 _RECORDS, _COUNTS, _REPORT = "examples.array_record", "mention_counts.npy", "report.json"
 _INPUTS = "inputs.json"
-_FORMAT = 1  # of the records, and of how questions become examples
+_FORMAT = 1  # Raised when records, or the way that questions become examples, change.
 
 
 class StoredExamples(Sequence[TrainingExample]):
-    """Examples that `store_examples` wrote, as a plain sequence or a source for grain.
+    """Gives random access to examples that `store_examples` wrote, also as a source for grain.
 
     Attributes:
-      mention_counts: [len] int32, gold mentions of each example; memory-mapped.
+      mention_counts: [len] int32, number of gold mentions of each example; memory-mapped.
       report: report of mentions and questions left out.
     """
 
@@ -70,7 +70,7 @@ def store_examples(
     *,
     source: str,
 ) -> StoredExamples:
-    """Tokenises questions into a folder that appears when it is whole, or opens an earlier one.
+    """Tokenises questions into a folder, which appears when it is whole, or opens an earlier one.
 
     An earlier folder is used if it was made from the same questions by the same tokenizer with the
     same limits, and replaced otherwise. Progress is shown on stderr.
@@ -80,11 +80,12 @@ def store_examples(
       folder: path of the folder.
       tokenizer: tokenizer of the question encoder.
       max_length: largest T.
-      max_mention_width: number of tokens, see `iter_examples`.
+      max_mention_width: number of tokens above which a mention is reported, see `iter_examples`.
       source: fingerprint that identifies the questions.
 
     Raises:
-      ElqError: as `iter_examples` does; `folder` holds something else; the disk is full.
+      ElqError: `folder` holds something else, the disk is full, or a question cannot be used (see
+        `iter_examples`).
     """
     folder = pathlib.Path(folder)
     inputs = {
@@ -116,7 +117,8 @@ def _is_ours(folder: pathlib.Path) -> bool:
     return (folder / _INPUTS).is_file() and (folder / _COUNTS).is_file()
 
 
-def _counted(questions: Sequence[Question], advance) -> Iterator[Question]:
+def _counted(questions: Sequence[Question], advance: Callable[[int], None]) -> Iterator[Question]:
+    """Yields questions, and advances a progress bar by each."""
     for number in range(len(questions)):
         yield questions[number]
         advance(1)

@@ -85,7 +85,7 @@ def test_one_warning_that_names_the_caller(linker):
 def test_given_spans(linker):
     text = TEXTS[3]
     spans = [(20, 23), (10, 24), (0, 6), (3, 9)]
-    with pytest.raises(ElqError, match=r"question 0, mention 3 \[3, 9\) .*inside of a token"):
+    with pytest.raises(ElqError, match=r"question 0, mention 3 \[3, 9\) .*inside a token"):
         linker.disambiguate(text, spans)
     spans = [(10, 24), (0, 6), (7, 10)]  # one with a blank at its end
     spans[2] = (6, 10)
@@ -126,7 +126,7 @@ def test_given_spans(linker):
         ((7, 12.0), r"mention 0: \(7, 12\.0\)"),
         ("ab", "mention 0: 'ab'"),
         (7, "mention 0: 7; expected"),
-        ((3, 4), r"mention 0 \[3, 4\) ' ': it has no token"),
+        ((3, 4), r"mention 0 \[3, 4\) ' ': no token lies in it"),
     ],
 )
 def test_spans_that_cannot_be(linker, span, message):

@@ -95,10 +95,10 @@ def test_aligned_mentions_quote_the_text(tokenizer):
 @pytest.mark.parametrize(
     ("quote", "kind", "reason"),
     [
-        ("wro", "misaligned", "inside of a token"),
-        ("rote dune", "misaligned", "inside of a token"),
-        ("wrote dun", "misaligned", "inside of a token"),
-        ("  ", "empty", "it has no token"),
+        ("wro", "misaligned", "inside a token"),
+        ("rote dune", "misaligned", "inside a token"),
+        ("wrote dun", "misaligned", "inside a token"),
+        ("  ", "empty", "no token lies in it"),
         ("asimov", "cut", "the question is cut at character 16"),
         ("dune  or asimov", "cut", "the question is cut at character 16"),
     ],
@@ -228,7 +228,7 @@ def test_mentions_that_are_too_wide_are_named_and_stay(tokenizer):
         assert example.rows.tolist() == [1, 2]
         [problem] = report.problems
         assert (problem.kind, problem.mention, problem.is_left_out) == ("too_wide", 0, False)
-        assert "its 4 tokens are more than max_mention_width = 3" in problem.message
+        assert "it has 4 tokens, more than max_mention_width = 3" in problem.message
         assert not make_examples([one], tokenizer, 64, 4)[1].problems
     aligned = align_mentions(question, encoded, 3)
     assert aligned.rows.tolist() == [1, 2]
@@ -486,12 +486,12 @@ def test_shapes_are_few():
     ("options", "message"),
     [
         ({"examples": []}, "set without examples"),
-        ({"repeats": [1.0, 1.0]}, "3 sets of examples and 2 repeats"),
-        ({"repeats": [1.0, 0.0, 1.0]}, "expected numbers above 0"),
-        ({"seed": -1}, "seed is -1"),
-        ({"batch_size": 3, "process_count": 2}, "multiple of the 2 processes"),
-        ({"process_index": 2, "process_count": 2}, "process_index is 2 of 2"),
-        ({"batch_size": 4, "drop_last": True}, "3 examples, less than one batch of 4"),
+        ({"repeats": [1.0, 1.0]}, "repeats: 2 numbers; expected one for each of the 3 sets"),
+        ({"repeats": [1.0, 0.0, 1.0]}, "expected finite numbers above 0"),
+        ({"seed": -1}, "seed: -1; expected 0 to"),
+        ({"batch_size": 3, "process_count": 2}, "multiple of the number of processes, 2"),
+        ({"process_index": 2, "process_count": 2}, "process_index: 2; expected 0 to 1"),
+        ({"batch_size": 4, "drop_last": True}, "batch_size: 4, but an epoch has only 3 examples"),
     ],
 )
 def test_wrong_arguments(options, message):
@@ -505,5 +505,5 @@ def test_wrong_arguments(options, message):
 def test_too_many_mentions_for_the_shape():
     crowded = TrainingExample(np.arange(9), np.tile([[1, 2]], (5, 1)), np.arange(5))
     data = TrainingBatches([crowded], batch_size=1, max_mentions=4)
-    with pytest.raises(ElqError, match="5 mentions, more than max_mentions=4"):
+    with pytest.raises(ElqError, match="max_mentions: 4, but an example has 5 mentions"):
         data[0]

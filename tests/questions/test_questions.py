@@ -174,6 +174,8 @@ def test_gold_is_found_in_the_catalogue(write, catalogue, gold, row, how):
     assert len(report.unresolved) == (how == "unresolved")
     if report.unresolved:
         assert "line 1, question a, mention 'dune'" in report.unresolved[0]
+        assert report.unresolved[0].endswith((": not in the catalogue", ": no entity is named"))
+        assert "None" not in report.unresolved[0]
         assert report.unresolved[0] in report.summary()
 
 
@@ -228,10 +230,10 @@ BAD_ROWS = [
     (dune(mentions=[[-1, 3]]), r"\[-1, 3\) is out of range"),
     (dune(mentions=[[3, 3]]), r"\[3, 3\) is empty"),
     (dune(mentions=[[10, 14], [4, 11]], label_id=[0, 0]), r"\[4, 11\) and \[10, 14\) overlap"),
-    (dune(label_id=...), "missing the gold entities: give 'title', 'wikidata_id' or 'row'"),
-    (dune(label_id=[0, 1]), "'label_id': found 2, expected a list of 1"),
+    (dune(label_id=...), "the gold entities are missing; give 'title', 'wikidata_id' or 'row'"),
+    (dune(label_id=[0, 1]), "'label_id': found a list of 2, expected a list of 1"),
     (dune(label_id=0), "'label_id': found int, expected a list of 1"),
-    (dune(entity=[]), "'entity': found 0, expected a list of 1"),
+    (dune(entity=[]), "'entity': found a list of 0, expected a list of 1"),
     (dune(label_id=["0"]), r"'label_id\[0\]': found \"0\", expected an integer or null"),
     (dune(label_id=[-2]), r"'label_id\[0\]': found -2"),
     (dune(label_id=[True]), r"'label_id\[0\]': found true"),
@@ -240,15 +242,15 @@ BAD_ROWS = [
     (linked(start="10"), r"'links\[0\].start': found \"10\", expected an integer"),
     (linked(end=16), r"links\[0\] = \[10, 16\) is out of range"),
     (linked(start=9), r"links\[0\]: 'mention' is 'dune', but the text has ' dune' at \[9, 14\)"),
-    (linked(row=None, title=None, wikidata_id=None), r"links\[0\]: missing the gold"),
+    (linked(row=None, title=None, wikidata_id=None), r"links\[0\]: the gold entities are missing"),
     (linked() | {"mentions": []}, "found both 'mentions' and 'links'"),
     (el4qa(tokenized_text_ids=[]), "field 'tokenized_text_ids'"),
     (el4qa(tokenized_text_ids=["who"]), "field 'tokenized_text_ids'"),
     (el4qa(tokenized_mention_idxs=...), "field 'tokenized_mention_idxs': missing"),
     (el4qa(tokenized_mention_idxs=[[2, 5]]), "out of range: the text has 4 tokens"),
     (el4qa(tokenized_mention_idxs=[[3, 2]]), "reversed"),
-    (el4qa(mentions=[]), "'mentions': found 0, expected a list of 1"),
-    (el4qa(wikidata_id=[]), "'wikidata_id': found 0, expected a list of 1"),
+    (el4qa(mentions=[]), "'mentions': found a list of 0, expected a list of 1"),
+    (el4qa(wikidata_id=[]), "'wikidata_id': found a list of 0, expected a list of 1"),
 ]
 
 
