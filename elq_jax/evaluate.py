@@ -27,7 +27,7 @@ from absl import flags
 from elq_jax.cli.flags import LinkerFlags, SettingsFlags
 from elq_jax.cli.run import define_path, define_paths, run, start_jax
 from elq_jax.evaluation.options import Options
-from elq_jax.storage.files import make_folder
+from elq_jax.storage.files import make_results_folder
 
 _LINKER = LinkerFlags.define()
 _QUESTIONS = define_paths("questions", "Labelled questions, .jsonl or .jsonl.gz", required=True)
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     del arguments
     options = _OPTIONS.value()
     if _OUTPUT.value:  # before hours of work
-        make_folder(_OUTPUT.value)
+        make_results_folder(_OUTPUT.value, ("report.json", "errors.jsonl", "curve.png"))
     start_jax(several_processes=True)
     from rich.console import Console
 
@@ -66,10 +66,12 @@ def main(arguments: list[str]) -> None:
     evaluate = EVALUATIONS.get(name)
     outcome = evaluate(_LINKER.open(devices.all_devices()), _QUESTIONS.value, options)
     outcome.report = _LINKER.asked() | outcome.report
-    if _OUTPUT.value and devices.is_main():
-        outcome.write(_OUTPUT.value)
-        print(f"written: {_OUTPUT.value}", file=sys.stderr)
-    outcome.print(Console(quiet=not devices.is_main()))
+    try:
+        if _OUTPUT.value and devices.is_main():
+            outcome.write(_OUTPUT.value)
+            print(f"written: {_OUTPUT.value}", file=sys.stderr)
+    finally:  # Where the disk is full, the work is not lost.
+        outcome.print(Console(quiet=not devices.is_main()))
 
 
 if __name__ == "__main__":

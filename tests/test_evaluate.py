@@ -21,7 +21,7 @@ from elq_jax.evaluation.matching import Counts, count_matches
 from elq_jax.evaluation.options import Options
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.questions.records import Mention, Question
-from elq_jax.storage.files import write_json
+from elq_jax.storage.files import make_results_folder, write_json
 from elq_jax.storage.lines import read_jsonl
 
 FLOOR = -7.0
@@ -358,6 +358,27 @@ def test_program_with_wrong_arguments(folder, arguments, message):
     assert message in done.stderr
     assert done.stderr.removesuffix("--help shows all flags\n").count("\n") == 1
     assert not done.stdout
+
+
+@pytest.mark.parametrize("name", ["report.json", "errors.jsonl", "curve.png"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to a folder"])
+def test_results_that_could_not_be_written(tmp_path, name, kind):
+    """Known before the work; a pipe that nobody reads was waited for."""
+    names = ("report.json", "errors.jsonl", "curve.png")
+    folder, path = tmp_path / "results", tmp_path / "results" / name
+    make_results_folder(folder, names)
+    for other in names:
+        (folder / other).write_text("of an earlier run")
+    make_results_folder(folder, names)
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("..")
+    with pytest.raises(ElqError, match=rf"{name}: (is a folder|a pipe)"):
+        make_results_folder(folder, names)
 
 
 def test_text_is_tokenised_and_encoded_once(linker, questions, monkeypatch):

@@ -326,7 +326,8 @@ def test_rows_that_carry_mentions(linker, write, tmp_path):
         {"text": "paris in ohio"},
     ]
     rows = read(write("".join(json.dumps(line) + "\n" for line in lines)))
-    with pytest.raises(ElqError, match=r"question d, mention 0 \[1, 5\) 'aris': it begins or ends"):
+    message = r"questions.jsonl:4: question d, mention 0 \[1, 5\) 'aris': it begins or ends"
+    with pytest.raises(ElqError, match=message):
         batch.link_rows(linker, rows)
     linked = batch.link_rows(linker, rows, 2, "skip")
     assert [result.row.id for result in linked] == [1, "b", "c", "d", 5]

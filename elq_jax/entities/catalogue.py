@@ -20,7 +20,8 @@ from elq_jax.core.strings import is_whole
 from elq_jax.entities.names import normal_titles, normal_wikidata_id
 from elq_jax.storage.files import atomic_write, check_not_a_pointer
 
-_FORMAT = b"elq_jax catalogue 1"
+_FORMAT = b"elq_jax catalogue 2"
+_WITHOUT_CHECKSUM = b"elq_jax catalogue 1"  # older, in which there may be none
 _HOW_TO = "give a catalogue.arrow made by `python -m elq_jax.encode_entities`"
 
 SCHEMA = pa.schema(
@@ -101,7 +102,8 @@ class Catalogue:
             with open(path, "rb") as file:
                 content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             reader = pa.ipc.open_file(pa.py_buffer(content))
-            if (reader.schema.metadata or {}).get(b"format") != _FORMAT:
+            found = (reader.schema.metadata or {}).get(b"format")
+            if found not in (_FORMAT, _WITHOUT_CHECKSUM):
                 raise ElqError(f"{path}: an Arrow file, but not a catalogue; {_HOW_TO}")
             if not reader.schema.equals(SCHEMA):
                 raise ElqError(f"{path}: a catalogue with other columns than it should; {_HOW_TO}")
@@ -109,6 +111,8 @@ class Catalogue:
             for batch in batches:
                 batch.validate()
             _, summary = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
+            if found == _FORMAT and not {b"sha256", b"bytes"} <= {*(summary or {})}:
+                raise DataError("its checksum is missing; copy it again, or build it again", path)
             catalogue = cls(batches, summary or {}, path)
         except (pa.ArrowException, OSError, ValueError, KeyError, IndexError) as error:
             if isinstance(error, ElqError):

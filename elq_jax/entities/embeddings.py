@@ -4,8 +4,8 @@ A folder holds `embeddings.json` (written before the first shard and never chang
 `shard-00000-of-00022.npy`, ... Each shard appears under its name only when it is whole, so the set
 of existing files is the only progress record: a killed writer resumes with the missing shards,
 and several hosts can write disjoint shards of one folder. `digest-00000-of-00022.sha256`, written
-before its shard, has the shard's checksum (`sha256sum --check` reads it); folders of older versions
-have none.
+before its shard, has the shard's checksum (`sha256sum --check` reads it). Folders of format version
+1 may have none; in those of version 2 a shard without one is an error.
 
 | dtype    | a shard's .npy                 | read back as                                    |
 | -------- | ------------------------------ | ----------------------------------------------- |
@@ -39,7 +39,8 @@ from elq_jax.storage.files import (
 )
 from elq_jax.storage.resume import ResumeRecord
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_WITHOUT_CHECKSUMS = 1  # older version, whose shards may have none
 _DESCRIPTION = "embeddings.json"
 _AGAIN = "copy the folder again, or remove it and run encode_entities again"
 DTYPES = ("float32", "bfloat16", "int8")
@@ -143,7 +144,7 @@ class _Layout:
                 "give the folder that encode_entities wrote"
             )
         content = read_json(path, dict[str, Any], _AGAIN)
-        if content.get("format_version") != FORMAT_VERSION:
+        if content.get("format_version") not in (FORMAT_VERSION, _WITHOUT_CHECKSUMS):
             raise ElqError(
                 f"{path}: format version {content.get('format_version')!r}, this program reads "
                 f"{FORMAT_VERSION}; {_AGAIN}"
@@ -209,6 +210,10 @@ class EmbeddingsWriter:
         folder = pathlib.Path(folder)
         make_folder(folder)
         record = ResumeRecord(folder / _DESCRIPTION, msgspec.to_builtins(description))
+        recorded = record.read() or {}
+        if recorded.get("format_version") == _WITHOUT_CHECKSUMS:  # begun by an older version
+            description = msgspec.structs.replace(description, format_version=_WITHOUT_CHECKSUMS)
+            record = ResumeRecord(record.path, msgspec.to_builtins(description))
         if not record.check():
             if any(folder.glob("shard-*.npy")):
                 raise ElqError(
@@ -342,23 +347,26 @@ class Embeddings:
         """Compares all shards with their checksums.
 
         Returns:
-          names of the shards that have none, as in folders of older versions.
+          names of the shards that have none, as in folders of format version 1.
 
         Raises:
-          DataError: a shard is damaged.
+          DataError: a shard is damaged, or has no checksum in a folder of version 2.
         """
         layout, without = self._layout, []
         for shard in range(layout.num_shards):
             path = layout.path(shard)
-            if not os.path.lexists(layout.path(shard, "digest")):
+            digest_path = layout.path(shard, "digest")
+            if not os.path.lexists(digest_path):
+                if layout.description.format_version != _WITHOUT_CHECKSUMS:
+                    raise DataError(f"missing: the checksum of {path.name}; {_AGAIN}", digest_path)
                 without.append(path.name)
                 continue
-            digests = read_digests(layout.path(shard, "digest"), _AGAIN)
+            digests = read_digests(digest_path, _AGAIN)
             kinds = ("shard", "scale") if layout.dtype == "int8" else ("shard",)
             names = {layout.path(shard, kind).name for kind in kinds}
             if digests.keys() != names:
                 message = f"checksums of {sorted(digests)}; expected of {sorted(names)}; {_AGAIN}"
-                raise DataError(message, layout.path(shard, "digest"))
+                raise DataError(message, digest_path)
             for name, expected in digests.items():
                 check_digest(layout.folder / name, expected, _AGAIN)
         return without

@@ -20,8 +20,9 @@ from elq_jax.linking.linker import EntityLinker
 from elq_jax.questions.align import align_mentions
 from elq_jax.questions.read import read_questions
 from elq_jax.retrieval import measure
-from elq_jax.retrieval.base import INDEXES
+from elq_jax.retrieval.base import INDEXES, is_saved
 from elq_jax.storage import layout
+from elq_jax.storage.files import check_replaceable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,8 @@ def build_and_compare(
     """
     queries = queries or Queries()
     source, output = _places(index, linker, embeddings, output)
+    if output is not None:  # before an hour of building
+        check_replaceable(pathlib.Path(output), "an index", is_saved)
     vectors = Embeddings.open(source)
     drawn, origin = _draw(queries, vectors, linker)
     about = {"embeddings": str(source), "queries": origin, "machine": describe_machine()}

@@ -87,9 +87,10 @@ def _with_checked_spans(linker: EntityLinker, rows: Sequence[Row], on_error: OnE
             try:
                 arguments.token_bounds([row.text], [row.spans], linker.encode([row.text]), [row.id])
             except ElqError as error:
+                message = f"{row.place}: {error}" if row.place else str(error)
                 if on_error == "stop":
-                    raise
-                row = Row(row.id, error=str(error))
+                    raise ElqError(message) from error
+                row = Row(row.id, error=message)
         checked.append(row)
     return checked
 

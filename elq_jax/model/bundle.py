@@ -25,12 +25,13 @@ from elq_jax.model.huggingface import load_bert_checkpoint
 from elq_jax.storage.checksums import Sha256, are_cheap, check_digest, read_json
 from elq_jax.storage.files import check_not_a_pointer, make_folder, write_json
 from elq_jax.storage.hub import resolve_encoder
-from elq_jax.storage.layout import CONFIG, PARAMETERS, TOKENIZER
+from elq_jax.storage.layout import CONFIG, ORIGINAL_PARAMETERS, PARAMETERS, TOKENIZER
 from elq_jax.storage.resume import digest
 from elq_jax.storage.safetensors_files import write_safetensors
 from elq_jax.text.tokenization import Tokenizer
 
-FORMAT = "elq_jax linker, version 1"
+FORMAT = "elq_jax linker, version 2"
+_WITHOUT_CHECKSUMS = "elq_jax linker, version 1"  # older, in which they may be missing
 PARTS = ("question", "entity")
 
 
@@ -125,7 +126,10 @@ class Model:
         return cls(described.model, params, tokenizer, described.entity_encoder)
 
     def save(
-        self, folder: str | os.PathLike[str], linking: Mapping[str, Any] | None = None
+        self,
+        folder: str | os.PathLike[str],
+        linking: Mapping[str, Any] | None = None,
+        other_digests: Mapping[str, str] | None = None,
     ) -> None:
         """Writes config.json, model.safetensors and tokenizer.json.
 
@@ -134,6 +138,7 @@ class Model:
         Args:
           folder: path of the folder, which is made if it does not exist.
           linking: defaults of `EntityLinker` (threshold and so on).
+          other_digests: SHA-256 of further files in the folder, by name.
         """
         folder = pathlib.Path(folder)
         make_folder(folder)
@@ -144,6 +149,7 @@ class Model:
             folder / PARAMETERS, shapes, lambda name: jax.device_get(flat[name])
         )
         digests = {PARAMETERS: parameters, TOKENIZER: digest(folder / TOKENIZER)}
+        digests |= other_digests or {}
         Description(self.config, linking or {}, self.entity_fingerprint, digests).write(folder)
 
     def replace(self, **changes: Any) -> Model:
@@ -244,7 +250,8 @@ class Description:
       model: description of what the model computes.
       linking: defaults of `EntityLinker`.
       entity_encoder: fingerprint of the entity encoder; "" where it is not recorded.
-      sha256: checksums of model.safetensors and tokenizer.json; None in folders of older versions.
+      sha256: checksums of model.safetensors, tokenizer.json and, if it is there,
+        original.safetensors; None in folders of version 1, which may have none.
     """
 
     model: ElqConfig
@@ -255,7 +262,7 @@ class Description:
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Writes config.json."""
         settings = {
-            "format": FORMAT,
+            "format": _WITHOUT_CHECKSUMS if self.sha256 is None else FORMAT,
             "model": self.model.to_dict(),
             "entity_encoder": self.entity_encoder,
             "linking": dict(self.linking),
@@ -265,7 +272,7 @@ class Description:
         write_json(pathlib.Path(folder) / CONFIG, settings)
 
     def check_files(self, folder: str | os.PathLike[str], cheap_only: bool = False) -> bool:
-        """Compares model.safetensors and tokenizer.json with their checksums.
+        """Compares the files that have checksums with them.
 
         Args:
           folder: linker directory.
@@ -275,10 +282,14 @@ class Description:
           whether the files were compared.
 
         Raises:
-          DataError: a file is missing or damaged.
+          DataError: a file is missing or damaged, or original.safetensors has no checksum.
         """
         if self.sha256 is None:
             return False
+        path = pathlib.Path(folder) / ORIGINAL_PARAMETERS
+        if ORIGINAL_PARAMETERS not in self.sha256 and os.path.lexists(path):
+            message = f'"sha256" in {CONFIG} has no checksum of it; convert again, or remove it'
+            raise DataError(message, path)
         paths = {name: pathlib.Path(folder) / name for name in self.sha256}
         if cheap_only and not are_cheap(path for path in paths.values() if path.exists()):
             return False
@@ -304,16 +315,14 @@ def read_description(folder: str | os.PathLike[str]) -> Description:
         raise ElqError(f"{folder}: no config.json here; expected a linker directory")
     advice = "not the configuration of a linker; expected one that train wrote"
     content = read_json(path, dict[str, Any], advice)
-    if content.get("format") != FORMAT:
+    if content.get("format") not in (FORMAT, _WITHOUT_CHECKSUMS):
         _check_is_no_workdir(path.parent, content)
         found = content.get("format")
         expected = f"expected {FORMAT!r}, as train and save_pretrained write it"
         raise DataError(f'"format" is {found!r}; {expected}', path)
-    file = read_json(path, _ConfigFile, advice)
-    if file.sha256 is not msgspec.UNSET and file.sha256.keys() != {PARAMETERS, TOKENIZER}:
-        found = ", ".join(sorted(file.sha256)) or "nothing"
-        message = f'"sha256" is of {found}; expected {PARAMETERS} and {TOKENIZER}; copy it again'
-        raise DataError(message, path)
+    may_lack = content["format"] == _WITHOUT_CHECKSUMS
+    file = read_json(path, _ConfigFile if may_lack else _ConfigFileWithChecksums, advice)
+    _check_names_of_digests(file.sha256, path)
     try:
         config = ElqConfig.from_dict(file.model)
     except ValueError as error:
@@ -334,14 +343,32 @@ def _check_is_no_workdir(folder: pathlib.Path, content: Mapping[str, Any]) -> No
         )
 
 
-class _ConfigFile(msgspec.Struct):
-    """The fields of the file config.json."""
+class _ConfigFile(msgspec.Struct, kw_only=True):
+    """The fields of the file config.json of version 1."""
 
     format: str
     model: dict[str, Any]
     linking: dict[str, Any]
     entity_encoder: str = ""
     sha256: dict[str, Sha256] | msgspec.UnsetType = msgspec.UNSET
+
+
+class _ConfigFileWithChecksums(_ConfigFile, kw_only=True):
+    """The fields of the file config.json of version 2."""
+
+    entity_encoder: str
+    sha256: dict[str, Sha256]
+
+
+def _check_names_of_digests(
+    digests: Mapping[str, str] | msgspec.UnsetType, path: pathlib.Path
+) -> None:
+    """Raises a DataError unless config.json has checksums of the files that it should have."""
+    needed = {PARAMETERS, TOKENIZER}
+    if digests is not msgspec.UNSET and digests.keys() - {ORIGINAL_PARAMETERS} != needed:
+        found = ", ".join(sorted(digests)) or "nothing"
+        message = f'"sha256" is of {found}; expected {PARAMETERS} and {TOKENIZER}; copy it again'
+        raise DataError(message, path)
 
 
 def _read_params(path: pathlib.Path, parts: Sequence[str]) -> dict[tuple[str, ...], np.ndarray]:

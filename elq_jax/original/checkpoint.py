@@ -31,11 +31,13 @@ from elq_jax.model.elq import (
 )
 from elq_jax.original.names import params_from_state_dict, tensor_names
 from elq_jax.original.torch_files import StoredTensor, open_torch_file, write_torch_file
-from elq_jax.storage.files import atomic_write, is_stream
+from elq_jax.storage import layout
+from elq_jax.storage.files import atomic_write, is_stream, make_folder
+from elq_jax.storage.resume import digest
 from elq_jax.text.tokenization import Tokenizer
 
 _MENTION_HEADS = {"qa_linear": "linear", "qa_mlp": "mlp", "qa": "mlp"}
-_UNUSED = "original.safetensors"
+_UNUSED = layout.ORIGINAL_PARAMETERS
 _SIZES = {"base": (12, 768), "large": (24, 1024)}  # layers, width
 _VOCABULARIES = {True: 30522, False: 28996}  # uncased or not
 _GOOGLE_LAYERS, _GOOGLE_WIDTHS = (2, 4, 6, 8, 10, 12), (128, 256, 512, 768)
@@ -401,15 +403,18 @@ def save_model(
     Tensors stay in their files and are copied one by one. Besides what every linker has,
     original.safetensors keeps what only `state_dict` needs.
     """
-    Model(model.config, model.params, tokenizer).save(folder, linking)
+    folder = pathlib.Path(folder)
     unused = {
         name: np.array(model.tensors[name].map(), np.float32, order="C")
         for name in _unused_shapes(model.config)
         if name in model.tensors
     }
     metadata = {"parameters": json.dumps(model.parameters)}
-    with atomic_write(pathlib.Path(folder) / _UNUSED) as file:
+    make_folder(folder)
+    with atomic_write(folder / _UNUSED) as file:
         file.write(safetensors.numpy.save(unused, metadata))
+    saved = Model(model.config, model.params, tokenizer)
+    saved.save(folder, linking, {_UNUSED: digest(folder / _UNUSED)})
 
 
 def write_original(

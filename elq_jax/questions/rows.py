@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, Literal
 
 from elq_jax.core.errors import DataError, ElqError
@@ -30,12 +30,14 @@ class Row:
       error: message about a row that cannot be used; None if it can.
       spans: half-open character offsets of the mentions that the row names; None if the model is to
         find the mentions.
+      place: name of the file and number of the line, for messages; "" where there is none.
     """
 
     id: str | int | float
     text: str = ""
     error: str | None = None
     spans: tuple[tuple[int, int], ...] | None = None
+    place: str = field(default="", compare=False)
 
 
 def form_of(path: str | os.PathLike[str]) -> Form:
@@ -179,7 +181,8 @@ def _parse_object(line: bytes, name: str | os.PathLike[str], number: int) -> Row
         return Row(_identifier(line, number), error=str(error))
     except ElqError as error:
         return Row(_identifier(line, number), error=str(DataError(str(error), name, number)))
-    return Row(number if record.id in (None, "") else record.id, record.text, spans=spans)
+    identifier = number if record.id in (None, "") else record.id
+    return Row(identifier, record.text, spans=spans, place=f"{os.fspath(name)}:{number}")
 
 
 def _identifier(line: bytes, number: int) -> Any:

@@ -341,8 +341,16 @@ def fingerprint(embeddings: Embeddings | np.ndarray) -> str:
 
 
 def _files(folder: pathlib.Path) -> list[str]:
-    """Lists the files of a saved index except description and report, by path in the folder."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    """Lists the files of a saved index except description and report, by path in the folder.
+
+    Raises:
+      ElqError: a folder in it is a symbolic link, whose files would not be seen.
+    """
+    everything = list(folder.rglob("*"))
+    for path in everything:
+        if path.is_symlink() and not path.is_file():
+            raise ElqError(f"{path}: a symbolic link, expected a file or folder; {_AGAIN}")
+    paths = (path.relative_to(folder) for path in everything if path.is_file())
     own = (path for path in paths if not any(part.startswith(".") for part in path.parts))
     return sorted({path.as_posix() for path in own} - {DESCRIPTION, REPORT})
 

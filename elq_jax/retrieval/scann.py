@@ -21,22 +21,38 @@ import itertools
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 
-from elq_jax.core.errors import ElqError
+from elq_jax.core.errors import DataError, ElqError
 from elq_jax.core.settings import check_settings
 from elq_jax.entities.embeddings import Embeddings, Shard, checked_shards
-from elq_jax.retrieval.base import INDEXES, Index, UnavailableError
+from elq_jax.retrieval.base import DESCRIPTION, INDEXES, REPORT, Index, UnavailableError
 from elq_jax.storage.progress import progress
 
 if TYPE_CHECKING:
     import jax
 
 _PART_BYTES = 1 << 30  # of float32 vectors
+_AGAIN = "build it again: python -m elq_jax.build_index"
+# Files of ScaNN's that `write` makes, and the axes of those that are arrays.
+_ASSETS = "scann_assets.pbtxt"  # the list of the others
+_FILES = (
+    *("scann_config.pb", "ah_codebook.pb", "serialized_partitioner.pb"),
+    "dp_norms.npy",  # empty for inner products
+)
+_ARRAYS = {
+    "dataset.npy": ("rows", "width"),
+    "bfloat16_dataset.npy": ("rows", "width"),
+    "int8_dataset.npy": ("rows", "width"),
+    "int8_multipliers.npy": ("width",),
+    "hashed_dataset.npy": ("rows", "codes"),
+    "datapoint_to_token.npy": ("rows",),
+}
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -168,23 +184,25 @@ class ScannIndex(Index):
         """Opens ScaNN's files.
 
         Raises:
-          ElqError: ScaNN refuses them.
+          ElqError: ScaNN refuses them, or they are not what `write` makes of so many rows.
           UnavailableError: ScaNN is not installed.
         """
         load = _import_scann().scann_ops_pybind.load_searcher
         places = sorted(path for path in folder.glob("part-*") if path.is_dir()) or [folder]
+        rows, width = embeddings.shape
+        bounds = _part_bounds(rows, len(places))
+        codes = -(-width // settings.dimensions_per_block)
         parts = []
         try:
-            for place in places:
+            for place, (start, stop) in zip(places, itertools.pairwise(bounds), strict=True):
+                _check_part(place, {"rows": stop - start, "width": width, "codes": codes})
                 with _quiet(), _encodable(place) as path:
                     parts.append(load(path))
-        except (RuntimeError, ValueError) as error:
-            raise ElqError(
-                f"{folder}: ScaNN cannot open it ({error}); build it again: "
-                "python -m elq_jax.build_index"
-            ) from error
-        searcher = _joined(parts, _part_bounds(len(embeddings), len(parts)))
-        return cls(embeddings, settings, searcher)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if isinstance(error, ElqError):
+                raise
+            raise ElqError(f"{folder}: ScaNN cannot open it ({error}); {_AGAIN}") from error
+        return cls(embeddings, settings, _joined(parts, bounds))
 
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Finds k rows of each query; where the leaves hold fewer, more leaves are searched.
@@ -220,6 +238,37 @@ class ScannIndex(Index):
             **options,
         )
         return scores, rows.astype(np.int32)
+
+
+def _check_part(folder: pathlib.Path, sizes: Mapping[str, int]) -> None:
+    """Checks files before ScaNN reads them: it unpickles `scann_docids.pkl` and trusts all sizes.
+
+    Args:
+      folder: folder of one part.
+      sizes: number of its entities, of dimensions and of codes of a vector.
+
+    Raises:
+      DataError: a file that `write` makes none of, an array of another shape, or a list of files
+        that names one outside of the folder.
+    """
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    names -= {DESCRIPTION, REPORT, *(name for name in names if (folder / name).is_dir())}
+    if unknown := sorted(names - {_ASSETS, *_FILES, *_ARRAYS}):
+        raise DataError(f"no file of a ScaNN index; remove it, or {_AGAIN}", folder / unknown[0])
+    if _ASSETS not in names:
+        raise DataError(f"missing; {_AGAIN}", folder / _ASSETS)
+    assets = (folder / _ASSETS).read_text(encoding="utf-8", errors="replace")
+    entries = re.sub(r'assets \{\s+asset_type: \w+\s+asset_path: "([^"\\]*)"\s+\}', r"\1", assets)
+    if outside := [name for name in entries.split() if name not in names]:
+        raise DataError(f"names {outside[0]!r}, which is not beside it; {_AGAIN}", folder / _ASSETS)
+    for name in sorted(names & _ARRAYS.keys()):
+        try:
+            shape = np.load(folder / name, mmap_mode="r", allow_pickle=False).shape
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"damaged ({error}); {_AGAIN}", folder / name) from error
+        expected = tuple(sizes[axis] for axis in _ARRAYS[name])
+        if shape != expected:
+            raise DataError(f"of shape {shape}, expected {expected}; {_AGAIN}", folder / name)
 
 
 class _Parts:

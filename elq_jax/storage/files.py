@@ -15,7 +15,7 @@ import stat
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 import numpy as np
@@ -173,6 +173,26 @@ def make_folder(folder: str | os.PathLike[str]) -> None:
             f"{os.fspath(folder)}: {found} is not a folder; give the name of a folder, which is "
             "made if it is not there"
         ) from error
+
+
+def make_results_folder(folder: str | os.PathLike[str], names: Iterable[str]) -> None:
+    """Makes a folder and checks, before work begins, that files can be written there.
+
+    Args:
+      folder: path of a folder, made if it is not there.
+      names: names of the files, which may exist as files.
+
+    Raises:
+      ElqError: the folder is a file or cannot be written to, or one of these names is that of a
+        folder, a pipe, a device, or a link to one of those.
+    """
+    make_folder(folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ElqError(f"{os.fspath(folder)}: cannot be written to; give another folder")
+    for name in names:
+        path = os.path.join(folder, name)
+        if is_stream(path):
+            raise ElqError(f"{path}: a pipe or device, expected a file or nothing; remove it")
 
 
 @contextlib.contextmanager

@@ -68,6 +68,12 @@ class Workdir:
                     self._files.get_file(source, os.fspath(partial))
                     partial.replace(target)
 
+    def has(self, pattern: str) -> bool:
+        """Returns whether a file or folder is there, here or at the address: "joint/best"."""
+        if any(self.path.glob(pattern)):
+            return True
+        return self.is_remote and bool(self._files.glob(f"{self._root}/{pattern}"))
+
     def exchange(self, name: str) -> None:
         """Copies each process's files of a folder to the address, and from there to all others."""
         self.publish(name, again=False)

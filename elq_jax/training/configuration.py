@@ -22,6 +22,7 @@ from elq_jax.losses import LINKING_LOSSES, create_linking_loss
 from elq_jax.model.elq import ElqConfig
 from elq_jax.storage.files import user_path
 from elq_jax.storage.hub import encoder_files
+from elq_jax.storage.remote import Workdir
 from elq_jax.storage.resume import ResumeRecord
 from elq_jax.training.optimizer import create_learning_rate_schedule, recipe_of
 from elq_jax.training.stages import STAGES
@@ -62,6 +63,10 @@ _SECTIONS = {
 # Sections that may also hold fields of a dataclass.
 _FIELDS = {"model": ElqConfig, "linking": LinkingSettings}
 _RENAMED = {"encode.table_dtype": "encode.storage_dtype"}
+_RENAMED_VALUES = {
+    "linking_loss": {"hard_negatives_bce": "elq_jax.original.loss:hard_negatives_bce"},
+    "recipe": {"original": "elq_jax.original.recipe:original"},
+}
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -132,6 +137,7 @@ def optional_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     Raises:
       ElqError: there is no such loss or recipe.
     """
+    _check_values_of_before(config)
     settings: dict[str, Any] = {"model.symbols_apart": True}  # Of `Model.from_encoders`.
     fields = _FIELDS | _loss_fields(config) | _recipe_fields(config)
     for section, cls in fields.items():
@@ -147,6 +153,17 @@ def optional_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
                 default = config_dict.placeholder(kind)
             settings[f"{section}.{field.name}"] = default
     return settings
+
+
+def _check_values_of_before(config: ml_collections.ConfigDict) -> None:
+    """Raises an ElqError where a loss or a recipe is given by the name that it had before."""
+    values = {f"{stage.name}.linking_loss": config.get(stage.name, {}) for stage in STAGES}
+    for name, section in (values | {"recipe": config}).items():
+        last = name.rpartition(".")[2]
+        value = section.get(last) if hasattr(section, "get") else None
+        new = _RENAMED_VALUES[last].get(value) if isinstance(value, str) else None
+        if new is not None:
+            raise ElqError(f"{name}: {value!r} is named {new} now")
 
 
 def _loss_fields(config: ml_collections.ConfigDict) -> dict[str, type]:
@@ -223,25 +240,35 @@ def _one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
         raise ElqError(f"{name}: {value!r}; expected one of {', '.join(allowed)}")
 
 
-def check_recorded(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> ResumeRecord:
+def has_begun(workdir: Workdir) -> bool:
+    """Returns whether a workdir holds anything that a run has trained.
+
+    Where a run failed before that, say for want of memory, its records bind nobody.
+    """
+    trained = ("checkpoints/*", "mined_*", "best", "model")
+    names = [f"{stage.name}/{name}" for stage in STAGES for name in trained]
+    return any(map(workdir.has, [*names, "linker"]))
+
+
+def check_recorded(config: ml_collections.ConfigDict, workdir: Workdir) -> ResumeRecord:
     """Raises an ElqError if the workdir holds a run with another configuration.
 
     Returns:
       the record, which is written once all other inputs could be read.
     """
-    record = ResumeRecord(workdir / "config.json", config.to_dict())
+    record = ResumeRecord(workdir.path / "config.json", config.to_dict())
     recorded = record.read()
-    if recorded is not None and (changes := record.changes(recorded)):
+    if recorded is not None and (changes := record.changes(recorded)) and has_begun(workdir):
         raise ElqError(
-            f"{workdir}: holds a run with another configuration: {changes}; use its configuration "
-            "to resume, or another workdir"
+            f"{workdir.path}: holds a run with another configuration: {changes}; use its "
+            "configuration to resume, or another workdir"
         )
     return record
 
 
 def check_inputs(
     config: ml_collections.ConfigDict,
-    workdir: pathlib.Path,
+    workdir: Workdir,
     catalogue: str,
     embeddings: pathlib.Path,
 ) -> ResumeRecord:
@@ -249,7 +276,7 @@ def check_inputs(
 
     Args:
       config: configuration that names the files; pipes and the like cannot be compared.
-      workdir: folder of inputs.json, which has the SHA-256 of each file.
+      workdir: workdir of the run; its inputs.json has the SHA-256 of each file.
       catalogue: fingerprint of the catalogue.
       embeddings: folder of the entity vectors that come with the catalogue; it need not exist.
 
@@ -270,6 +297,7 @@ def check_inputs(
     if (description := embeddings / "embeddings.json").is_file():
         inputs["embeddings"] = description
     advice = "give the files that this run began with to resume it, or another workdir"
-    record = ResumeRecord(workdir / "inputs.json", inputs, advice)
-    record.check()
+    record = ResumeRecord(workdir.path / "inputs.json", inputs, advice)
+    if has_begun(workdir):
+        record.check()
     return record

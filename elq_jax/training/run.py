@@ -23,7 +23,7 @@ from elq_jax.storage.progress import progress
 from elq_jax.storage.remote import Workdir
 from elq_jax.training import configuration, mining
 from elq_jax.training.hooks import say
-from elq_jax.training.stages import Batch, Stage
+from elq_jax.training.stages import STAGES, Batch, Stage
 
 
 class Run:
@@ -51,7 +51,7 @@ class Run:
         self.config, self.workdir, self.folder = config, workdir, workdir.path
         workdir.fetch("config.json", again=True)
         workdir.fetch("inputs.json", again=True)
-        records = [configuration.check_recorded(config, self.folder)]
+        records = [configuration.check_recorded(config, workdir)]
         self.devices = devices_lib.all_devices(config.num_devices)
         self.model = initial_model(config)
         self.linking = LinkingSettings.from_dict(config.linking).to_dict()
@@ -60,7 +60,7 @@ class Run:
         self._source_embeddings = source / layout.EMBEDDINGS
         records.append(
             configuration.check_inputs(
-                config, self.folder, self.catalogue.fingerprint, self._source_embeddings
+                config, workdir, self.catalogue.fingerprint, self._source_embeddings
             )
         )
         self.questions = workdir.made_by_one(self._read_questions)
@@ -186,7 +186,25 @@ class Run:
         )
         for report in builder.reports.values():
             say(report.summary())
+        self._check_dev(builder.reports["dev"].path, builder.open_split("dev"))
         return {split: builder.open_split(split) for split in files}
+
+    def _check_dev(self, path: str, questions: QuestionSource) -> None:
+        """Raises an ElqError where no F1 can be measured on dev; warns where it can only be 0."""
+        if not any(stage.keeps_best and stage.name in self.config.stages for stage in STAGES):
+            return
+        most = min(self.config.eval.max_questions or len(questions), len(questions))
+        mentions = [mention for i in range(most) for mention in questions[i].mentions]
+        if not mentions:
+            raise ElqError(
+                f"dev_file {path}: no gold mention in its first {most:,} questions, of which the "
+                "best parameters would be chosen; expected labelled questions"
+            )
+        if all(mention.row < 0 for mention in mentions):
+            say(
+                f"warning: dev_file {path}: no gold entity of its first {most:,} questions is in "
+                f"the catalogue {self.config.catalogue}; F1 will be 0 after every step"
+            )
 
     def _open_examples(self) -> list[StoredExamples]:
         """Opens the tokenised examples of the training files, or makes them."""

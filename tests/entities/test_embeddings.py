@@ -188,9 +188,13 @@ def test_damage_is_noticed(tmp_path):
         with pytest.raises(ElqError, match=rf"digest-00002-of-00006\.sha256.*{message}"):
             Embeddings.open(tmp_path)
     digests.unlink()
+    with pytest.raises(ElqError, match=rf"{digests.name}: missing: the checksum of {shard.name}"):
+        Embeddings.open(tmp_path)
+    path = tmp_path / "embeddings.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 1}))
     assert Embeddings.open(tmp_path).check_digests() == [shard.name]  # as before there were any
     (tmp_path / "embeddings.json").write_text("{}")
-    with pytest.raises(ElqError, match="format version None, this program reads 1"):
+    with pytest.raises(ElqError, match="format version None, this program reads 2"):
         Embeddings.open(tmp_path)
     (tmp_path / "embeddings.json").unlink()
     with pytest.raises(ElqError, match=r"no embeddings\.json"):
@@ -210,7 +214,7 @@ def test_damage_is_noticed(tmp_path):
         ({"dtype": None}, r"at `\$.dtype`"),
         ({"shard_rows": 0}, r"at `\$.shard_rows`"),
         ({"catalogue_fingerprint": 3}, r"at `\$.catalogue_fingerprint`"),
-        ({"format_version": 2}, "format version 2, this program reads 1"),
+        ({"format_version": 3}, "format version 3, this program reads 2"),
     ],
 )
 def test_a_description_that_cannot_be(tmp_path, change, message):
@@ -224,6 +228,21 @@ def test_a_description_that_cannot_be(tmp_path, change, message):
         Embeddings.open(tmp_path)
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(description).encode())  # as Notepad writes it
     assert Embeddings.open(tmp_path).shape == (53, 12)
+
+
+def test_a_folder_that_an_older_version_began(tmp_path):
+    """It is resumed, with checksums for the shards that were missing."""
+    target = writer(tmp_path, table())
+    fill(target, table())
+    path = tmp_path / "embeddings.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 1}))
+    for name in ("digest-00000-of-00006.sha256", "digest-00002-of-00006.sha256"):
+        (tmp_path / name).unlink()
+    (tmp_path / "shard-00002-of-00006.npy").unlink()
+    resumed = writer(tmp_path, table())
+    assert resumed.missing_shards() == [2]
+    resumed.write_shard(2, table()[slice(*resumed.shard_range(2))])
+    assert resumed.finish().check_digests() == ["shard-00000-of-00006.npy"]
 
 
 def test_checksums_are_those_of_sha256sum(tmp_path):

@@ -463,9 +463,16 @@ def test_one_changed_byte(copy, name):
     with pytest.raises(ElqError, match=rf"{name}: damaged: its SHA-256 is"):
         Model.open(copy)
     config = json.loads((copy / "config.json").read_text())
+    for field in ("sha256", "entity_encoder"):
+        less = {key: value for key, value in config.items() if key != field}
+        (copy / "config.json").write_text(json.dumps(less))
+        with pytest.raises(ElqError, match=f"missing required field `{field}`"):
+            Model.open(copy)
     del config["sha256"]  # as in directories of older versions
+    config["format"] = "elq_jax linker, version 1"
     (copy / "config.json").write_text(json.dumps(config))
     Model.open(copy)
+    assert directory.verify(copy)["model.safetensors, tokenizer.json"].endswith("no checksums")
 
 
 def test_files_behind_symbolic_links(folder, tmp_path):
@@ -514,6 +521,10 @@ def test_verify(folder, copy):
         path.write_bytes(whole)
     for path in (copy / "embeddings").glob("digest-*"):
         path.unlink()
+    with pytest.raises(ElqError, match=r"digest-00000-of-00001\.sha256: missing"):
+        directory.verify(copy)
+    path = copy / "embeddings" / "embeddings.json"  # of an older version
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 1}))
     found = directory.verify(copy)["embeddings"]
     assert found == "500 x 64 float32, no checksums for 1 of 1 shards"
     with pytest.raises(ElqError, match="nothing to verify"):
@@ -650,7 +661,9 @@ def test_damaged_parts(copy):
     with pytest.raises(ElqError, match=r"shard-00000-of-00001\.npy: damaged: its SHA-256"):
         EntityLinker.from_pretrained(copy)
     for path in (copy / "embeddings").glob("digest-*"):
-        path.unlink()  # as in folders of older versions
+        path.unlink()
+    description = copy / "embeddings" / "embeddings.json"  # of an older version
+    description.write_text(json.dumps(json.loads(description.read_text()) | {"format_version": 1}))
     with pytest.raises(ElqError, match="row 17 holds NaN or infinity"):
         EntityLinker.from_pretrained(copy)
 
@@ -692,6 +705,7 @@ def test_embeddings_of_another_entity_encoder(copy, tmp_path):
         EntityLinker.from_pretrained(tmp_path / "saved")
     settings = json.loads((copy / "config.json").read_text())
     assert settings.pop("entity_encoder") == names["own"]
+    settings["format"] = "elq_jax linker, version 1"
     (copy / "config.json").write_text(json.dumps(settings))
     EntityLinker.from_pretrained(copy, devices=one_device())
 

@@ -2,6 +2,7 @@
 
 import collections
 import errno
+import hashlib
 import io
 import json
 import os
@@ -191,6 +192,18 @@ def test_program_round_trip(release):
     run_program(*command, f"--output={release.output}", "--preset=webqsp", "--storage_dtype=int8")
     settings = json.loads((release.output / "config.json").read_text())
     assert settings["linking"]["threshold"] == -2.9
+    unused = release.output / "original.safetensors"
+    assert settings["sha256"][unused.name] == hashlib.sha256(unused.read_bytes()).hexdigest()
+    content = unused.read_bytes()
+    unused.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ElqError, match=r"original\.safetensors: damaged: its SHA-256 is"):
+        Model.open(release.output)
+    unused.write_bytes(content)
+    less = settings | {"sha256": {k: v for k, v in settings["sha256"].items() if k != unused.name}}
+    (release.output / "config.json").write_text(json.dumps(less))
+    with pytest.raises(ElqError, match=r"original\.safetensors: \"sha256\" in config\.json has no"):
+        Model.open(release.output)
+    (release.output / "config.json").write_text(json.dumps(settings))
     device = jax.devices()[:1]
     for preset, length in ((None, 32), ("library", 128), ("webqsp", 32)):
         changes = with_preset(preset, {})

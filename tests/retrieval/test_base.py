@@ -252,6 +252,15 @@ def test_files_without_a_digest_are_not_trusted(rounded, embeddings, tmp_path):
         rounded.open(tmp_path / "index", embeddings)
 
 
+def test_a_folder_of_an_index_that_is_a_symbolic_link(rounded, embeddings, tmp_path):
+    """The files behind it would have no checksums."""
+    rounded.build(embeddings).save(tmp_path / "index")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "index" / "part-00000").symlink_to("../elsewhere")
+    with pytest.raises(ElqError, match="part-00000: a symbolic link, expected a file or folder"):
+        rounded.open(tmp_path / "index", embeddings)
+
+
 def test_index_without_files_is_built_when_it_is_opened(embeddings, tmp_path):
     for name in ("exact", "sharded"):
         index = open_index(tmp_path / "nothing", embeddings, name)

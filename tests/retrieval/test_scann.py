@@ -1,8 +1,10 @@
 """ScaNN indexes against exact search, and what is refused."""
 
 import errno
+import hashlib
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -328,6 +330,61 @@ def test_full_disk_that_scann_calls_an_input_error(tmp_path, tree, monkeypatch):
     with pytest.raises(DiskFullError, match="index: not written, the disk is full"):
         tree.save(tmp_path / "index")
     assert not os.listdir(tmp_path)
+
+
+def _damage_nothing(folder):
+    del folder
+
+
+def _write_pickle(folder):
+    """ScaNN itself would unpickle this, which makes a file."""
+    made = folder.parent / "made"
+    (folder / "scann_docids.pkl").write_bytes(f"cos\nmkdir\n(V{made}\ntR.".encode())
+
+
+def _elsewhere(folder):
+    shutil.copytree(folder, folder.parent / "elsewhere")
+    path = folder / "scann_assets.pbtxt"
+    path.write_text(path.read_text().replace('path: "', 'path: "../elsewhere/'))
+
+
+def _resave(name, change):
+    def damage(folder):
+        np.save(folder / name, change(np.load(folder / name)))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_damage_nothing, None),
+        (_write_pickle, r"scann_docids\.pkl: no file of a ScaNN index; remove it"),
+        (_elsewhere, r"scann_assets\.pbtxt: names '\.\./elsewhere/\S+', which is not beside it"),
+        (lambda folder: (folder / "scann_assets.pbtxt").unlink(), r"scann_assets\.pbtxt: missing"),
+        (lambda folder: (folder / "ah_codebook.pb").write_bytes(b""), "ScaNN cannot open it"),
+        (lambda folder: (folder / "dataset.npy").write_bytes(b""), r"dataset\.npy: damaged"),
+        (_resave("dataset.npy", lambda x: x[:-1]), r"dataset\.npy: of shape .*, expected"),
+        (_resave("hashed_dataset.npy", lambda x: x[:, 1:]), r"hashed_dataset\.npy: of shape"),
+        (_resave("dataset.npy", lambda x: x.astype(object)), "memory-mapped: Python objects"),
+    ],
+)
+def test_hostile_files_with_right_checksums(tmp_path, stored, damage, message):
+    """Whoever writes a linker for others writes its checksums too."""
+    folder = tmp_path / "index"
+    build(stored, "ah").save(folder)
+    damage(folder)
+    path = folder / "index.json"
+    content = json.loads(path.read_text())
+    files = [file for file in folder.iterdir() if file != path]
+    content["sha256"] = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    path.write_text(json.dumps(content))
+    if message is None:
+        ScannIndex.open(folder, stored)
+        return
+    with pytest.raises(ElqError, match=message):
+        ScannIndex.open(folder, stored)
+    assert not (tmp_path / "made").exists()
 
 
 def test_index_of_the_first_format(tmp_path, stored, queries):

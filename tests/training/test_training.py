@@ -304,6 +304,11 @@ def test_a_workdir_of_other_inputs_is_refused(config, tmp_path):
         ({"dev_file": ""}, "--config.dev_file is not set"),
         ({"joint.linking_loss": "triplet"}, "linking_loss: 'triplet'; expected one of"),
         (
+            {"joint.linking_loss": "hard_negatives_bce"},
+            "'hard_negatives_bce' is named elq_jax.original.loss:hard_negatives_bce now",
+        ),
+        ({"recipe": "original"}, "recipe: 'original' is named elq_jax.original.recipe:original"),
+        (
             {"stages": ("bi_encoder",), "bi_encoder.linking_loss": "full_catalogue"},
             "bi_encoder.linking_loss: 'full_catalogue' needs the vectors of all entities",
         ),
@@ -385,6 +390,42 @@ def test_a_start_that_failed_does_not_claim_the_workdir(config, tmp_path):
         loop.train_and_evaluate(config, tmp_path / "run")
     config.catalogue = right
     assert loop.train_and_evaluate(config, tmp_path / "run")
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_run_that_failed_before_it_trained_does_not_claim_the_workdir(
+    config, tmp_path, monkeypatch
+):
+    """As for want of memory in the first step: the corrected command works in the same workdir."""
+    config.joint.num_steps = 1
+
+    def full(*arguments):
+        raise MemoryError("RESOURCE_EXHAUSTED")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "parallel_train_step", full)
+        with pytest.raises(MemoryError):
+            loop.train_and_evaluate(config, tmp_path / "run")
+    assert (tmp_path / "run" / "config.json").exists()
+    config.joint.batch_size = 4
+    dev = pathlib.Path(config.dev_file)
+    dev.write_text(dev.read_text().replace("}", " }", 1))
+    loop.train_and_evaluate(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run/config.json").read_text())["joint"]["batch_size"] == 4
+
+
+def test_dev_without_gold(config, tmp_path, monkeypatch, capsys):
+    """Without any, the best parameters cannot be told; outside the catalogue, F1 stays 0."""
+    dev = pathlib.Path(config.dev_file)
+    dev.write_text('{"text": "who", "mentions": []}\n')
+    with pytest.raises(ElqError, match=r"dev_file .*dev\.jsonl: no gold mention in its first"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+    dev.write_text('{"text": "who is nobody", "mentions": [[7, 13]], "title": ["Nobody"]}\n')
+    monkeypatch.setattr(loop, "train_stage", lambda *arguments: exit("enough"))
+    with pytest.raises(SystemExit):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    assert "F1 will be 0 after every step" in capsys.readouterr().err
 
 
 def test_training_data_without_a_mention_to_learn_from(config, tmp_path):
