@@ -27,7 +27,7 @@ from absl import app, flags
 from elq_jax.entities.embeddings import DTYPES
 from elq_jax.model.bert import BertConfig
 from elq_jax.model.elq import ElqConfig
-from elq_jax.original.checkpoint import original_shapes
+from elq_jax.original.checkpoint import tensor_shapes
 from elq_jax.original.torch_files import write_torch_file
 
 _GIB = flags.DEFINE_float("gib", 2.0, "Size of the matrix.")
@@ -92,7 +92,7 @@ def _write_inputs(folder: pathlib.Path, rows: int, columns: int) -> None:
         )
         parameters |= {"mention_aggregation_type": "fl_linear"}
         parameters |= {"add_linear": True, "out_dim": columns}
-    tensors = {name: _random(*shape) for name, shape in original_shapes(config).items()}
+    tensors = {name: _random(*shape) for name, shape in tensor_shapes(config).items()}
     write_torch_file(folder / "elq.bin", tensors)
     (folder / "params.txt").write_text(str(parameters))
     write_torch_file(folder / "all.t7", _random(rows, columns))

@@ -66,7 +66,7 @@ def _from_torch() -> None:
 def _to_torch() -> None:
     for flag in (_LINKER, _TO_TORCH):
         if not flag.value:
-            raise ElqError(f"--{flag.name}: missing; needed are --linker, --to_torch")
+            raise ElqError(f"--{flag.name}: missing; give both --linker and --to_torch")
     for name in _CONVERSION.names.values():
         if flags.FLAGS[name].present:
             raise ElqError(f"--{name}: cannot be combined with --to_torch and --linker")

@@ -347,7 +347,7 @@ def test_program_counting_as_the_original(folder, tmp_path):
         ),
         (["--questions=a.jsonl", "--max-mentions=0"], "--max_mentions=0: 0 is not a positive"),
         (["--questions=a.jsonl", "--treshold=-1"], "Did you mean: threshold"),
-        (["--questions=a.jsonl", "--original=training", "--threshold=-1"], "of its own, -2.5"),
+        (["--questions=a.jsonl", "--original=training", "--threshold=-1"], "is always -2.5"),
         ([], "flag --questions=None"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Models of the original ELQ are read into a linker directory, and written back.
+"""Reads models of the original ELQ into a linker directory, and writes them back.
 
 The original is github.com/facebookresearch/BLINK, folder elq. A model of it is a checkpoint (a
 state dict saved by torch) and a parameter file (the training options as a dictionary).
@@ -13,7 +13,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,32 +37,32 @@ from elq_jax.storage.resume import digest
 from elq_jax.text.tokenization import Tokenizer
 
 _MENTION_HEADS = {"qa_linear": "linear", "qa_mlp": "mlp", "qa": "mlp"}
-_UNUSED = layout.ORIGINAL_PARAMETERS
-_SIZES = {"base": (12, 768), "large": (24, 1024)}  # layers, width
-_VOCABULARIES = {True: 30522, False: 28996}  # uncased or not
+_UNUSED_FILE = layout.ORIGINAL_PARAMETERS
+_PUBLISHED_SIZES = {"base": (12, 768), "large": (24, 1024)}  # layers, width
+_VOCABULARIES = {True: 30522, False: 28996}  # by whether the BERT is uncased
 _GOOGLE_LAYERS, _GOOGLE_WIDTHS = (2, 4, 6, 8, 10, 12), (128, 256, 512, 768)
 _PUBLISHED_WIDTHS = (*_GOOGLE_WIDTHS, 1024)  # of the BERTs whose heads are 64 wide
 _SPECIAL_IDS = (101, 102, 0)  # [CLS], [SEP], [PAD]: numbers in the original's code
-_BERT_SIZES = (
-    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
-    *("intermediate_size", "max_position_embeddings", "type_vocab_size"),
-)
-_BERT_RATES = ("layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob")
 _HEADS = "classification_heads."
-# What a model of BLINK is given, which has no mention head.
+_EXPECTED_PARAMETERS = (
+    "expected a dictionary in Python's syntax, or a JSON object; give the model's parameter file, "
+    "such as elq_large_params.txt"
+)
+# Parameters for a model of BLINK, which has no mention head.
 _UNTRAINED_HEADS = {"mention_aggregation_type": "all_avg", "mention_scoring_method": "qa_linear"}
-UNNAMED_BERT = "folder-of-the-bert"  # bert_model where no published BERT has such sizes
+UNNAMED_BERT = "folder-of-the-bert"  # the name of a BERT that no published one equals in size
 
 
 @dataclasses.dataclass(frozen=True)
 class OriginalModel:
-    """A model of the original is opened here, and its tensors are still in the files.
+    """A model of the original, opened; its tensors are still in the files.
 
     Attributes:
       config: description of what the model computes.
       tensors: state dict of the model.
       parameters: content of the parameter file.
-      untrained: random tensors of the mention head, where the files are of a model without one.
+      untrained: random tensors of the mention head, if the files are of a model without one;
+        otherwise empty.
     """
 
     config: ElqConfig
@@ -72,21 +72,27 @@ class OriginalModel:
 
     @property
     def params(self) -> dict[str, Any]:
-        """Parameters as {"question": tree, "entity": tree}, memory-mapped."""
+        """Returns the parameters as {"question": tree, "entity": tree}, memory-mapped."""
         arrays = {name: tensor.map() for name, tensor in self.tensors.items()}
         return params_from_state_dict(arrays | self.untrained, self.config)
 
     @property
     def has_poolers(self) -> bool:
-        """Whether the files hold the poolers, which the original loads and never computes with."""
-        return self.tensors.keys() >= _unused_shapes(self.config).keys()
+        """Returns whether the files hold the poolers, which the original loads but never uses."""
+        return self.tensors.keys() >= _unused_tensor_shapes(self.config).keys()
 
 
 def read_parameters(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a parameter file (elq_large_params.txt, training_params.txt).
 
+    Args:
+      path: path of the file.
+
+    Returns:
+      training options by name.
+
     Raises:
-      ElqError: there is none, or it holds neither a JSON object nor a Python dictionary.
+      ElqError: there is no such file, or it holds neither a JSON object nor a Python dictionary.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -98,13 +104,13 @@ def read_parameters(path: str | os.PathLike[str]) -> dict[str, Any]:
             parameters = json.loads(text)
         except ValueError:
             parameters = ast.literal_eval(text)
-        json.dumps(parameters)  # as it is kept
+        json.dumps(parameters)  # raises if the linker directory could not keep them as JSON
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
-        shown = content[:40].decode("utf-8", "replace")
-        message = f"found {shown!r}..., expected a dictionary in Python's syntax, or JSON"
+        beginning = content[:40].decode("utf-8", "replace")
+        message = f"found {beginning!r}..., {_EXPECTED_PARAMETERS}"
         raise DataError(message, path) from error
     if not isinstance(parameters, dict):
-        raise DataError(f"found a {type(parameters).__name__}, expected a dictionary", path)
+        raise DataError(f"found a {type(parameters).__name__}, {_EXPECTED_PARAMETERS}", path)
     return parameters
 
 
@@ -118,27 +124,32 @@ def load_model(
     """Opens a model of the original; only headers are read.
 
     Args:
-      checkpoint: path of a state dict, such as elq_wiki_large.bin. None: there is only BLINK's,
-        whose context encoder encodes questions; the mention head then starts at random.
-      parameter_file: path of elq_large_params.txt or the like, or BLINK's
+      checkpoint: path of a state dict, such as elq_wiki_large.bin. None: both encoders come from
+        `entity_checkpoint`, whose context encoder then encodes questions; if it has no mention
+        head, the head starts with random numbers.
+      parameter_file: path of the parameter file, such as elq_large_params.txt or BLINK's
         biencoder_wiki_large.json.
-      entity_checkpoint: path of the state dict whose entity encoder (`cand_encoder`) is taken
-        instead, such as BLINK's biencoder_wiki_large.bin.
+      entity_checkpoint: path of another state dict from which the entity encoder (`cand_encoder`)
+        is taken, such as BLINK's biencoder_wiki_large.bin. None: it is taken from `checkpoint`.
       bert_config: path of config.json of the BERT; not needed for bert-base, bert-large and the
-        smaller ones published with them, whose attention heads are 64 wide.
-      entity_bert_config: path of the same for the entity encoder; `bert_config` by default, unless
-        the encoder comes from a file of its own.
+        smaller BERTs published with them, whose attention heads are 64 wide.
+      entity_bert_config: path of config.json of the entity encoder's BERT; `bert_config` by
+        default, unless there are two state dicts.
+
+    Returns:
+      the model; its tensors are read when they are used.
 
     Raises:
-      ElqError: a file is no such thing or not whole, a tensor is missing, unexpected or of another
-        shape than the parameters say, or the parameters describe what the original cannot compute.
+      ElqError: a file is missing, damaged or of another kind; a tensor is missing, unexpected or of
+        another shape than the parameters say; or the parameters describe a model that cannot be
+        converted.
     """
     parameters = read_parameters(parameter_file)
     two_files = bool(checkpoint and entity_checkpoint)
     question_source = checkpoint or entity_checkpoint
     entity_source = entity_checkpoint or checkpoint
     if not question_source:
-        raise ElqError("checkpoint, entity_checkpoint: give one of them, or both")
+        raise ElqError("checkpoint: missing; give checkpoint, entity_checkpoint or both")
     tensors = _open_state_dict(question_source)
     if two_files:
         others = _open_state_dict(entity_source)
@@ -160,40 +171,66 @@ def load_model(
 
     name = parameters.get("bert_model", "")
     if not isinstance(name, str):
-        raise DataError(f"bert_model: {name!r}; expected the name of a BERT", parameter_file)
+        raise DataError(
+            f"bert_model: {name!r}; expected the name of a BERT, such as 'bert-large-uncased'",
+            parameter_file,
+        )
     question_bert = bert("context_encoder", bert_config, name)
     entity_bert = bert("cand_encoder", entity_bert_config, "" if two_files else name)
     config = _config(parameters, parameter_file, question_bert, entity_bert)
-    expected = original_shapes(config)
-    unused = _unused_shapes(config)
-    untrained = _random_heads(expected) if without_head else {}
-    for name in expected:
-        if name not in tensors and name not in untrained:
-            count = len(expected.keys() - tensors.keys() - untrained.keys())
-            message = (
-                f"tensor {name!r} is missing ({count} in all); expected a model of "
-                f"{config.question_bert.num_layers} layers as {parameter_file} describes it"
-            )
-            raise DataError(message, source(name))
-    for name, tensor in tensors.items():
-        shape = expected.get(name, unused.get(name))
-        if shape is None:
-            if name.endswith(".embeddings.position_ids"):
-                continue  # of newer libraries
-            message = (
-                f"tensor {name!r} is unexpected in a model with mention_aggregation_type "
-                f"{parameters['mention_aggregation_type']!r} and mention_scoring_method "
-                f"{parameters['mention_scoring_method']!r}; check {parameter_file}"
-            )
-            raise DataError(message, source(name))
-        if tensor.shape != shape:
-            message = f"tensor {name!r} is {tensor.shape}; {parameter_file} says {shape}"
-            raise DataError(message, source(name))
-    tensors = {name: x for name, x in tensors.items() if name in expected or name in unused}
+    untrained = _random_heads(tensor_shapes(config)) if without_head else {}
+    _check_tensors(OriginalModel(config, tensors, parameters, untrained), parameter_file, source)
+    known = tensor_shapes(config) | _unused_tensor_shapes(config)
+    tensors = {name: tensor for name, tensor in tensors.items() if name in known}
     return OriginalModel(config, tensors, parameters, untrained)
 
 
+def _check_tensors(
+    model: OriginalModel,
+    parameter_file: str | os.PathLike[str],
+    source: Callable[[str], str | os.PathLike[str]],
+) -> None:
+    """Checks that a model has the tensors that its parameters describe, and no others.
+
+    Args:
+      model: model to check.
+      parameter_file: path of its parameter file, for error messages.
+      source: function from the name of a tensor to the path of its file.
+
+    Raises:
+      DataError: a tensor is missing, unexpected or of another shape.
+    """
+    expected, unused = tensor_shapes(model.config), _unused_tensor_shapes(model.config)
+    for name in expected:
+        if name not in model.tensors and name not in model.untrained:
+            count = len(expected.keys() - model.tensors.keys() - model.untrained.keys())
+            message = (
+                f"tensor {name!r} is missing ({count} in all); expected a model of "
+                f"{model.config.question_bert.num_layers} layers as {parameter_file} describes it; "
+                "give the two files of one model"
+            )
+            raise DataError(message, source(name))
+    for name, tensor in model.tensors.items():
+        shape = expected.get(name, unused.get(name))
+        if shape is None:
+            if name.endswith(".embeddings.position_ids"):
+                continue  # Checkpoints of newer libraries have it; it holds 0, 1, 2, ...
+            message = (
+                f"tensor {name!r} is unexpected in a model with mention_aggregation_type "
+                f"{model.parameters['mention_aggregation_type']!r} and mention_scoring_method "
+                f"{model.parameters['mention_scoring_method']!r}; check {parameter_file}"
+            )
+            raise DataError(message, source(name))
+        if tensor.shape != shape:
+            message = (
+                f"tensor {name!r} has shape {tensor.shape}; expected {shape}, as {parameter_file} "
+                "describes it; give the two files of one model"
+            )
+            raise DataError(message, source(name))
+
+
 def _random_heads(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Draws the tensors of the mention head at random; their biases are 0."""
     rng = np.random.default_rng(0)
     scales = {"weight": 0.02, "bias": 0.0}
     return {
@@ -204,41 +241,33 @@ def _random_heads(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray
 
 
 def _open_state_dict(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
+    """Opens a file of float tensors by name; raises a DataError if it holds something else."""
     tensors = open_torch_file(path)
+    expected = "expected a state dict (float tensors by name); give a model's checkpoint"
+    if isinstance(tensors, StoredTensor):
+        raise DataError(f"holds a single tensor; {expected}", path)
     if not isinstance(tensors, dict) or not tensors:
-        kind = "an empty" if isinstance(tensors, dict) else f"a {type(tensors).__name__}, not a"
-        raise DataError(f"holds {kind} state dict; expected a model's checkpoint", path)
+        content = "an empty dict" if isinstance(tensors, dict) else f"a {type(tensors).__name__}"
+        raise DataError(f"holds {content}; {expected}", path)
     for name, tensor in tensors.items():
         if not isinstance(name, str):
-            raise DataError(f"holds a key {name!r}; expected names (a state dict)", path)
+            raise DataError(f"holds the key {name!r}; {expected}", path)
         if not isinstance(tensor, StoredTensor) or tensor.dtype.kind not in "fV":
             if name.endswith(".embeddings.position_ids"):
                 continue
-            found = tensor.dtype if isinstance(tensor, StoredTensor) else type(tensor).__name__
-            raise DataError(f"{name!r} is {found}; expected float tensors (a state dict)", path)
+            kind = tensor.dtype if isinstance(tensor, StoredTensor) else type(tensor).__name__
+            raise DataError(f"holds {name!r} of type {kind}; {expected}", path)
     return tensors
 
 
 def _read_bert_config(path: str | os.PathLike[str]) -> BertConfig:
     try:
-        values = json.loads(pathlib.Path(path).read_text("utf-8"))
-        bert = BertConfig.from_huggingface(values)
-        for name in _BERT_SIZES:
-            if type(values[name]) is not int or values[name] < 1:
-                raise ValueError(f"{name}: {values[name]!r}; expected an integer, at least 1")
-        for name in _BERT_RATES:
-            if type(values.get(name, 0.0)) not in (int, float):
-                raise ValueError(f"{name}: {values[name]!r}; expected a number")
-        if bert.hidden_size % bert.num_heads:
-            raise ValueError(
-                f"num_attention_heads: {bert.num_heads}; expected a divisor of hidden_size = "
-                f"{bert.hidden_size}"
-            )
-        return bert
+        return BertConfig.from_huggingface(json.loads(pathlib.Path(path).read_text("utf-8")))
     except FileNotFoundError as error:
-        raise ElqError(f"{path}: no such file; expected a BERT's config.json") from error
+        raise ElqError(f"{path}: no such file; give the config.json of the BERT") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"not a BERT's config.json ({error})", path) from error
+        message = f"is not the configuration of a BERT ({error}); give the BERT's config.json"
+        raise DataError(message, path) from error
 
 
 def _bert_config(
@@ -248,10 +277,10 @@ def _bert_config(
     bert_model: str,
     parameter_file: str | os.PathLike[str],
 ) -> BertConfig:
-    """Finds the sizes of a BERT in its tensors, and the number of heads by its name or width.
+    """Reads the sizes of a BERT from its tensors, and the number of heads from its name or width.
 
     Raises:
-      DataError: the sizes are not those of the name, or nothing tells the number of heads.
+      DataError: the sizes are not those of the named BERT, or the number of heads is unknown.
     """
 
     def shape(name: str) -> tuple[int, ...]:
@@ -260,7 +289,8 @@ def _bert_config(
             message = f"tensor {name!r} is missing; expected the state dict of an ELQ model"
             raise DataError(message, path)
         if len(tensors[name].shape) != 2:
-            raise DataError(f"tensor {name!r} is {tensors[name].shape}; expected a matrix", path)
+            message = f"tensor {name!r} has shape {tensors[name].shape}; expected a matrix"
+            raise DataError(message, path)
         return tensors[name].shape
 
     vocab_size, width = shape("embeddings.word_embeddings.weight")
@@ -273,18 +303,18 @@ def _bert_config(
     if google:
         expected = (int(google[1]), int(google[2]))
     elif named:
-        expected = _SIZES[named[1]]
+        expected = _PUBLISHED_SIZES[named[1]]
     if expected != (layers, width):
         raise DataError(
-            f"bert_model is {bert_model!r} ({expected[0]} layers, width {expected[1]}); {path} has "
-            f"{layers} layers, width {width}; give the parameter file of this checkpoint",
+            f"bert_model is {bert_model!r} ({expected[0]} layers, width {expected[1]}), but {path} "
+            f"has {layers} layers of width {width}; give the parameter file of this checkpoint",
             parameter_file,
         )
     if not google and (width not in _PUBLISHED_WIDTHS or inner != 4 * width):
         flag = "bert_config" if encoder == "context_encoder" else "entity_bert_config"
         raise DataError(
-            f"an encoder of width {width}, and nothing says how many attention heads it has; give "
-            f"its config.json with --{flag}",
+            f"holds an encoder of width {width} whose number of attention heads is unknown; give "
+            f"the config.json of its BERT with --{flag}",
             path,
         )
     return BertConfig(
@@ -304,19 +334,24 @@ def _config(
     question_bert: BertConfig,
     entity_bert: BertConfig,
 ) -> ElqConfig:
+    """Reads what a model computes from its parameters; raises a DataError for other models."""
+
     def choice(name: str, allowed: Mapping[str, str]) -> str:
-        found = parameters.get(name)
-        if not isinstance(found, str) or found not in allowed:
-            shown = "missing" if name not in parameters else repr(found)
-            message = f"{name}: {shown}; can convert {', '.join(allowed)}"
+        value = parameters.get(name)
+        if not isinstance(value, str) or value not in allowed:
+            shown = "missing" if name not in parameters else repr(value)
+            message = (
+                f"{name}: {shown}; expected one of {', '.join(allowed)}; other models cannot be "
+                "converted"
+            )
             raise DataError(message, path)
-        return allowed[found]
+        return allowed[value]
 
     def number(name: str, default: int, least: int = 1) -> int:
-        found = parameters.get(name, default)
-        if not isinstance(found, int) or isinstance(found, bool) or found < least:
-            raise DataError(f"{name}: {found!r}; expected an integer, at least {least}", path)
-        return found
+        value = parameters.get(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise DataError(f"{name}: {value!r}; expected an integer, at least {least}", path)
+        return value
 
     if parameters.get("max_mention_length", 10) is None:
         max_mention_width = question_bert.max_positions  # no limit
@@ -344,8 +379,8 @@ def _config(
         raise DataError(str(error), path) from error
 
 
-def original_shapes(config: ElqConfig) -> dict[str, tuple[int, ...]]:
-    """Lists names and shapes of the tensors that a model of the original computes with."""
+def tensor_shapes(config: ElqConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the tensors that a model of the original computes with, by name."""
     shapes = parameter_shapes(config)
     return {
         name: shapes[path][::-1] if transposed else shapes[path]
@@ -353,8 +388,8 @@ def original_shapes(config: ElqConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _unused_shapes(config: ElqConfig) -> dict[str, tuple[int, ...]]:
-    """Lists names and shapes of the tensors that it has besides and never computes with."""
+def _unused_tensor_shapes(config: ElqConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the tensors that the original loads but never uses, by name."""
     shapes = {}
 
     def dense(prefix: str, inputs: int, outputs: int) -> None:
@@ -371,19 +406,19 @@ def _unused_shapes(config: ElqConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_tokenizer(tokenizer: Tokenizer, model: OriginalModel, source: str) -> None:
-    """Raises an ElqError unless a tokenizer can be the one that a model was trained with."""
+    """Raises an ElqError unless a tokenizer fits a model in its vocabulary and its case."""
     for bert in (model.config.question_bert, model.config.entity_bert):
         if tokenizer.vocab_size != bert.vocab_size:
             raise ElqError(
-                f"{source}: a vocabulary of {tokenizer.vocab_size:,}, the model's has "
+                f"{source}: the vocabulary has {tokenizer.vocab_size:,} tokens, but the model has "
                 f"{bert.vocab_size:,}; give the tokenizer of the BERT that it was trained from"
             )
     lowercase = bool(model.parameters.get("lowercase", True))
     if _is_uncased(tokenizer) != lowercase:
         kinds = {True: "an uncased", False: "a cased"}
         raise ElqError(
-            f"{source}: {kinds[not lowercase]} tokenizer; the parameter file says lowercase = "
-            f"{lowercase}; give {kinds[lowercase]} one"
+            f"{source}: is {kinds[not lowercase]} tokenizer, but the parameter file says lowercase "
+            f"= {lowercase}; give {kinds[lowercase]} one"
         )
 
 
@@ -400,21 +435,27 @@ def save_model(
 ) -> None:
     """Writes a model as a linker directory, without catalogue and embeddings.
 
-    Tensors stay in their files and are copied one by one. Besides what every linker has,
-    original.safetensors keeps what only `state_dict` needs.
+    Tensors are copied one at a time from their files. The file original.safetensors, which other
+    linkers do not have, keeps what only `state_dict` needs.
+
+    Args:
+      folder: path of the linker directory.
+      model: model to write.
+      tokenizer: tokenizer of the model.
+      linking: settings of `EntityLinker` to link with by default.
     """
     folder = pathlib.Path(folder)
     unused = {
         name: np.array(model.tensors[name].map(), np.float32, order="C")
-        for name in _unused_shapes(model.config)
+        for name in _unused_tensor_shapes(model.config)
         if name in model.tensors
     }
     metadata = {"parameters": json.dumps(model.parameters)}
     make_folder(folder)
-    with atomic_write(folder / _UNUSED) as file:
+    with atomic_write(folder / _UNUSED_FILE) as file:
         file.write(safetensors.numpy.save(unused, metadata))
     saved = Model(model.config, model.params, tokenizer)
-    saved.save(folder, linking, {_UNUSED: digest(folder / _UNUSED)})
+    saved.save(folder, linking, {_UNUSED_FILE: digest(folder / _UNUSED_FILE)})
 
 
 def write_original(
@@ -423,18 +464,18 @@ def write_original(
     """Writes a linker's model as files of the original.
 
     Args:
-      folder: linker directory.
+      folder: path of the linker directory.
       output: path of the state dict; the parameter file of `x.bin` is `x_params.txt` beside it.
 
     Returns:
-      the paths of both.
+      paths of the state dict and of the parameter file.
 
     Raises:
-      ElqError: not a linker directory, the original cannot compute such a model, or `output` is a
-        pipe or a device.
+      ElqError: `folder` is not a linker directory, the original cannot compute its model, or
+        `output` is a pipe or a device.
     """
     if is_stream(output):
-        raise ElqError(f"{output}: two files are written, and this is none; give another name")
+        raise ElqError(f"{output}: is a pipe or a device; give the name of a file to write")
     tensors, parameters = state_dict(folder)
     write_torch_file(output, tensors)
     path = output.with_name(f"{output.stem}_params.txt")
@@ -452,38 +493,39 @@ def write_original(
 def state_dict(
     folder: str | os.PathLike[str],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Reads a linker's model as the original has it.
+    """Returns a linker's model as a state dict and parameters of the original.
 
-    Tensors that the original loads without computing with them (the question encoder's pooler, and
-    the entity encoder's unless it is used) come from original.safetensors, which `save_model`
-    wrote; a linker that was trained since has none, and they are zeros.
+    The original also loads tensors that it never uses: the question encoder's pooler, and the
+    entity encoder's unless its output is pooled. They come from original.safetensors, which
+    `save_model` wrote; if a linker does not have this file, they are zeros.
 
     Args:
       folder: path of a linker directory.
 
     Returns:
-      the state dict, which the original's strict loading accepts, and its parameter file.
+      state dict, which the original's strict loading accepts, and content of the parameter file.
 
     Raises:
-      ElqError: not a linker directory, or the original cannot compute such a model.
+      ElqError: `folder` is not a linker directory, or the original cannot compute its model.
     """
     model = Model.open(folder)
     config, tokenizer = model.config, model.tokenizer
-    _check_original_can(config, tokenizer, folder)
+    _check_writable(config, tokenizer, folder)
     flat = traverse_util.flatten_dict(model.params)
-    kept, parameters = _read_unused(folder)
+    unused, parameters = _read_unused(folder)
     tensors = {
         name: np.ascontiguousarray(flat[path].T if transposed else flat[path])
         for name, (path, transposed) in tensor_names(config).items()
     }
-    for name, shape in _unused_shapes(config).items():
-        tensors[name] = kept.get(name, np.zeros(shape, np.float32))
+    for name, shape in _unused_tensor_shapes(config).items():
+        tensors[name] = unused.get(name, np.zeros(shape, np.float32))
     return tensors, _parameters(config, parameters, tokenizer)
 
 
-def _check_original_can(
+def _check_writable(
     config: ElqConfig, tokenizer: Tokenizer, folder: str | os.PathLike[str]
 ) -> None:
+    """Raises an ElqError unless the original can compute a model of this configuration."""
     allowed = {
         "normalize_mentions": (False,),
         "normalize_entities": (False,),
@@ -491,35 +533,38 @@ def _check_original_can(
         "entity_pooling": ("cls", "pooler_linear"),
     }
     for name, values in allowed.items():
-        if (found := getattr(config, name)) not in values:
+        if (value := getattr(config, name)) not in values:
             raise ElqError(
-                f"{folder}: the original ELQ cannot compute {name} = {found!r}; it knows "
-                f"{' or '.join(map(repr, values))} only"
+                f"{folder}: the original ELQ cannot compute {name} = {value!r}; only models with "
+                f"{' or '.join(map(repr, values))} can be written for it"
             )
     sizes = [
         dataclasses.replace(bert, dropout_rate=0.0, attention_dropout_rate=0.0)
         for bert in (config.question_bert, config.entity_bert)
     ]
     if sizes[0] != sizes[1]:
-        raise ElqError(f"{folder}: the encoders differ in size; the original builds both alike")
+        raise ElqError(
+            f"{folder}: the two encoders differ in size; expected equal sizes, since the "
+            "original builds both from one BERT"
+        )
     width = config.entity_bert.hidden_size
     if config.vector_width != width:
         raise ElqError(
-            f"{folder}: entity vectors of width {config.vector_width} from an encoder of width "
-            f"{width}; the original's mention vectors have the encoder's"
+            f"{folder}: the entity vectors have width {config.vector_width}, but their encoder has "
+            f"width {width}; the original can only compute vectors of the encoder's width"
         )
     special = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
     if special != _SPECIAL_IDS:
         raise ElqError(
-            f"{folder}: [CLS], [SEP] and [PAD] are the tokens {special}; in the original they are "
-            f"{_SPECIAL_IDS}, whatever the vocabulary"
+            f"{folder}: [CLS], [SEP] and [PAD] have the ids {special}; the original always uses "
+            f"{_SPECIAL_IDS}, whatever the vocabulary, so it cannot read this model"
         )
 
 
 def _read_unused(
     folder: str | os.PathLike[str],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    path = pathlib.Path(folder) / _UNUSED
+    path = pathlib.Path(folder) / _UNUSED_FILE
     if not path.is_file():
         return {}, {}
     try:
@@ -527,12 +572,23 @@ def _read_unused(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, json.loads(file.metadata()["parameters"])
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        message = f"not what convert wrote ({error}); remove it to use zeros"
+        message = (
+            f"is not the file that convert wrote ({error}); copy it again, or remove it to get "
+            "zeros for the tensors that the original never uses"
+        )
         raise DataError(message, path) from error
 
 
-def _parameters(config: ElqConfig, kept: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Makes the parameter file of a model, with every key that the original asks for."""
+def _parameters(
+    config: ElqConfig, original: Mapping[str, Any], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Returns the content of a model's parameter file, with every key that the original needs.
+
+    Args:
+      config: description of what the model computes.
+      original: content of the parameter file that it was converted from; empty: there is none.
+      tokenizer: tokenizer of the model.
+    """
     lowercase = _is_uncased(tokenizer)
     unlimited = config.max_mention_width >= config.question_bert.max_positions
     heads = {ours: theirs for theirs, ours in reversed(_MENTION_HEADS.items())}
@@ -557,11 +613,11 @@ def _parameters(config: ElqConfig, kept: Mapping[str, Any], tokenizer: Tokenizer
     }
     if config.entity_width:
         of_model["out_dim"] = config.entity_width
-    return {**defaults, **kept, **of_model}
+    return {**defaults, **original, **of_model}
 
 
 def _bert_name(bert: BertConfig, lowercase: bool) -> str:
-    """Names the published BERT of these sizes; `UNNAMED_BERT` where there is none."""
+    """Returns the name of the published BERT of these sizes; `UNNAMED_BERT` if there is none."""
     layers, width = size = bert.num_layers, bert.hidden_size
     published = dataclasses.replace(
         bert,
@@ -572,7 +628,9 @@ def _bert_name(bert: BertConfig, lowercase: bool) -> str:
         num_token_types=BertConfig.num_token_types,
         layer_norm_eps=BertConfig.layer_norm_eps,
     )
-    names = {value: f"bert-{key}-{'un' * lowercase}cased" for key, value in _SIZES.items()}
+    names = {
+        value: f"bert-{key}-{'un' * lowercase}cased" for key, value in _PUBLISHED_SIZES.items()
+    }
     if bert == published and size in names:
         return names[size]
     if bert == published and lowercase and layers in _GOOGLE_LAYERS and width in _GOOGLE_WIDTHS:

@@ -1,4 +1,4 @@
-"""The settings of `convert`, from which its flags are made."""
+"""Declares the settings of `convert`, from which its flags are made."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ _Path = Annotated[str, msgspec.Meta(min_length=1)]
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """A conversion turns files of the original into a linker directory.
+    """Files of the original, and how they are made into a linker directory.
 
     Attributes:
-      checkpoint: path of an ELQ model, a state dict saved by torch: elq_wiki_large.bin, ...
-      params: path of its parameter file: elq_large_params.txt, training_params.txt; or BLINK's
-        biencoder_wiki_large.json.
-      entity_checkpoint: path of the model whose entity encoder is taken instead: BLINK's
-        biencoder_wiki_large.bin, ...; without a checkpoint, both encoders are taken from it.
-      bert_config: path of config.json of the BERT that the model was trained from; needed where the
-        number of attention heads is not known: anything but bert-base, bert-large and the smaller
-        ones published with them.
-      entity_bert_config: path of the same of the entity encoder, where it is another; none: that of
-        bert_config, unless checkpoint and entity_checkpoint are two files.
+      checkpoint: path of the ELQ model, a state dict saved by torch, such as elq_wiki_large.bin.
+      params: path of the model's parameter file: elq_large_params.txt, training_params.txt, or
+        BLINK's biencoder_wiki_large.json.
+      entity_checkpoint: path of another model from which the entity encoder is taken, such as
+        BLINK's biencoder_wiki_large.bin; without a checkpoint, both encoders are taken from it.
+      bert_config: path of config.json of the BERT that the model was trained from; needed only if
+        that is not bert-base, bert-large or one of the smaller BERTs published with them, because
+        the model's files do not tell the number of attention heads.
+      entity_bert_config: path of config.json of the entity encoder's BERT, if that is another one;
+        none: the file of bert_config, unless checkpoint and entity_checkpoint are both given.
       tokenizer: folder with tokenizer.json or vocab.txt of that BERT, or its name on the hub.
       catalogue: path of entity.jsonl (or .jsonl.gz, or a catalogue.arrow); none: the result is a
         model to encode or train with.
-      wikidata_ids: path of a table title -> Wikidata id for entities without kb_idx: a JSON object,
-        or lines title<TAB>id.
-      embeddings: path of the entity vectors in the order of the catalogue: all_entities_large.t7;
-        none: encode_entities computes them.
-      token_ids: path of entity_token_ids_128.t7, to check catalogue and tokenizer with; not needed
-        for anything else.
+      wikidata_ids: path of a table of Wikidata ids by title, for entities without kb_idx: a JSON
+        object, or lines title<TAB>id.
+      embeddings: path of the entity vectors in the order of the catalogue, such as
+        all_entities_large.t7; none: encode_entities computes them later.
+      token_ids: path of entity_token_ids_128.t7; it only serves to check that catalogue and
+        tokenizer are the right ones.
       storage_dtype: type of the vectors on disk; int8 has a scale for each row.
-      index: name of the index that is built too, such as scann; exact needs none, and build_index
-        builds one later, with more choices.
-      preset: published settings to link with by default.
+      index: name of an index to build as well, such as scann; exact search needs no index, and
+        build_index can build one later, with more choices.
+      preset: name of published settings to link with by default.
       max_question_tokens: number of tokens of a question to link with by default, [CLS] and [SEP]
-        included; none: the preset's, or the model's.
-      output: path of the linker directory to write; must not exist, or be empty.
+        included; none: that of the preset or of the model.
+      output: path of the linker directory to write; it must not exist, or be empty.
     """
 
     checkpoint: _Path | None = None
@@ -63,14 +63,21 @@ class Conversion:
     output: _Path | None = None
 
     def check(self) -> None:
-        """Raises an ElqError that names what is missing, or cannot stand alone."""
-        model = "checkpoint" if self.checkpoint or not self.entity_checkpoint else ""
-        needed = (model or "entity_checkpoint", "params", "tokenizer", "output")
-        for name in needed:
+        """Raises an ElqError if a setting is missing or needs another one."""
+        only_entity = self.entity_checkpoint and not self.checkpoint
+        model = "entity_checkpoint" if only_entity else "checkpoint"
+        required = (model, "params", "tokenizer", "output")
+        for name in required:
             if not getattr(self, name):
-                raise ElqError(f"--{name}: missing; needed are --{', --'.join(needed)}")
+                raise ElqError(f"--{name}: missing; give all of --{', --'.join(required)}")
         for name in ("wikidata_ids", "embeddings", "token_ids"):
             if getattr(self, name) and not self.catalogue:
-                raise ElqError(f"{name}: needs a catalogue, whose entities its rows are")
+                raise ElqError(
+                    f"--{name}: needs a catalogue, because its rows belong to the catalogue's "
+                    "entities; give --catalogue too"
+                )
         if self.index != "exact" and not self.embeddings:
-            raise ElqError("index: needs embeddings; without them, build_index comes later")
+            raise ElqError(
+                f"--index: {self.index!r} is built from embeddings; give --embeddings too, or "
+                "leave --index out and run build_index later"
+            )

@@ -1,7 +1,7 @@
-"""Files of the original ELQ are turned into a linker directory.
+"""Converts files of the original ELQ to a linker directory.
 
-Files may be far larger than memory: the matrix of entity vectors is copied in parts, and tensors of
-a model are memory-mapped.
+The files may be far larger than memory: the matrix of entity vectors is copied in parts, and the
+tensors of a model are memory-mapped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from elq_jax.storage.progress import progress
 from elq_jax.storage.resume import resumable_folder, stamp
 from elq_jax.text.tokenization import Tokenizer
 
-# For linkers that are to give the original's answers.
+# Settings with which a linker gives the original's answers.
 ORIGINAL_LINKING = {"decoder": "elq_jax.original.decoding:original"}
 
 _FILES = (
@@ -48,17 +48,17 @@ _SHARD_BYTES = 1 << 27  # of float32; converting takes about five times as much 
 def convert(conversion: Conversion) -> pathlib.Path:
     """Writes a linker directory that gives the original's answers.
 
-    What was found, and progress, go to stderr. Interrupted or out of disk space, the same call
-    resumes; after any other error nothing is left behind.
+    Remarks about the files, and progress, go to stderr. If a call is interrupted or the disk is
+    full, the same call resumes the work; after any other error nothing is left behind.
 
     Args:
-      conversion: files of the original, and what is made of them.
+      conversion: files of the original, and settings.
 
     Returns:
-      the linker directory.
+      path of the linker directory.
 
     Raises:
-      ElqError: a file is missing, foreign or cut short, or does not fit the others.
+      ElqError: a file is missing, damaged or of another kind, or does not fit the others.
     """
     conversion.check()
     index = INDEXES.get(conversion.index)
@@ -68,7 +68,7 @@ def convert(conversion: Conversion) -> pathlib.Path:
         if (path := getattr(conversion, name)) is not None
     }
     output = user_path(conversion.output)
-    # All that can be seen from headers is checked before anything is written.
+    # Whatever the headers of the files show is checked before anything is written.
     model = original.load_model(
         *(files.get(name) for name in ("checkpoint", "params", "entity_checkpoint")),
         *(files.get(name) for name in ("bert_config", "entity_bert_config")),
@@ -85,14 +85,14 @@ def convert(conversion: Conversion) -> pathlib.Path:
         if name in files
     }
     _warn(model, conversion)
-    # The matrix may have tens of gigabytes: time and size of a file stand for its content.
+    # The matrix may have tens of gigabytes, so files are compared by time and size, not by content.
     inputs = {
         name: {"path": str(path.resolve()), "stamp": stamp(path)} for name, path in files.items()
     }
     inputs |= {"storage_dtype": conversion.storage_dtype, "tokenizer": tokenizer.fingerprint}
     records = [source_note(pathlib.Path(layout.CATALOGUE)).name]
     with resumable_folder(output, inputs, records) as folder:
-        if not index.has_files:  # one that an interrupted call with it was done with
+        if not index.has_files:  # An interrupted call with another --index may have left one.
             shutil.rmtree(folder / layout.INDEX, ignore_errors=True)
         original.save_model(folder, model, tokenizer, linking.to_dict())
         if "catalogue" in files:
@@ -110,29 +110,30 @@ def convert(conversion: Conversion) -> pathlib.Path:
 
 
 def _linking_settings(conversion: Conversion, model: original.OriginalModel) -> LinkingSettings:
-    """Returns the preset's settings; an ElqError if the encoder has too few positions for them."""
-    given = {"max_question_tokens": conversion.max_question_tokens} | ORIGINAL_LINKING
-    linking = LinkingSettings.from_dict(with_preset(conversion.preset, given))
+    """Returns the preset's settings; ElqError if the encoder has too few positions for them."""
+    settings = {"max_question_tokens": conversion.max_question_tokens} | ORIGINAL_LINKING
+    linking = LinkingSettings.from_dict(with_preset(conversion.preset, settings))
     longest = model.config.question_bert.max_positions
     if (linking.max_question_tokens or 0) > longest:
         raise ElqError(
             f"max_question_tokens: {linking.max_question_tokens}; expected 3 to {longest} (the "
-            "encoder's positions)"
+            "number of positions of the question encoder)"
         )
     return linking
 
 
 def _warn(model: original.OriginalModel, conversion: Conversion) -> None:
-    """Says what the files of a model lack."""
+    """Prints what the files of a model lack."""
     if model.untrained:
         _say(
-            f"warning: {conversion.entity_checkpoint}: no mention head in it; it starts at random, "
-            "so train before linking: what it takes for mentions means nothing"
+            f"warning: {conversion.entity_checkpoint}: has no mention head, so the head starts "
+            "with random numbers; train the linker before you use it, since the mentions it finds "
+            "now are meaningless"
         )
     if not model.has_poolers:
         _say(
-            f"{conversion.checkpoint or conversion.entity_checkpoint}: no pooler in it, which the "
-            "original loads and never uses; --to_torch will write zeros"
+            f"{conversion.checkpoint or conversion.entity_checkpoint}: has no poolers, which the "
+            "original loads but never uses; --to_torch will write zeros for them"
         )
 
 
@@ -142,22 +143,22 @@ def _write_catalogue(
     tokenizer: Tokenizer,
     path: pathlib.Path,
 ) -> Catalogue:
-    """Builds the catalogue, fills in ids, and checks that the matrices are of its entities."""
+    """Builds the catalogue, fills in ids, and checks that the matrices belong to its entities."""
     catalogue = open_or_build_catalogue(files["catalogue"], path)
     if "wikidata_ids" in files:
-        without = fill_wikidata_ids(path, files["wikidata_ids"])
-        _say(f"{path.name}: {without:,} of {len(catalogue):,} without a Wikidata id")
+        missing = fill_wikidata_ids(path, files["wikidata_ids"])
+        _say(f"{path.name}: {missing:,} of {len(catalogue):,} entities have no Wikidata id")
         catalogue = Catalogue.open(path)
     for matrix in matrices.values():
         if matrix.shape[0] != len(catalogue):
             raise DataError(
-                f"{matrix.shape[0]:,} rows, and {files['catalogue']} has {len(catalogue):,} "
-                "entities; they must be of the same catalogue",
+                f"has {matrix.shape[0]:,} rows, but {files['catalogue']} has {len(catalogue):,} "
+                "entities; give the two files that belong together",
                 matrix.path,
             )
     if "token_ids" in matrices:
-        found = check_token_ids(matrices["token_ids"], catalogue, tokenizer)
-        _say(f"{files['token_ids']}: {found}")
+        summary = check_token_ids(matrices["token_ids"], catalogue, tokenizer)
+        _say(f"{files['token_ids']}: {summary}")
     return catalogue
 
 
@@ -168,7 +169,7 @@ def _write_vectors(
     catalogue: Catalogue,
     folder: pathlib.Path,
 ) -> Embeddings:
-    """Copies the entity vectors."""
+    """Copies the entity vectors into the linker directory, with progress on stderr."""
     tokenizer = Tokenizer.from_pretrained(folder)
     fingerprint = _encoder_fingerprint(model, matrix, catalogue, tokenizer)
     with progress("embeddings", len(catalogue), "entities") as advance:
@@ -189,7 +190,7 @@ def _say(message: str) -> None:
 
 def _existing(path: pathlib.Path) -> pathlib.Path:
     if not path.is_file():
-        raise ElqError(f"{path}: no such file")
+        raise ElqError(f"{path}: no such file; check the path")
     check_not_a_pointer(path)
     return path
 
@@ -199,23 +200,28 @@ def open_matrix(path: str | os.PathLike[str], kind: str, width: int | None = Non
 
     Args:
       path: path of the file.
-      kind: "f" (all_entities_large.t7) or "i" (entity_token_ids_128.t7).
+      kind: type of the numbers, "f" (floats: all_entities_large.t7) or "i" (integers:
+        entity_token_ids_128.t7).
       width: number of columns to expect; None: any.
 
     Raises:
-      DataError: it holds something else.
+      ElqError: there is no such file.
+      DataError: the file is damaged or holds something else.
     """
     matrix = open_torch_file(path)
     names = {"f": "float", "i": "integer"}
-    expected = f"a {names[kind]} matrix [entities, {width or 'tokens'}]"
+    expected = f"a {names[kind]} matrix [entities, {width or 'tokens'}]; check which file it is"
     if not isinstance(matrix, StoredTensor):
-        found = "state dict" if isinstance(matrix, dict) else type(matrix).__name__
-        raise DataError(f"holds a {found}; expected {expected}", path)
-    if matrix.dtype.kind not in kind + "V" * (kind == "f") or len(matrix.shape) != 2:
+        content = "state dict" if isinstance(matrix, dict) else type(matrix).__name__
+        raise DataError(f"holds a {content}; expected {expected}", path)
+    kinds = "fV" if kind == "f" else kind  # NumPy calls the kind of bfloat16 "V".
+    if matrix.dtype.kind not in kinds or len(matrix.shape) != 2:
         raise DataError(f"holds {matrix.dtype} {list(matrix.shape)}; expected {expected}", path)
     if width and matrix.shape[1] != width:
         raise DataError(
-            f"vectors of width {matrix.shape[1]}; the model's entity vectors have {width}", path
+            f"holds vectors of width {matrix.shape[1]}; expected {width}, the width of the model's "
+            "entity vectors; give the vectors that this model made",
+            path,
         )
     return matrix
 
@@ -225,39 +231,48 @@ def check_token_ids(
 ) -> str:
     """Compares the original's token ids of entities with ours, on evenly spaced rows.
 
+    Args:
+      matrix: [E, T] integers, the original's token ids, padded with 0.
+      catalogue: catalogue of E entities.
+      tokenizer: tokenizer of the model.
+      sample: largest number of rows to compare.
+
     Returns:
-      the result in words.
+      number of equal rows, in words.
 
     Raises:
-      DataError: more than one row in ten differs, so catalogue or tokenizer is another one.
+      DataError: more than one row in ten differs, so the catalogue or the tokenizer is the wrong
+        one.
     """
     rows = _sample(len(catalogue), sample)
-    ours = tokenizer.encode_entities(catalogue.titles(rows), catalogue.texts(rows), matrix.shape[1])
+    encoded = tokenizer.encode_entities(
+        catalogue.titles(rows), catalogue.texts(rows), matrix.shape[1]
+    )
     different = []
-    for row, ids in zip(rows.tolist(), ours, strict=True):
+    for row, ours in zip(rows.tolist(), encoded, strict=True):
         theirs = matrix.rows(row, row + 1)[0]
         theirs = theirs[: np.flatnonzero(theirs)[-1] + 1] if theirs.any() else theirs[:0]
-        if ids.tolist() != theirs.tolist():
-            different.append((row, theirs[:12].tolist(), ids[:12].tolist()))
+        if ours.tolist() != theirs.tolist():
+            different.append((row, theirs[:12].tolist(), ours[:12].tolist()))
     if len(different) > 0.1 * len(rows):
-        row, theirs, found = different[0]
+        row, theirs, ours = different[0]
         raise DataError(
-            f"{len(different)} of {len(rows)} rows looked at are not the tokens of the catalogue's "
-            f"entities: row {row} begins {theirs}, {catalogue[row].title!r} gives {found}; "
-            "check that catalogue, matrix and tokenizer belong together",
+            f"{len(different)} of {len(rows)} compared rows are not the token ids of the "
+            f"catalogue's entities: row {row} begins with {theirs}, but {catalogue[row].title!r} "
+            f"gives {ours}; check that catalogue, matrix and tokenizer belong together",
             matrix.path,
         )
-    return f"{len(rows) - len(different)} of {len(rows)} rows looked at have the same token ids"
+    return f"{len(rows) - len(different)} of {len(rows)} compared rows have the same token ids"
 
 
 def embedding_error(
     model: original.OriginalModel, matrix: StoredTensor, catalogue: Catalogue, tokenizer: Tokenizer
 ) -> float:
-    """Measures how far a few rows of a matrix are from what the entity encoder gives for them.
+    """Measures how much a matrix of entity vectors differs from those of the entity encoder.
 
     Returns:
-      the median of |row - ours| / |ours| over four evenly spaced rows: about 1e-6 where this
-      encoder made the matrix from this catalogue, about 1 where not.
+      median of |row - ours| / |ours| over four evenly spaced rows: about 1e-6 if this encoder made
+      the matrix from this catalogue, about 1 if not.
     """
     rows = _sample(len(catalogue), 4)
     encoder = CatalogueEncoder(
@@ -276,13 +291,13 @@ def _encoder_fingerprint(
     catalogue: Catalogue,
     tokenizer: Tokenizer,
 ) -> str:
-    """Returns the entity encoder's fingerprint if it made the matrix; "" and a warning if not."""
+    """Returns the entity encoder's fingerprint; "" and a warning if it did not make the matrix."""
     error = embedding_error(model, matrix, catalogue, tokenizer)
     if error < 0.02:
         return Model(model.config, model.params, tokenizer).entity_fingerprint
     _say(
-        f"warning: {matrix.path}: not the vectors that this entity encoder gives these entities "
-        f"(relative difference {error:.2g}); kept as they are, for linking only"
+        f"warning: {matrix.path}: the entity encoder gives the catalogue's entities other vectors "
+        f"(relative difference {error:.2g}); the vectors are kept as they are, for linking only"
     )
     return ""
 
@@ -299,19 +314,21 @@ def convert_embeddings(
     encoder_fingerprint: str = "",
     progress: Callable[[int], None] | None = None,
 ) -> Embeddings:
-    """Copies a matrix of entity vectors into shards, of which those that are there stay.
+    """Copies a matrix of entity vectors into shards; resumes with the shards that are missing.
 
-    Less than 1 GiB of memory is used, whatever the size of the matrix.
+    The copy uses less than 1 GiB of memory, whatever the size of the matrix.
 
     Args:
       matrix: [E, D] floats.
       folder: folder of the shards.
       catalogue: E entities that the rows belong to.
       storage_dtype: type on disk, "float32", "bfloat16" or "int8" (with a scale per row).
-      encoder_fingerprint: fingerprint of the encoder that made the matrix; "" where that is not
-        known.
-      progress: function that is called with the number of entities done, first with those found on
-        disk.
+      encoder_fingerprint: fingerprint of the encoder that made the matrix; "" if it is not known.
+      progress: function that is called with the number of entities just done; the first call is for
+        those already on disk.
+
+    Returns:
+      embeddings [E, D], memory-mapped.
 
     Raises:
       ElqError: a row holds NaN or infinity, or the folder holds other embeddings.

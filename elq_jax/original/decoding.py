@@ -1,6 +1,6 @@
-"""The original chooses mentions in token positions, by one of three kinds of thresholds.
+"""Chooses links as the original does: in token positions, by one of three kinds of thresholds.
 
-Registered as "elq_jax.original.decoding:original".
+The decoder is registered as "elq_jax.original.decoding:original".
 """
 
 from __future__ import annotations
@@ -38,22 +38,23 @@ THRESHOLD_TYPES: tuple[str, ...] = get_args(ThresholdType)
 class Original(Decoder):
     """Decodes as `main_dense.py` of the original does (ELQ_BEHAVIOUR, sections 5 and 7).
 
-    Mentions are accepted from the highest score down; one that shares a token with an accepted one
-    is dropped. Equal scores: the span that comes first wins. All comparisons are strict.
+    Mentions are accepted from the highest score down, and a mention that shares a token with an
+    accepted one is dropped. Of equal scores, the span that comes first wins. All comparisons are
+    strict.
 
     Attributes:
-      threshold_type: choice of what is compared with what.
-        "joint": joint score of the top candidate > threshold.
-        "top_entity_by_mention": span logit (not its log sigmoid) > mention_threshold; the score is
-          the inner product of the top candidate; overlapping mentions stay.
-        "thresholded_entity_by_mention": inner product of the top candidate > threshold and span
-          logit > mention_threshold; the score is the inner product.
-      mention_threshold: threshold of span logits; None: `threshold`, but "top_entity_by_mention"
-        needs a number.
-      allow_special_tokens: whether mentions may contain [CLS] or [SEP].
-      special_tokens_in_text: whether a literal "[SEP]" in a question is read as that token.
-      allow_overlaps: whether overlapping mentions stay, as in the original's evaluation during
-        training.
+      threshold_type: kind of comparison that a link must pass.
+        "joint": the joint score of the top candidate > threshold.
+        "top_entity_by_mention": the span logit (not its log sigmoid) > mention_threshold; the score
+          is the inner product of the top candidate; overlapping mentions stay.
+        "thresholded_entity_by_mention": the inner product of the top candidate > threshold, and the
+          span logit > mention_threshold; the score is the inner product.
+      mention_threshold: threshold of span logits; None: the same as `threshold`, which is not
+        allowed for "top_entity_by_mention".
+      allow_special_tokens: permission for mentions that contain [CLS] or [SEP].
+      special_tokens_in_text: choice to read a literal "[SEP]" in a question as that token.
+      allow_overlaps: choice to keep overlapping mentions, as the original's evaluation during
+        training does.
     """
 
     threshold_type: ThresholdType = "joint"
@@ -65,38 +66,38 @@ class Original(Decoder):
     def __post_init__(self):
         if self.threshold_type == "top_entity_by_mention" and self.mention_threshold is None:
             raise ElqError(
-                "mention_threshold: top_entity_by_mention compares span logits with it; give a "
-                "number (the original's scripts use -0.6931)"
+                "mention_threshold: missing; threshold_type top_entity_by_mention compares span "
+                "logits with it; give a number (the original's scripts use -0.6931)"
             )
 
     @property
     def log_probabilities(self) -> bool:
-        """Whether the threshold is compared with joint scores."""
+        """Returns whether the threshold is compared with joint scores."""
         return self.threshold_type == "joint"
 
     @property
     def keep_any(self) -> bool:
-        """Whether the best spans are searched for where none passes the threshold.
+        """Returns whether the best spans are searched for even if none passes the threshold.
 
-        With joint scores these would not pass later either.
+        With joint scores such spans would not pass later either.
         """
         return self.threshold_type != "joint"
 
     def prune_threshold(self, threshold: float) -> float:
-        """Returns the number that span logits are compared with, with which the original prunes."""
+        """Returns the threshold with which the original prunes spans by their logits."""
         if self.threshold_type == "top_entity_by_mention":
             return self.mention_threshold
         return threshold
 
     def roles(self, question: EncodedQuestion, unknown_id: int) -> np.ndarray:
-        """Any token may be anywhere in a mention, [CLS] and [SEP] if they are allowed."""
+        """Allows every token anywhere in a mention; [CLS] and [SEP] only if so set."""
         roles = np.full(len(question.ids), INSIDE | FIRST | LAST | MEANINGFUL, np.uint8)
         if not self.allow_special_tokens:
             roles[[0, -1]] = 0
         return roles
 
     def __call__(self, spans: ScoredSpans, threshold: float) -> Decoded:
-        """See the class; mentions whose top score is NaN are dropped."""
+        """Chooses links as the class describes; drops mentions whose top score is NaN."""
         joint, mention_scores = joint_scores(spans)
         if self.threshold_type == "joint":
             scores = joint[:, 0]
@@ -114,12 +115,17 @@ class Original(Decoder):
 
 
 def triples(decoded: Decoded, number: int) -> list[tuple[str, int, int]]:
-    """Writes the links of one question as the original prints them: (row as text, start, end).
+    """Returns the links of one question as the original prints them: (row as text, start, end).
 
-    Token positions without [CLS], end exclusive: a mention that contains [CLS] starts at -1.
+    Positions count tokens after [CLS], and ends are exclusive; a mention that contains [CLS] starts
+    at -1.
+
+    Args:
+      decoded: links of several questions.
+      number: number of the question.
     """
-    own = decoded.of(number)
-    rows, bounds = decoded.rows[own, 0].tolist(), decoded.bounds[own].tolist()
+    links = decoded.of(number)
+    rows, bounds = decoded.rows[links, 0].tolist(), decoded.bounds[links].tolist()
     return [(str(row), start - 1, end) for row, (start, end) in zip(rows, bounds, strict=True)]
 
 

@@ -1,8 +1,8 @@
-"""Labelled questions in the form that the original's data sets (EL4QA) were published in.
+"""Reads labelled questions in the form of the original's data sets (EL4QA).
 
-Besides what a plain row has, a row has `tokenized_text_ids`, the WordPiece ids of the text without
-[CLS] and [SEP], and `tokenized_mention_idxs`, half-open positions of its mentions among them. These
-are what the original works with; its character offsets are often wrong.
+In addition to the fields of a plain row, a row has `tokenized_text_ids`, the WordPiece ids of the
+text without [CLS] and [SEP], and `tokenized_mention_idxs`, half-open positions of its mentions in
+that list. The original works with these two; the character offsets in its files are often wrong.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ def parse(
 ) -> tuple[Question, list[int | None]]:
     """Reads the tokens and the gold of a row; see `elq_jax.questions.read.RecordForm`.
 
-    The token positions are what counts: character offsets that cannot be are unknown, not an error.
+    The token positions decide. Character offsets that are impossible are treated as unknown, not as
+    an error.
 
     Raises:
-      ElqError: a field is missing, or is not what this form has there.
+      ElqError: a field is missing or has a value that this form does not allow.
     """
     ids = row["tokenized_text_ids"]
-    if not isinstance(ids, list) or not ids or not all(is_natural(i) for i in ids):
+    if not isinstance(ids, list) or not ids or not all(is_natural(token_id) for token_id in ids):
         raise unexpected(row, "tokenized_text_ids", "a list of token ids that is not empty")
     question = replace(question, token_ids=tuple(ids), token_mentions=())
     if row.get("tokenized_mention_idxs") is None and not require_mentions:

@@ -1,9 +1,9 @@
-"""The original counts correct links in two ways, both of which are here to compare numbers.
+"""Counts correct links in the two ways of the original, so that results can be compared with it.
 
-Both take labelled questions of the EL4QA form, use the token ids of the file and count in token
-positions. For anything else use `elq_jax.evaluation.evaluate`, which counts in characters of the
-question. The program `evaluate` finds them as "elq_jax.original.evaluation:labelled" and
-"...:training".
+Both ways take labelled questions of the EL4QA form, use the token ids of the file and count in
+token positions. For anything else use `elq_jax.evaluation.evaluate`, which counts in characters of
+the question. The program `evaluate` finds the two as "elq_jax.original.evaluation:labelled" and
+"elq_jax.original.evaluation:training".
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from elq_jax.evaluation.evaluate import EVALUATIONS, Outcome, describe_linker, r
 from elq_jax.evaluation.matching import Counts, Triple, count_matches
 from elq_jax.evaluation.options import Options
 from elq_jax.linking.linker import EntityLinker
+from elq_jax.linking.links import ScoredSpans
 from elq_jax.linking.scoring import BATCHES_IN_FLIGHT
 from elq_jax.questions.records import Question
 from elq_jax.storage import progress as progress_lib
@@ -34,13 +35,13 @@ Paths = Sequence[str | os.PathLike[str]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LinkedWindow:
-    """A linked window is the part of a question that the encoder saw, with its links.
+    """The part of a question that the encoder saw, with its links.
 
     Attributes:
       question: question of the EL4QA form.
-      window: tokens of that part, and those gold mentions that are inside.
-      predicted: (row, start, end) of its links, best score first, half-open positions in the
-        window ([CLS] is 0).
+      window: tokens of that part, and the gold mentions inside it.
+      predicted: links as (row, start, end), best score first; half-open positions in the window, in
+        which [CLS] has position 0.
       scores: scores of these links.
     """
 
@@ -51,15 +52,16 @@ class LinkedWindow:
 
     @property
     def gold(self) -> list[Triple]:
-        """Gold mentions in it as (row, start, end), half-open positions in the window."""
+        """Returns the gold mentions as (row, start, end), half-open positions in the window."""
         return self._gold(self.window.bounds, 1)
 
     @property
     def text_gold(self) -> list[Triple]:
-        """Gold mentions as the original prints them.
+        """Returns the gold mentions as the original prints them.
 
-        Cutting the window overwrites the positions of its questions: where no mention was moved or
-        dropped they count from the window's beginning, else from that of the text.
+        While it cuts the window, the original overwrites positions of its questions. If it neither
+        moved nor dropped a mention, positions count from the beginning of the window; otherwise
+        from the beginning of the text.
         """
         order = self.window.order
         if order.tolist() == list(range(len(self.question.mentions))):
@@ -68,14 +70,15 @@ class LinkedWindow:
 
     @property
     def text_predicted(self) -> list[Triple]:
-        """Links as the original prints them, in positions of `tokenized_text_ids`."""
-        shift = self.window.offset - 1  # [CLS] is not in there
+        """Returns the links as the original prints them, in positions of `tokenized_text_ids`."""
+        shift = self.window.offset - 1  # `tokenized_text_ids` has no [CLS].
         return [(row, start + shift, end + shift) for row, start, end in self.predicted]
 
-    def _gold(self, bounds: np.ndarray, one_past: int) -> list[Triple]:
+    def _gold(self, bounds: np.ndarray, end_shift: int) -> list[Triple]:
+        """Returns gold mentions at `bounds` as (row, start, end + `end_shift`)."""
         rows = (self.question.mentions[number].row for number in self.window.order)
         return [
-            (row if row >= 0 else None, start, end + one_past)
+            (row if row >= 0 else None, start, end + end_shift)
             for row, (start, end) in zip(rows, bounds.tolist(), strict=True)
         ]
 
@@ -84,12 +87,12 @@ class LinkedWindow:
 class WindowCounts:
     """Counts of the original's evaluation of labelled questions.
 
-    Gold mentions that the window cuts off count in neither.
+    Gold mentions outside the window are not counted.
 
     Attributes:
-      window: counts of positions in the window, the ones to compare with.
-      text: counts that the original prints first, with the mistake of `LinkedWindow.text_gold`:
-        in a window that was cut on the left, nothing can match.
+      window: counts by positions in the window; these are the ones to compare with.
+      text: counts that the original prints first. They are wrong, see `LinkedWindow.text_gold`: in
+        a window that was cut on the left, nothing can match.
     """
 
     window: Counts
@@ -106,8 +109,8 @@ def link_windows(
 ) -> list[LinkedWindow]:
     """Links questions of the EL4QA form as the original's evaluation does.
 
-    Mentions may contain [CLS] or [SEP]; a question that is too long is cut around its gold
-    mentions, whatever `linker.max_question_tokens` leaves room for.
+    Mentions may contain [CLS] or [SEP]. A question longer than `linker.max_question_tokens` is cut
+    to a window around its gold mentions.
 
     Args:
       linker: linker that is measured.
@@ -116,6 +119,9 @@ def link_windows(
       batch_size: number of questions encoded at a time.
       progress: function that is called with the number of questions just done.
 
+    Returns:
+      the window of each question with its links.
+
     Raises:
       ElqError: a question is not of the EL4QA form, or its token ids are of another vocabulary.
     """
@@ -123,10 +129,10 @@ def link_windows(
 
 
 def count_windows(linked: Sequence[LinkedWindow]) -> WindowCounts:
-    """Counts as the original's evaluation of labelled questions does."""
+    """Counts correct links as the original's evaluation of labelled questions does."""
     return WindowCounts(
-        sum((_counts(x.gold, x.predicted) for x in linked), Counts()),
-        sum((_counts(x.text_gold, x.text_predicted) for x in linked), Counts()),
+        sum((_counts(part.gold, part.predicted) for part in linked), Counts()),
+        sum((_counts(part.text_gold, part.text_predicted) for part in linked), Counts()),
     )
 
 
@@ -144,11 +150,12 @@ def count_as_in_training(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> Counts:
-    """Counts as the original's evaluation during training with a frozen entity encoder does.
+    """Counts correct links as the original does while it trains with a frozen entity encoder.
 
-    At most 50 mentions with a log-probability above -3.5, 10 candidates each, links with a score
-    above -2.5, overlapping or not; spans are compared one token shorter, so that a mention of one
-    token is never weakly correct. The original reports the weak precision, recall and F1 of these.
+    It takes at most 50 mentions with a log-probability above -3.5 and 10 candidates for each, and
+    counts links with a score above -2.5, overlapping or not. Spans are compared one token shorter,
+    so that a mention of one token is never weakly correct. The original reports the weak precision,
+    recall and F1 of these counts.
 
     Args:
       linker: linker that is measured.
@@ -164,7 +171,7 @@ def count_as_in_training(
     linker = linker.with_settings(**IN_TRAINING)
     linker = linker.with_settings(decoder=DECODER, decoder_settings=settings)
     linked = _link(linker, questions, batch_size, progress, *thresholds)
-    counts = (_counts(shortened(x.gold), shortened(x.predicted)) for x in linked)
+    counts = (_counts(shortened(part.gold), shortened(part.predicted)) for part in linked)
     return sum(counts, Counts())
 
 
@@ -193,8 +200,8 @@ def _link(
         triples = [(row, start, end) for row, (start, end) in zip(rows, bounds, strict=True)]
         scores = decoded.scores.tolist()
         for number, (question, window) in enumerate(zip(part, windows, strict=True)):
-            own = decoded.of(number)
-            linked.append(LinkedWindow(question, window, triples[own], scores[own]))
+            links = decoded.of(number)
+            linked.append(LinkedWindow(question, window, triples[links], scores[links]))
         if progress:
             progress(len(part))
     return linked
@@ -203,15 +210,15 @@ def _link(
 def _window(linker: EntityLinker, question: Question) -> QuestionWindow:
     if question.token_ids is None or question.token_mentions is None:
         raise ElqError(
-            f"question {question.id}: no 'tokenized_text_ids'; the original's evaluation needs "
-            "files of the EL4QA form"
+            f"question {question.id}: no 'tokenized_text_ids'; --original needs files of the EL4QA "
+            "form of the original's data sets; for other files leave --original out"
         )
     tokenizer = linker.tokenizer
     if max(question.token_ids) >= tokenizer.vocab_size:
         raise ElqError(
             f"question {question.id}: token id {max(question.token_ids)} in 'tokenized_text_ids', "
-            f"but the vocabulary has {tokenizer.vocab_size}; use a linker with the tokenizer the "
-            "file was made with"
+            f"but the linker's vocabulary has {tokenizer.vocab_size} tokens; use a linker with the "
+            "tokenizer that the file was made with"
         )
     return question_window(
         question.token_ids,
@@ -222,7 +229,13 @@ def _window(linker: EntityLinker, question: Question) -> QuestionWindow:
     )
 
 
-def _score(linker, questions, windows, threshold, batch_size):
+def _score(
+    linker: EntityLinker,
+    questions: Sequence[Question],
+    windows: Sequence[QuestionWindow],
+    threshold: float | None,
+    batch_size: int,
+) -> ScoredSpans:
     encoded = [
         EncodedQuestion(
             window.ids, np.zeros((len(window.ids), 2), np.int32), np.arange(len(window.ids)), None
@@ -238,15 +251,16 @@ def _counts(gold: list[Triple], predicted: list[Triple]) -> Counts:
 
 
 def shortened(triples: Sequence[Triple]) -> list[Triple]:
-    """Makes spans end one position earlier, so that none of one token overlaps another.
+    """Makes spans end one position earlier, so that a span of one token overlaps no other.
 
-    The original's evaluation during training passes inclusive ends to a measure of exclusive ones.
+    The original's evaluation during training passes inclusive ends to a function that expects
+    exclusive ends.
     """
     return [(row, start, end - 1) for row, start, end in triples]
 
 
 class OriginalCounts(Outcome):
-    """Counts of the original by name, as `evaluate` shows and writes them."""
+    """Counts of the original by name, which `evaluate` shows and writes."""
 
     def __init__(self, report: dict[str, Any], counts: dict[str, Counts]):
         for name, part in counts.items():
@@ -256,7 +270,7 @@ class OriginalCounts(Outcome):
         self._counts = counts
 
     def print(self, console: rich.console.Console) -> None:
-        """Shows them as a table."""
+        """Prints the counts as a table."""
         from rich.table import Table
 
         table = Table("", "match", "correct", "predicted", "gold", "P", "R", "F1")
@@ -272,15 +286,17 @@ class OriginalCounts(Outcome):
 def evaluate_labelled(
     linker: EntityLinker, questions: Paths, options: Options | None = None
 ) -> OriginalCounts:
-    """Counts as the original's evaluation of labelled questions; see `link_windows`.
+    """Counts correct links as the original's evaluation of labelled questions; see `link_windows`.
 
     Raises:
-      ElqError: a file cannot be used or is not of the EL4QA form, or `options` has tune.
+      ElqError: a file cannot be used or is not of the EL4QA form, or `options.tune` is set.
     """
     options = options or Options()
-    read, report = _read(linker, questions, options)
-    with progress_lib.progress("linking", len(read), "questions") as advance:
-        linked = link_windows(linker, read, options.threshold, options.batch_size, progress=advance)
+    labelled, report = _read_questions(linker, questions, options)
+    with progress_lib.progress("linking", len(labelled), "questions") as advance:
+        linked = link_windows(
+            linker, labelled, options.threshold, options.batch_size, progress=advance
+        )
     counts = count_windows(linked)
     threshold = linker.settings.threshold if options.threshold is None else options.threshold
     report["threshold"] = threshold
@@ -291,29 +307,32 @@ def evaluate_labelled(
 def evaluate_training(
     linker: EntityLinker, questions: Paths, options: Options | None = None
 ) -> OriginalCounts:
-    """Counts as the original's evaluation during training; see `count_as_in_training`.
+    """Counts correct links as the original's evaluation during training does.
+
+    See `count_as_in_training`.
 
     Raises:
-      ElqError: as `evaluate_labelled` does, or `options` has a threshold.
+      ElqError: a file cannot be used or is not of the EL4QA form, or `options.tune` or
+        `options.threshold` is set.
     """
     options = options or Options()
     if options.threshold is not None:
         raise ElqError(
-            f"--threshold, --original=training: it has a threshold of its own, "
-            f"{THRESHOLD_IN_TRAINING}"
+            "--threshold: cannot be combined with --original=training, whose threshold is always "
+            f"{THRESHOLD_IN_TRAINING}; leave --threshold out"
         )
-    read, report = _read(linker, questions, options)
-    with progress_lib.progress("linking", len(read), "questions") as advance:
-        counts = count_as_in_training(linker, read, options.batch_size, progress=advance)
+    labelled, report = _read_questions(linker, questions, options)
+    with progress_lib.progress("linking", len(labelled), "questions") as advance:
+        counts = count_as_in_training(linker, labelled, options.batch_size, progress=advance)
     report |= IN_TRAINING | {"threshold_type": "joint", "threshold": THRESHOLD_IN_TRAINING}
     return OriginalCounts(report, {"training": counts})
 
 
-def _read(
+def _read_questions(
     linker: EntityLinker, paths: Paths, options: Options
 ) -> tuple[list[Question], dict[str, Any]]:
     if options.tune:
-        raise ElqError("--tune, --original: cannot be combined; give --threshold")
+        raise ElqError("--tune: cannot be combined with --original; give --threshold instead")
     questions, files = read_files(
         linker, paths, options.on_error, trust_rows=True, allow_overlaps=True
     )

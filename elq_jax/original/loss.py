@@ -1,4 +1,4 @@
-"""The original's loss on mined negatives."""
+"""Computes the original's loss on mined negatives."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from elq_jax.losses.hard_negatives import mined_flops
 @LINKING_LOSSES.register("hard_negatives_bce")
 @dataclasses.dataclass(frozen=True)
 class HardNegativesBce(LinkingLoss):
-    """Binary cross-entropy over pairs of a mention and its gold entity, or a mined negative.
+    """Binary cross-entropy over pairs of a mention with its gold entity or with a mined negative.
 
-    A rank n of a question counts only if it is a negative for all mentions of the question, as in
-    the original, which drops the whole rank otherwise.
+    The negatives of a mention are ranked 1 to N. If the negative of some rank is the gold entity
+    for any mention of a question, the original drops that rank for all mentions of the question,
+    and so does this loss.
 
     Attributes:
-      num_negatives: N, mined per mention.
+      num_negatives: number N of negatives mined for each mention.
     """
 
     num_negatives: Annotated[int, msgspec.Meta(ge=1)] = 10
@@ -34,8 +35,8 @@ class HardNegativesBce(LinkingLoss):
         positive = jnp.einsum("qd,qd->q", mentions.vectors, entities.gold(mentions))
         negative = jnp.einsum("qd,qnd->qn", mentions.vectors, vectors)
         mask = mentions.mask[:, None]
-        # Ranks [B, N] at which some mention of the question has its gold entity.
         gold_mask = mask & (rows == mentions.rows[:, None])
+        # [B, N]: ranks at which some mention of the question has its gold entity.
         is_dropped = jax.ops.segment_max(
             gold_mask.astype(jnp.int32), mentions.questions, mentions.num_questions
         )

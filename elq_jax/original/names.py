@@ -1,4 +1,4 @@
-"""The names of the original's tensors, and which of our parameters each of them is."""
+"""Maps the names of the original's tensors to the parameters of our model."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from elq_jax.model.bert import huggingface_names
 from elq_jax.model.elq import ElqConfig
 
 _HEADS = {
-    # Indices of the layers inside the original's nn.Sequential or nn.Linear.
+    # Our module -> its place in the original's nn.Sequential; "" where that is one nn.Linear.
     "linear": {"mention_head": ""},
     "mlp": {"mention_hidden": "0.", "mention_head": "3."},
 }
 
 
 def tensor_names(config: ElqConfig) -> dict[str, tuple[tuple[str, ...], bool]]:
-    """Lists the tensors that a model of the original computes with, and what they are to ours.
+    """Maps each tensor that a model of the original computes with to one of our parameters.
 
-    The question encoder's pooler, present in the original's files and never used, is not listed.
+    The original's files also hold the question encoder's pooler, which is never used and therefore
+    left out.
+
+    Args:
+      config: description of what the model computes.
 
     Returns:
-      name in the state dict -> (path in {"question": tree, "entity": tree}, whether transposed).
+      name in the state dict -> (path in {"question": tree, "entity": tree}, whether the tensor is
+      transposed).
     """
     names = {}
     for encoder, prefix in (("question", "context_encoder"), ("entity", "cand_encoder")):
@@ -48,11 +53,14 @@ def tensor_names(config: ElqConfig) -> dict[str, tuple[tuple[str, ...], bool]]:
 
 
 def params_from_state_dict(tensors: Mapping[str, np.ndarray], config: ElqConfig) -> dict[str, Any]:
-    """Turns the state dict of an original model into {"question": tree, "entity": tree}.
+    """Converts the state dict of an original model to {"question": tree, "entity": tree}.
 
     Args:
       tensors: arrays by the original's names; those that are not needed are ignored.
       config: description of what the model computes.
+
+    Returns:
+      parameters of both encoders, float32 arrays.
 
     Raises:
       ValueError: a tensor is missing.

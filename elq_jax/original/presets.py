@@ -1,4 +1,4 @@
-"""Thresholds and settings that the original's models were published with, by name."""
+"""Lists the thresholds and settings that the original's models were published with."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from elq_jax.core.errors import ElqError
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A preset holds the settings of one of the original's commands, fields of `LinkingSettings`.
+    """Settings of one of the original's commands; the fields are those of `LinkingSettings`.
 
     Attributes:
       threshold: score that links must exceed.
-      max_mentions: K, largest number of mentions searched for in a question.
-      num_candidates: C, number of entities retrieved for a mention.
-      max_question_tokens: largest T; None: the model's own.
+      max_mentions: largest number K of mentions searched for in a question.
+      num_candidates: number C of entities retrieved for a mention.
+      max_question_tokens: largest number T of tokens of a question; None: that of the model.
     """
 
     threshold: float
@@ -40,10 +40,10 @@ PRESETS = {
 
 
 def get_preset(name: str) -> Preset:
-    """Looks up a preset by its name.
+    """Returns the preset of a name.
 
     Raises:
-      ElqError: there is none.
+      ElqError: no preset has this name.
     """
     if name not in PRESETS:
         raise ElqError(f"preset: {name!r}; expected one of {', '.join(PRESETS)}")
@@ -51,18 +51,21 @@ def get_preset(name: str) -> Preset:
 
 
 def with_preset(name: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Fills in the settings that are not given from a preset.
+    """Completes settings with those of a preset.
 
-    A preset has all of its settings, so that nothing is left of the one that a linker was saved
-    with: max_question_tokens=None is the model's own length.
+    The result has all settings of the preset, so that none of those that a linker was saved with
+    remains. In particular max_question_tokens=None stands for the length of the model.
 
     Args:
-      name: name of the preset, or None.
-      settings: settings by name; None where one is not given.
+      name: name of the preset; None: nothing is added.
+      settings: settings by name, which take precedence; None means that a setting is not chosen.
 
     Returns:
       settings for `EntityLinker.from_pretrained`.
+
+    Raises:
+      ElqError: no preset has this name.
     """
     preset = dataclasses.asdict(get_preset(name)) if name else {}
-    given = {key: value for key, value in settings.items() if value is not None}
-    return preset | given
+    chosen = {key: value for key, value in settings.items() if value is not None}
+    return preset | chosen

@@ -1,16 +1,16 @@
-"""The training of the original ELQ, step by step: what ours is compared with.
+"""Trains as the original ELQ does, step by step, so that our training can be compared with it.
 
 A configuration whose `recipe` is "elq_jax.original.recipe:original" (configs/original_recipe.py) is
-trained this way, with all that sets it apart from common practice:
+trained this way. It differs from common practice in the following:
 
 - AdamW has no bias correction. Weights decay after the update, those of layer norms too.
 - `type_optimization` says which parameters learn. Mention heads and poolers never do.
-- The gradients of those that do not learn are never cleared. They add up over the whole run and
-  count in the norm that all gradients are clipped to.
+- The gradients of parameters that do not learn are never cleared. They add up over the whole run
+  and count in the norm that all gradients are clipped to.
 - The learning rate is planned for whole updates of full batches, so it reaches 0 before the end.
-- Batches at the end of an epoch that make no whole update count in the first one of the next.
+- Batches left over at the end of an epoch count in the first update of the next epoch.
 - Questions come in the order of their files, in every epoch.
-- After the first epoch there is no dropout, but for what follows an evaluation within an epoch.
+- After the first epoch there is dropout only from the first evaluation within an epoch to its end.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import optax
 from flax import traverse_util
 
 from elq_jax.core.errors import ElqError
+from elq_jax.core.settings import make_settings
 from elq_jax.model.elq import ElqConfig
 from elq_jax.original.names import tensor_names
 from elq_jax.questions.batches import TrainingBatches
@@ -45,13 +46,13 @@ _NOT_DECAYED = re.compile("bias|gamma|beta")
 
 @dataclasses.dataclass(frozen=True)
 class OriginalSettings:
-    """These settings are the section `original` of a configuration.
+    """Settings of the section `original` of a configuration.
 
     Attributes:
       type_optimization: name of the group of parameters that learn: "additional_layers",
         "top_layer", "top4_layers", "all_encoder_layers" or "all" (embeddings too).
-      eval_interval: number of updates between the evaluations within an epoch, after each of which
-        dropout is on again.
+      eval_interval: number of updates between the evaluations within an epoch; each of them turns
+        dropout on again.
     """
 
     type_optimization: str = "all_encoder_layers"
@@ -60,10 +61,12 @@ class OriginalSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Updates:
-    """Says which steps (batches, counted over all epochs) end an update; for ints and arrays.
+    """Counts the updates of a run, and finds the steps that end in one.
+
+    A step is a batch, counted from 0 over all epochs. All methods take integers and arrays.
 
     Attributes:
-      steps_per_epoch: number of batches of an epoch, with the partial one at its end.
+      steps_per_epoch: number of batches of an epoch, including the partial one at its end.
       accumulate_steps: number of batches of an update.
     """
 
@@ -71,22 +74,23 @@ class Updates:
     accumulate_steps: int
 
     def before(self, step: Any) -> Any:
-        """Number of updates made when a step begins."""
-        of_epoch = self.steps_per_epoch // self.accumulate_steps
+        """Returns the number of updates made before a step."""
+        updates_per_epoch = self.steps_per_epoch // self.accumulate_steps
         place = step % self.steps_per_epoch
-        return step // self.steps_per_epoch * of_epoch + place // self.accumulate_steps
+        return step // self.steps_per_epoch * updates_per_epoch + place // self.accumulate_steps
 
     def ends_at(self, step: Any) -> Any:
-        """Whether a step ends in an update; counted anew in every epoch."""
+        """Returns whether a step ends in an update; steps are counted anew in every epoch."""
         return (step % self.steps_per_epoch + 1) % self.accumulate_steps == 0
 
 
 @RECIPES.register("original")
 class OriginalRecipe(Recipe):
-    """Trains as the original does; `schedule` and `new_module_factor` of a stage do not count.
+    """Trains as the original does; ignores `schedule` and `new_module_factor` of a stage.
 
     Raises:
-      ElqError: unknown settings, no parameter would learn, or an epoch is less than an update.
+      ElqError: a setting is unknown or of the wrong type, no parameter would learn, or an epoch has
+        fewer questions than an update takes.
     """
 
     shuffle = False
@@ -101,13 +105,16 @@ class OriginalRecipe(Recipe):
         batches: TrainingBatches,
         num_steps: int,
     ):
-        settings = _read_settings(settings)
+        try:
+            settings = make_settings(OriginalSettings, settings)
+        except ElqError as error:
+            raise ElqError(f"original.{error}") from error
         learning = learning_parameters(config, settings.type_optimization, part)
         if not learning:
             raise ElqError(
                 f"original.type_optimization: {settings.type_optimization!r} names no parameter of "
-                f"an encoder with {config.question_bert.num_layers} layers; nothing would be "
-                "trained"
+                f"an encoder with {config.question_bert.num_layers} layers, so nothing would be "
+                f"trained; choose another of {', '.join(_LEARNING)}"
             )
         planned_per_epoch = batches.examples_per_epoch // (
             stage.batch_size * stage.accumulate_steps
@@ -115,9 +122,10 @@ class OriginalRecipe(Recipe):
         planned = planned_per_epoch * num_steps // batches.steps_per_epoch
         if not planned:
             raise ElqError(
-                f"an epoch of {batches.examples_per_epoch} questions is less than one update "
-                f"({stage.accumulate_steps} x {stage.batch_size}), for which the original plans no "
-                "learning rate; lower batch_size or accumulate_steps"
+                f"batch_size, accumulate_steps: an update takes {stage.accumulate_steps} x "
+                f"{stage.batch_size} questions, but an epoch has only "
+                f"{batches.examples_per_epoch}, and for this the original plans no learning rate; "
+                "lower batch_size or accumulate_steps"
             )
         self._updates = Updates(batches.steps_per_epoch, stage.accumulate_steps)
         self._steps_to_evaluation = settings.eval_interval * stage.accumulate_steps
@@ -129,36 +137,32 @@ class OriginalRecipe(Recipe):
         )
 
     def learning_rate(self, step: int) -> float:
+        """Returns the learning rate of a step."""
         return float(self._schedule(self._updates.before(step)))
 
     def has_dropout(self, step: int) -> bool:
-        """Whether a step has dropout: in the first epoch, in others after an evaluation."""
+        """Returns whether a step has dropout; see the last point of the module."""
         epoch, place = divmod(step, self._updates.steps_per_epoch)
         return epoch == 0 or place >= self._steps_to_evaluation
-
-
-def _read_settings(settings: Mapping[str, Any]) -> OriginalSettings:
-    names = {field.name for field in dataclasses.fields(OriginalSettings)}
-    if unknown := set(settings) - names:
-        raise ElqError(f"original: unknown {sorted(unknown)}; expected some of {sorted(names)}")
-    return OriginalSettings(**settings)
 
 
 def learning_parameters(
     config: ElqConfig, type_optimization: str, part: str | None = None
 ) -> dict[str, bool]:
-    """Lists the names of the parameters that learn, and whether they decay.
+    """Lists the names of the parameters that learn, and whether their weights decay.
 
     Args:
       config: description of the model.
-      type_optimization: group, see `OriginalSettings`.
-      part: "question" or "entity": only the parameters below it, named from there.
+      type_optimization: name of a group of parameters, see `OriginalSettings`.
+      part: name of the encoder whose parameters are listed, "question" or "entity"; paths then
+        start below it. None: both encoders.
 
     Returns:
-      such as {"question/bert/layers_0/query/kernel": True}.
+      path of each parameter -> whether it decays, such as
+      {"question/bert/layers_0/query/kernel": True}.
 
     Raises:
-      ElqError: unknown `type_optimization`.
+      ElqError: there is no such group.
     """
     if type_optimization not in _LEARNING:
         raise ElqError(
@@ -174,13 +178,14 @@ def learning_parameters(
 
 
 class OriginalState(NamedTuple):
-    """This is the state of `create_optimizer`; names of parameters are paths joined with "/".
+    """State of the optimiser; names of parameters are paths joined with "/".
 
     Attributes:
-      step: int32, number of batches seen.
+      step: number of batches seen, int32.
       gradients: gradients of all parameters, added up since they were last cleared.
-      grad_norm: float32, their global norm after the last batch, before clipping.
-      mean, variance: Adam's moments, of the parameters that learn.
+      grad_norm: global norm of these gradients after the last batch, before clipping, float32.
+      mean: first moments of Adam, of the parameters that learn.
+      variance: second moments of Adam, of the parameters that learn.
     """
 
     step: jax.Array
@@ -200,15 +205,17 @@ def create_optimizer(
     b2: float = 0.999,
     eps: float = 1e-6,
 ) -> optax.GradientTransformation:
-    """Makes the original's optimiser: accumulation, clipping and AdamW as the module says.
+    """Makes the original's optimiser: accumulation, clipping and AdamW, as the module describes.
 
     Args:
       learning_rate: schedule over updates, counted from 0.
       learning: names of the parameters that learn, and whether they decay.
-      updates: rule which batches end in an update.
-      weight_decay: factor that, times the learning rate, is taken off after the update.
+      updates: rule that says which batches end in an update.
+      weight_decay: rate of decay; after an update, weights lose this rate times the learning rate.
       max_grad_norm: global L2 norm that all gradients are clipped to.
-      b1, b2, eps: of Adam.
+      b1: decay rate of Adam's first moment.
+      b2: decay rate of Adam's second moment.
+      eps: number added to the denominator of Adam's update.
     """
 
     def init(params: Any) -> OriginalState:
@@ -220,39 +227,41 @@ def create_optimizer(
 
     def update(grads: Any, state: OriginalState, params: Any) -> tuple[Any, OriginalState]:
         weights = traverse_util.flatten_dict(params, sep="/")
-        found = traverse_util.flatten_dict(grads, sep="/")
+        gradients = traverse_util.flatten_dict(grads, sep="/")
         pending = {
             name: state.gradients[name] + value / updates.accumulate_steps
-            for name, value in found.items()
+            for name, value in gradients.items()
         }
         norm = optax.tree.norm(pending)
         rate = learning_rate(updates.before(state.step))
 
-        def take() -> tuple[Any, ...]:
+        def make_update() -> tuple[Any, ...]:
             clip = jnp.minimum(1.0, max_grad_norm / (norm + 1e-6))
             changes = {name: jnp.zeros_like(value) for name, value in weights.items()}
-            left = {name: clip * value for name, value in pending.items()}
+            remaining = {name: clip * value for name, value in pending.items()}
             mean, variance = {}, {}
             for name, decays in learning.items():
-                gradient = left[name]
-                left[name] = jnp.zeros_like(gradient)
+                gradient = remaining[name]
+                remaining[name] = jnp.zeros_like(gradient)
                 mean[name] = b1 * state.mean[name] + (1 - b1) * gradient
                 variance[name] = b2 * state.variance[name] + (1 - b2) * gradient**2
                 change = -rate * mean[name] / (jnp.sqrt(variance[name]) + eps)
                 if decays:
                     change -= rate * weight_decay * (weights[name] + change)
                 changes[name] = change
-            return changes, left, mean, variance
+            return changes, remaining, mean, variance
 
-        def wait() -> tuple[Any, ...]:
+        def accumulate() -> tuple[Any, ...]:
             changes = {name: jnp.zeros_like(value) for name, value in weights.items()}
             return changes, pending, state.mean, state.variance
 
         if updates.accumulate_steps == 1:
-            changes, left, mean, variance = take()
+            changes, remaining, mean, variance = make_update()
         else:
-            changes, left, mean, variance = jax.lax.cond(updates.ends_at(state.step), take, wait)
+            changes, remaining, mean, variance = jax.lax.cond(
+                updates.ends_at(state.step), make_update, accumulate
+            )
         changes = traverse_util.unflatten_dict(changes, sep="/")
-        return changes, OriginalState(state.step + 1, left, norm, mean, variance)
+        return changes, OriginalState(state.step + 1, remaining, norm, mean, variance)
 
     return optax.GradientTransformation(init, update)

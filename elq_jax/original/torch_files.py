@@ -1,14 +1,14 @@
-"""Files of `torch.save` are read and written without torch, tensor by tensor.
+"""Reads and writes files of `torch.save` without torch, one tensor at a time.
 
-Both formats hold a pickle, in which tensors are references to storages, and the storages' bytes.
+Both formats hold a pickle, in which tensors refer to storages, and the bytes of the storages.
 
 zip     (torch >= 1.6) members NAME/data.pkl and, not compressed, NAME/data/KEY for each storage.
 legacy  (older torch) five pickles: magic number, version, machine, the object, storage keys; then
         for each key the number of elements (int64) and the elements.
 
-Of the pickle only dictionaries, lists, numbers, strings and tensors are understood, as with torch's
-`weights_only=True`; anything else is refused, and never run. Tensors stay on disk until they are
-asked for, so a file of any size is opened in milliseconds and read in bounded memory.
+The pickle may hold dictionaries, lists, numbers, strings and tensors only, as with torch's
+`weights_only=True`; anything else is refused and never run. Tensors stay on disk until they are
+used, so a file of any size is opened in milliseconds and read in bounded memory.
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ _BLOCK_BYTES = 1 << 26
 
 
 class _Sealed:
-    """What a pickle may hold and hand on, and cannot change.
+    """Base class of the objects that a pickle may contain but must not change.
 
-    A pickle gives objects a state (opcode BUILD) by calling this method of theirs, or by writing
-    into their attributes. Of an object of Python's or NumPy's, which the whole process shares, that
-    would outlast the file.
+    A pickle can set the state of an object (opcode BUILD), by calling the object's method
+    `__setstate__` or by writing into its attributes. If that were an object of Python or NumPy,
+    which the whole process shares, the change would outlast the file.
     """
 
     __slots__ = ()
 
     def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("sets the state of what is not its own")
+        raise pickle.UnpicklingError("it sets the state of an object, which tensors do not need")
 
 
 class _StorageType(_Sealed):
-    """A type of elements, as a pickle sees it: torch.FloatStorage and the like."""
+    """A type of elements as it stands in a pickle, such as torch.FloatStorage."""
 
     __slots__ = ("dtype",)
 
@@ -83,7 +83,7 @@ class _Function(_Sealed):
 
 @dataclasses.dataclass
 class _Storage(_Sealed):
-    """A storage holds elements that tensors are views of, from byte `offset` of the file on."""
+    """Elements that tensors are views of; they start at byte `offset` of the file."""
 
     dtype: np.dtype
     size: int
@@ -92,12 +92,12 @@ class _Storage(_Sealed):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StoredTensor(_Sealed):
-    """A stored tensor lies in a file and is not read yet.
+    """A tensor in a file, which is not read yet.
 
     Attributes:
       path: path of the file.
-      storage: place of the elements in it.
-      first: number of the element of the storage that the tensor begins with.
+      storage: elements that the tensor is a view of.
+      first: number of the storage's element that the tensor begins with.
       shape: shape of the tensor.
       strides: strides of the tensor, in elements.
     """
@@ -110,19 +110,19 @@ class StoredTensor(_Sealed):
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of the elements."""
+        """Returns the type of the elements."""
         return self.storage.dtype
 
     @property
     def extent(self) -> int:
-        """Number of elements of the storage from the tensor's first to its last."""
+        """Returns the number of the storage's elements from the tensor's first to its last."""
         if 0 in self.shape:
             return 0
         steps = zip(self.shape, self.strides, strict=True)
         return 1 + sum((size - 1) * stride for size, stride in steps)
 
     def map(self) -> np.ndarray:
-        """Maps the tensor into memory, read-only; nothing is read yet."""
+        """Maps the tensor into memory, read-only; values are read from disk when they are used."""
         if not self.extent:
             return np.zeros(self.shape, self.dtype)
         offset = self.storage.offset + self.first * self.dtype.itemsize
@@ -131,15 +131,15 @@ class StoredTensor(_Sealed):
         return np.lib.stride_tricks.as_strided(elements, self.shape, strides, writeable=False)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Reads rows start..stop-1 of the first axis: [stop - start, ...], a copy.
+        """Reads rows `start` to `stop` - 1 of the first axis: [stop - start, ...], a copy.
 
-        Unlike pages of `map`, they do not stay in the memory of the process.
+        Unlike the pages of `map`, rows that were read do not stay in the memory of the process.
 
         Raises:
-          ElqError: no such rows, or the tensor is not stored row by row.
+          ElqError: there are no such rows, or the tensor is not stored row by row.
         """
         if not self.shape or not 0 <= start <= stop <= self.shape[0]:
-            raise ElqError(f"rows {start} to {stop}: not in a tensor of shape {self.shape}")
+            raise ElqError(f"rows {start} to {stop}: not in the tensor of shape {self.shape}")
         row_size = int(np.prod(self.shape[1:], dtype=np.int64))
         if self.strides != _row_major(self.shape):
             message = "the tensor is not stored row by row; save it again after .contiguous()"
@@ -151,28 +151,28 @@ class StoredTensor(_Sealed):
             while rest:
                 count = file.readinto(rest)
                 if not count:
-                    raise DataError("the file ended while it was read", self.path)
+                    raise DataError("became shorter while it was read; run again", self.path)
                 rest = rest[count:]
         return out
 
 
 def open_torch_file(path: str | os.PathLike[str]) -> Any:
-    """Opens what `torch.save` wrote; neither torch nor much memory is needed.
+    """Opens a file that `torch.save` wrote, without torch and in little memory.
 
     Args:
       path: path of a file of either format.
 
     Returns:
-      the saved object: a `StoredTensor`, or dicts, lists, numbers and strings with such leaves.
+      the saved object: a `StoredTensor`, or dicts and lists of such tensors, numbers and strings.
 
     Raises:
       ElqError: there is no such file.
-      DataError: it was not written by torch.save, is cut short, or holds something else than
+      DataError: the file was not written by torch.save, is cut short, or holds objects other than
         tensors.
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise ElqError(f"{path}: no such file; expected one that torch.save wrote")
+        raise ElqError(f"{path}: no such file; give a file that torch.save wrote")
     try:
         with open(path, "rb") as file:
             start = file.read(4)
@@ -184,34 +184,35 @@ def open_torch_file(path: str | os.PathLike[str]) -> Any:
         raise
     except (EOFError, zipfile.BadZipFile, struct.error) as error:
         raise _cut_short(path, str(error) or "it ends too early") from error
-    except Exception as error:  # a damaged pickle raises anything
+    except Exception as error:  # A damaged pickle can raise any exception.
         if isinstance(error, pickle.UnpicklingError) and "truncated" in str(error):
             raise _cut_short(path, str(error)) from error
         raise _foreign(path, f"{type(error).__name__}: {error}") from error
 
 
-def _foreign(path: pathlib.Path, found: str) -> DataError:
-    return DataError(f"not a file of torch.save ({found}); expected tensors", path)
+def _foreign(path: pathlib.Path, reason: str) -> DataError:
+    message = f"not a file of torch.save ({reason}); give a file of tensors that torch.save wrote"
+    return DataError(message, path)
 
 
-def _cut_short(path: pathlib.Path, found: str) -> DataError:
-    message = f"not a whole file of torch.save ({found}); copy or download it again"
+def _cut_short(path: pathlib.Path, reason: str) -> DataError:
+    message = f"not a whole file of torch.save ({reason}); copy or download it again"
     return DataError(message, path)
 
 
 def _open_legacy(file: BinaryIO, path: pathlib.Path) -> Any:
-    if file.peek(1)[:1] != b"\x80":  # every pickle of protocol 2 begins so
-        raise _foreign(path, f"it begins with {file.read(8)!r}" if file.peek(1) else "empty")
+    if file.peek(1)[:1] != b"\x80":  # the first byte of every pickle of protocol 2
+        raise _foreign(path, f"it begins with {file.read(8)!r}" if file.peek(1) else "it is empty")
     storages: dict[str, _Storage] = {}
 
     def load() -> Any:
         return _TensorUnpickler(file, path, storages).load()
 
     if load() != _MAGIC_NUMBER:
-        raise _foreign(path, "a pickle of something else")
+        raise _foreign(path, "it is a pickle of something else")
     version, machine = load(), load()
     if version != _PROTOCOL_VERSION:
-        raise _foreign(path, f"version {version}; this program reads {_PROTOCOL_VERSION}")
+        raise _foreign(path, f"its version is {version}, expected {_PROTOCOL_VERSION}")
     _check_byte_order(machine.get("little_endian", True), path)
     result, keys = load(), load()
     size, offset = os.fstat(file.fileno()).st_size, file.tell()
@@ -220,11 +221,11 @@ def _open_legacy(file: BinaryIO, path: pathlib.Path) -> Any:
         (elements,) = struct.unpack("<q", file.read(8))
         storage = storages[key]
         if elements != storage.size:
-            raise _foreign(path, f"storage {key}: {elements} elements, expected {storage.size}")
+            raise _foreign(path, f"storage {key} has {elements} elements, expected {storage.size}")
         storage.offset = offset + 8
         offset = storage.offset + elements * storage.dtype.itemsize
         if offset > size:
-            raise _cut_short(path, f"{size:,} bytes, expected at least {offset:,}")
+            raise _cut_short(path, f"it has {size:,} bytes, expected at least {offset:,}")
     _check_storages(storages, path)
     return result
 
@@ -234,7 +235,7 @@ def _open_zip(file: BinaryIO, path: pathlib.Path) -> Any:
         members = {info.filename: info for info in archive.infolist()}
         name = next((name for name in members if name.endswith("/data.pkl")), None)
         if name is None:
-            raise _foreign(path, "a zip file without data.pkl")
+            raise _foreign(path, "it is a zip file without data.pkl")
         root = name.removesuffix("data.pkl")
         if f"{root}byteorder" in members:
             _check_byte_order(archive.read(f"{root}byteorder") == b"little", path)
@@ -244,24 +245,28 @@ def _open_zip(file: BinaryIO, path: pathlib.Path) -> Any:
     for key, storage in storages.items():
         info = members.get(f"{root}data/{key}")
         if info is None or info.file_size != storage.size * storage.dtype.itemsize:
-            found = "is missing" if info is None else f"has {info.file_size:,} bytes"
-            raise _cut_short(path, f"storage {key} {found}")
+            problem = "is missing" if info is None else f"has {info.file_size:,} bytes"
+            raise _cut_short(path, f"storage {key} {problem}")
         if info.compress_type != zipfile.ZIP_STORED:
-            raise _foreign(path, "compressed; torch.save does not compress")
+            raise _foreign(path, "it is compressed, which torch.save never does")
         # The local header may be longer than the one that `archive` read.
         file.seek(info.header_offset + 26)
         name_size, extra_size = struct.unpack("<HH", file.read(4))
         storage.offset = info.header_offset + 30 + name_size + extra_size
         end, size = storage.offset + info.file_size, os.fstat(file.fileno()).st_size
         if end > size:
-            raise _cut_short(path, f"storage {key} ends at byte {end:,} of {size:,}")
+            raise _cut_short(path, f"storage {key} ends at byte {end:,}, the file at {size:,}")
     _check_storages(storages, path)
     return result
 
 
 def _check_byte_order(little_endian: bool, path: pathlib.Path) -> None:
     if not little_endian:
-        raise DataError("written on a big-endian machine; save it again on another", path)
+        raise DataError(
+            "was written on a big-endian machine, which is not supported; load it with torch on a "
+            "little-endian machine, such as any x86 computer, and save it again",
+            path,
+        )
 
 
 def _check_storages(storages: dict[str, _Storage], path: pathlib.Path) -> None:
@@ -271,7 +276,7 @@ def _check_storages(storages: dict[str, _Storage], path: pathlib.Path) -> None:
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Understands what state dicts and tensors consist of, and refuses everything else."""
+    """Unpickles state dicts and tensors, and refuses everything else."""
 
     def __init__(self, file: BinaryIO, path: pathlib.Path, storages: dict[str, _Storage]):
         super().__init__(file, encoding="utf-8")
@@ -287,17 +292,20 @@ class _TensorUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._known:
-            message = f"holds a {module}.{name}; expected nothing but tensors"
+            message = (
+                f"holds a {module}.{name}; expected tensors only; save the state_dict() of a "
+                "model, not the model itself"
+            )
             raise DataError(message, self._path)
         return self._known[module, name]
 
     def persistent_load(self, reference: Sequence[Any]) -> tuple[_Storage, int]:
-        """Returns the storage, and the element of it that is meant (always 0 but in views)."""
+        """Returns the storage of a reference and the number of its first element in it."""
         kind, dtype, key, _, size, *view = reference
         if kind != "storage" or not isinstance(dtype, _StorageType):
-            raise _foreign(self._path, f"a reference to {kind!r}, {type(dtype).__name__}")
+            raise _foreign(self._path, f"it refers to a {kind!r} of {type(dtype).__name__}")
         if not isinstance(key, str) or not _are_counts([size]):
-            raise _foreign(self._path, f"storage {key!r} of {size!r} elements")
+            raise _foreign(self._path, f"it has a storage {key!r} of {size!r} elements")
         storage = self._storages.setdefault(key, _Storage(dtype.dtype, size))
         return storage, (view[0][1] if view and view[0] else 0)
 
@@ -311,17 +319,19 @@ class _TensorUnpickler(pickle.Unpickler):
     ) -> StoredTensor:
         storage, start = storage
         if not _are_counts([start, first, *shape, *strides]):
-            message = f"a tensor of shape {shape}, strides {strides}, from element {first}"
+            message = f"it has a tensor of shape {shape}, strides {strides}, from element {first}"
             raise _foreign(self._path, message)
         tensor = StoredTensor(self._path, storage, start + first, tuple(shape), tuple(strides))
         last = tensor.first + tensor.extent - 1
         if last >= storage.size:
-            raise _foreign(self._path, f"a tensor of shape {tensor.shape} outside its storage")
+            raise _foreign(
+                self._path, f"it has a tensor of shape {tensor.shape} outside its storage"
+            )
         return tensor
 
 
 def _are_counts(values: Sequence[Any]) -> bool:
-    """Whether all are integers from 0 up."""
+    """Returns whether all values are integers, at least 0."""
     return all(type(value) is int and value >= 0 for value in values)
 
 
@@ -333,15 +343,16 @@ def _row_major(shape: Sequence[int]) -> tuple[int, ...]:
 def write_torch_file(
     path: str | os.PathLike[str], tensors: np.ndarray | Mapping[str, np.ndarray]
 ) -> None:
-    """Writes what `torch.load` reads, in the legacy format, which every version of torch knows.
+    """Writes a file for `torch.load`, in the legacy format, which every version of torch can read.
 
     Args:
       path: path of the file, which appears when it is whole.
       tensors: array, or arrays by name (a state dict). They are written in blocks, so memory-mapped
-        ones may be larger than the memory.
+        arrays may be larger than the memory.
 
     Raises:
-      ElqError: an array of a type that torch does not have.
+      ElqError: torch has no such type of elements.
+      DiskFullError: the disk is full.
     """
     storages: dict[str, np.ndarray] = {}
     if isinstance(tensors, Mapping):
@@ -368,23 +379,23 @@ def write_torch_file(
 
 
 class _Name:
-    """A name in torch's modules, which a pickle can hold where torch is not installed."""
+    """A name in one of torch's modules, which can be pickled without torch."""
 
     def __init__(self, module: str, name: str):
         self.opcode = f"c{module}\n{name}\n".encode()
 
     def __call__(self) -> None:
-        """Never called; `pickle` asks that it can be."""
+        """Does nothing; `pickle` only accepts names that can be called."""
 
 
 class _Tensor:
-    """An array on its way into a pickle."""
+    """An array that is pickled as a tensor of torch."""
 
     def __init__(self, array: np.ndarray, storages: dict[str, np.ndarray]):
         names = {dtype: name for name, dtype in _DTYPES.items()}
         if array.dtype not in names:
             raise ElqError(
-                f"{array.dtype}: not a type of torch; expected {', '.join(map(str, names))}"
+                f"{array.dtype}: not a type of torch; expected one of {', '.join(map(str, names))}"
             )
         self.shape, key = array.shape, str(len(storages))
         storages[key] = array
@@ -399,10 +410,12 @@ class _Tensor:
 
 
 class _Reference(tuple):
-    """What a storage is to a pickle."""
+    """A reference to a storage, as it stands in a pickle."""
 
 
-class _TensorPickler(pickle._Pickler):  # the one in Python, for its `save`
+class _TensorPickler(pickle._Pickler):  # the one in Python, whose `save` can be replaced
+    """Pickles names of torch and references to storages."""
+
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
         if isinstance(obj, _Name):
             self.write(obj.opcode)

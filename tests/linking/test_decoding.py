@@ -252,7 +252,7 @@ def test_settings_of_a_decoder():
         ({"decoder": "best"}, "decoder: 'best'; expected one of .*joint, or package.module:name"),
         ({"decoder": "no_such_module:best"}, "decoder 'no_such_module:best': No module named"),
         ({"threshold_type": "both"}, "threshold_type: 'both'; expected one of joint, top"),
-        ({"mention_threshold": None}, "mention_threshold: top_entity_by_mention compares"),
+        ({"mention_threshold": None}, "mention_threshold: missing; .*give a number"),
         ({"mention_threshold": "x"}, "mention_threshold: 'x'; expected `float"),
         ({"allow_overlaps": 1}, "allow_overlaps: 1; expected `bool`"),
         ({"allow_overlap": True}, "setting 'allow_overlap': unknown; expected one of threshold"),

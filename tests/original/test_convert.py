@@ -238,9 +238,9 @@ def run_program(*arguments, status=0, errors=False):
 
 def test_program_errors(release):
     error = run_program("--checkpoint=elq.bin", status=2)
-    assert error.startswith("error: --params: missing; needed are --checkpoint, --params, ")
+    assert error.startswith("error: --params: missing; give all of --checkpoint, --params, ")
     error = run_program("--entity_checkpoint=blink.bin", status=2)
-    assert error.startswith("error: --params: missing; needed are --entity_checkpoint, --params, ")
+    assert error.startswith("error: --params: missing; give all of --entity_checkpoint, --params, ")
 
 
 def test_to_torch_takes_nothing_else():
@@ -286,7 +286,7 @@ def test_blink_entity_encoder(release, minilm):
 def test_other_embeddings_are_not_said_to_be_the_encoders(release, capsys):
     release.write().write_entities()
     folder = release.convert()
-    assert "not the vectors that this entity encoder gives" in capsys.readouterr().err
+    assert "gives the catalogue's entities other vectors" in capsys.readouterr().err
     assert Embeddings.open(folder / "embeddings").encoder_fingerprint == ""
 
 
@@ -299,7 +299,7 @@ def test_blink_alone(release, minilm, capsys):
     release.write().write_entities(64, arrays("kb")["encoded_first64"])
     del release.files["checkpoint"]
     folder = release.convert(checkpoint=None)
-    assert "biencoder.bin: no mention head in it; it starts at random" in capsys.readouterr().err
+    assert "biencoder.bin: has no mention head, so the head" in capsys.readouterr().err
     encoder = Model.open(folder, ("entity",)).params["entity"]
     jax.tree.map(np.testing.assert_array_equal, encoder, tiny_params()["entity"])
     config = ml_collections.ConfigDict({"init_from": str(folder)})
@@ -325,7 +325,7 @@ def test_blink_alone(release, minilm, capsys):
 
 def test_neither_model(release):
     release.write()
-    with pytest.raises(ElqError, match="--checkpoint: missing; needed are --checkpoint, --params"):
+    with pytest.raises(ElqError, match="--checkpoint: missing; give all of --checkpoint, --params"):
         release.convert(checkpoint=None)
 
 
@@ -347,7 +347,7 @@ def test_heads_of_each_encoder(release):
 def test_without_poolers(release, capsys):
     release.tensors = {k: v for k, v in release.tensors.items() if ".pooler." not in k}
     folder = release.write().convert()
-    assert "elq.bin: no pooler in it" in capsys.readouterr().err
+    assert "elq.bin: has no poolers" in capsys.readouterr().err
     tensors, _ = original.state_dict(folder)
     assert not tensors["cand_encoder.bert_model.pooler.dense.weight"].any()
 
@@ -487,11 +487,11 @@ MODEL_ERRORS = {
     ),
     "shape": (
         lambda r: r.tensors.update({QUERY: np.zeros((64, 63), np.float32)}),
-        rf"tensor '{QUERY}' is \(64, 63\); .*params\.txt says \(64, 64\)",
+        rf"tensor '{QUERY}' has shape \(64, 63\); expected \(64, 64\), as .*params\.txt",
     ),
     "old system": (
         parameter(mention_aggregation_type=None),
-        r"params\.txt: mention_aggregation_type: None; can convert all_avg",
+        r"params\.txt: mention_aggregation_type: None; expected one of all_avg",
     ),
     "unknown aggregation": (
         parameter(mention_aggregation_type="all_mlp"),
@@ -500,26 +500,26 @@ MODEL_ERRORS = {
     "length": (parameter(max_cand_length="128"), r"params\.txt: max_cand_length: '128'"),
     "head as a list": (
         parameter(mention_scoring_method=["qa_linear"]),
-        r"params\.txt: mention_scoring_method: \['qa_linear'\]; can convert qa_linear",
+        r"params\.txt: mention_scoring_method: \['qa_linear'\]; expected one of qa_linear",
     ),
     "aggregation as a dictionary": (
         parameter(mention_aggregation_type={}),
-        r"params\.txt: mention_aggregation_type: \{\}; can convert all_avg",
+        r"params\.txt: mention_aggregation_type: \{\}; expected one of all_avg",
     ),
     "no name": (parameter(bert_model=None), r"params\.txt: bert_model: None; expected the name"),
     "number as name": (parameter(bert_model=3), r"params\.txt: bert_model: 3; expected the name"),
     "too long": (parameter(max_context_length=999), r"params\.txt: max_question_tokens: 999"),
-    "cased": (parameter(lowercase=False), r"minilm: an uncased tokenizer"),
+    "cased": (parameter(lowercase=False), r"minilm: is an uncased tokenizer"),
     "heads unknown": (
         lambda r: r.files.update(bert_config=None),
-        r"elq\.bin: an encoder of width 64, .*--bert_config",
+        r"elq\.bin: holds an encoder of width 64 .*--bert_config",
     ),
     "other BERT": (
         lambda r: [
             r.files.update(bert_config=None),
             r.parameters.update(bert_model="bert-large-uncased"),
         ],
-        r"params\.txt: bert_model is 'bert-large-uncased' \(24 layers, width 1024\); .* 2 layers",
+        r"params\.txt: bert_model is 'bert-large-uncased' \(24 layers, .* has 2 layers",
     ),
 }
 # Wrong files: changed afterwards.
@@ -537,11 +537,11 @@ FILE_ERRORS = {
     ),
     "a matrix as checkpoint": (
         lambda r: r.files.update(checkpoint=r.files["embeddings"]),
-        r"all\.t7: holds a StoredTensor, not a state dict",
+        r"all\.t7: holds a single tensor; expected a state dict",
     ),
     "number as key": (
         lambda r: write_torch_file(r.files["checkpoint"], {3: np.zeros(2, np.float32)}),
-        r"elq\.bin: holds a key 3; expected names",
+        r"elq\.bin: holds the key 3; expected a state dict",
     ),
     "no parameters": (overwrite("params", b"hello ="), r"params\.txt: found 'hello ='"),
     "binary parameters": (overwrite("params", b"\x80\x02"), r"params\.txt: found '.*'"),
@@ -559,18 +559,18 @@ FILE_ERRORS = {
     "embeddings cut": (cut("embeddings", -1), r"all\.t7: not a whole file"),
     "fewer embeddings": (
         matrix("embeddings", lambda x: x[:499]),
-        r"all\.t7: 499 rows, and .*entity\.jsonl has 500 entities",
+        r"all\.t7: has 499 rows, but .*entity\.jsonl has 500 entities",
     ),
     "width": (
         matrix("embeddings", lambda x: x[:, :32]),
-        r"all\.t7: vectors of width 32; the model's entity vectors have 64",
+        r"all\.t7: holds vectors of width 32; expected 64",
     ),
     "NaN": (matrix("embeddings", with_nan), r"row 321 holds NaN"),
     "integers": (matrix("embeddings", lambda x: x.astype(np.int64)), r"all\.t7: holds int64"),
-    "fewer token ids": (matrix("token_ids", lambda x: x[1:]), r"ids\.t7: 499 rows"),
+    "fewer token ids": (matrix("token_ids", lambda x: x[1:]), r"ids\.t7: has 499 rows"),
     "other token ids": (
         matrix("token_ids", lambda x: np.roll(x, 1, 0)),
-        r"ids\.t7: \d+ of 500 rows looked at are not the tokens .*: row 0 begins",
+        r"ids\.t7: \d+ of 500 compared rows are not the token ids .*: row 0 begins",
     ),
     "no embeddings": (
         lambda r: r.files.update(embeddings=r.folder / "none.t7"),
@@ -659,7 +659,7 @@ def test_to_torch_writes_files_only(release, tmp_path):
         tmp_path / "model"
     )
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ElqError, match="pipe: two files are written, and this is none"):
+    with pytest.raises(ElqError, match="pipe: is a pipe or a device; give the name of a file"):
         original.write_original(tmp_path / "model", tmp_path / "pipe")
 
 
@@ -796,7 +796,7 @@ def test_not_a_width_of_the_original(tmp_path, minilm):
         mention_aggregation="fl_linear", entity_pooling="pooler_linear", entity_width=32
     )
     Model(config, initial_params(config), minilm).save(tmp_path)
-    with pytest.raises(ElqError, match="entity vectors of width 32 from an encoder of width 64"):
+    with pytest.raises(ElqError, match="vectors have width 32, but their encoder has width 64"):
         original.state_dict(tmp_path)
 
 
@@ -805,7 +805,7 @@ def test_not_a_vocabulary_of_the_original(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     tokenizer = Tokenizer.from_pretrained(tmp_path)
     Model(tiny_config(), tiny_params(), tokenizer).save(tmp_path / "linker")
-    with pytest.raises(ElqError, match=r"are the tokens \(3, 4, 0\); in the original they are"):
+    with pytest.raises(ElqError, match=r"have the ids \(3, 4, 0\); the original always uses"):
         original.state_dict(tmp_path / "linker")
 
 

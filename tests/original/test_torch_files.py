@@ -129,7 +129,7 @@ def test_reads_what_torch_saves(new_format, tmp_path):
     np.testing.assert_array_equal(found["table"].rows(1, 4), table[1:4].numpy())
     with pytest.raises(ElqError, match="not stored row by row"):
         found["transposed"].rows(0, 2)
-    with pytest.raises(ElqError, match="rows 4 to 6: not in a tensor"):
+    with pytest.raises(ElqError, match="rows 4 to 6: not in the tensor"):
         found["table"].rows(4, 6)
 
 
