@@ -1,4 +1,4 @@
-"""Write train.jsonl and dev.jsonl of the demo from the hand-edited files of this folder.
+"""Writes train.jsonl and dev.jsonl of the demo from the hand-edited files of this folder.
 
     python demo/generate.py
 
@@ -10,8 +10,8 @@ Sources:
   ``dev`` for the held-out entities, which are never the gold of a training question;
 * ``facts.tsv``: pairs of entities for the templates with two mentions.
 
-Every choice is made by hashing, not by a random number generator, so that the output is the same
-byte for byte everywhere and an added question changes few other lines. A question that mentions a
+Every choice is made by hashing instead of a random number generator, so the output is the same byte
+for byte everywhere, and an added question changes few other lines. A question that mentions a
 held-out entity goes to dev. Dev is then filled up with questions about the other entities until
 exactly half of its mentions link to entities never seen in training. Templates are for either
 train or dev, never both.
@@ -490,7 +490,7 @@ Item = TypeVar("Item")
 
 
 class Question(NamedTuple):
-    """A question with its gold mentions ``(start, end, title)``, half-open characters."""
+    """A question with its gold mentions ``(start, end, title)`` in half-open character offsets."""
 
     id: str
     text: str
@@ -498,7 +498,7 @@ class Question(NamedTuple):
 
     @property
     def titles(self) -> set[str]:
-        """Titles of the entities mentioned."""
+        """Returns the titles of the mentioned entities."""
         return {title for _, _, title in self.mentions}
 
 
@@ -511,17 +511,17 @@ class Names(NamedTuple):
 
 
 def draw(*parts: str) -> int:
-    """Return a number that depends on the strings alone."""
+    """Returns a number that depends on the strings alone."""
     return int.from_bytes(hashlib.sha256("\t".join(parts).encode()).digest()[:8], "big")
 
 
 def pick(items: tuple[Item, ...], *parts: str, count: int = 1) -> list[Item]:
-    """Choose ``count`` different items (fewer where there are fewer), depending on ``parts``."""
+    """Chooses ``count`` different items, or all if there are fewer, by a hash of ``parts``."""
     return sorted(items, key=lambda item: draw(repr(item), *parts))[:count]
 
 
 def parse(identifier: str, marked: str) -> Question:
-    """Turn ``who wrote [[dune|Dune (novel)]]`` into a question with character offsets."""
+    """Turns ``who wrote [[dune|Dune (novel)]]`` into a question with character offsets."""
     text, mentions, position = "", [], 0
     for match in MARK.finditer(marked):
         text += marked[position : match.start()]
@@ -532,7 +532,7 @@ def parse(identifier: str, marked: str) -> Question:
 
 
 def styled(question: Question) -> Question:
-    """Type a template question as people do: mostly lower case without a question mark."""
+    """Types a template question as people do: mostly in lower case without a question mark."""
     choice = draw("style", question.text) % 10
     if choice < 8:
         question = question._replace(text=question.text.lower())
@@ -542,7 +542,7 @@ def styled(question: Question) -> Question:
 
 
 def fill(template: str, identifier: str, **slots: tuple[str, str]) -> Question:
-    """Put names (slot -> (name, title)) into a template; a leading "the" is not in the mention."""
+    """Puts names (slot -> (name, title)) into a template; mentions leave out a leading "the"."""
     for slot, (name, title) in slots.items():
         article = "the " if name.startswith("the ") else ""
         template = template.replace(
@@ -552,18 +552,18 @@ def fill(template: str, identifier: str, **slots: tuple[str, str]) -> Question:
 
 
 def plain(text: str) -> str:
-    """Return the text as it counts for being the same question."""
+    """Returns the text in the form in which equal questions are found."""
     return text.casefold().rstrip("?")
 
 
 def source_lines(name: str) -> list[str]:
-    """Return the lines of a source file without comments and blank lines."""
+    """Returns the lines of a source file without comments and blank lines."""
     lines = (HERE / name).read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
 def read_names() -> dict[str, Names]:
-    """Read names.tsv: title -> kind, held out or not, names for templates."""
+    """Reads names.tsv: title -> kind, held out or not, names for templates."""
     table = {}
     for line in source_lines("names.tsv"):
         title, kind, split, names = line.split("\t")
@@ -572,13 +572,13 @@ def read_names() -> dict[str, Names]:
 
 
 def written_questions() -> list[Question]:
-    """Read the questions written by hand."""
+    """Reads the questions written by hand."""
     lines = source_lines("questions.txt")
     return [parse(f"written-{i:04d}", line) for i, line in enumerate(lines, 1)]
 
 
 def template_questions(table: dict[str, Names]) -> tuple[list[Question], list[Question]]:
-    """Fill the templates; returns (for train, candidates for dev)."""
+    """Fills the templates and returns (questions for train, candidates for dev)."""
     train, dev = [], []
     for title, entity in table.items():
         if not entity.names:
@@ -608,7 +608,7 @@ def template_questions(table: dict[str, Names]) -> tuple[list[Question], list[Qu
 
 
 def split_questions() -> tuple[list[Question], list[Question]]:
-    """Return (train, dev); see the head of this file for the rules."""
+    """Returns (train, dev), split by the rules at the head of this file."""
     table = read_names()
     held_out = {title for title, entity in table.items() if entity.held_out}
     written = written_questions()
@@ -670,11 +670,11 @@ def split_questions() -> tuple[list[Question], list[Question]]:
 
 
 def check(train: list[Question], dev: list[Question], held_out: set[str]) -> None:
-    """Stop where the two sides are not apart or not complete."""
+    """Raises a ValueError unless train and dev are disjoint and complete."""
     texts = Counter(plain(question.text) for question in train + dev)
     twice = [text for text, count in texts.items() if count > 1]
     if twice:
-        raise ValueError(f"questions that occur twice: {twice}")
+        raise ValueError(f"questions that occur twice; keep one of each: {twice}")
     seen = set().union(*(question.titles for question in train))
     if seen & held_out:
         raise ValueError(f"held-out entities in a training question: {sorted(seen & held_out)}")
@@ -684,7 +684,7 @@ def check(train: list[Question], dev: list[Question], held_out: set[str]) -> Non
 
 
 def jsonl(questions: list[Question], wikidata_ids: dict[str, str | None]) -> bytes:
-    """Write questions in the plain form that ``elq_jax.questions.read`` reads."""
+    """Returns JSON lines of the questions, in the form that ``elq_jax.questions.read`` reads."""
     lines = []
     for question in questions:
         titles = [title for _, _, title in question.mentions]
@@ -700,7 +700,7 @@ def jsonl(questions: list[Question], wikidata_ids: dict[str, str | None]) -> byt
 
 
 def build() -> dict[str, bytes]:
-    """Return the content of train.jsonl and dev.jsonl."""
+    """Returns the contents of train.jsonl and dev.jsonl by file name."""
     with open(HERE / "catalogue.jsonl", encoding="utf-8") as file:
         entities = [json.loads(line) for line in file]
     wikidata_ids = {entity["title"]: entity["wikidata_id"] for entity in entities}
