@@ -1,7 +1,7 @@
-"""Experiment records: one `get_config()` per file; they import one another as `configs`.
+"""Experiment records: each file has one `get_config()` and may import others as `configs`.
 
-Run from the root of the repository, or import as `elq_jax.configs` where that is installed: then
-this is what `from configs import default` finds in them.
+In the repository this is the package `configs`. Installed, it is `elq_jax.configs`; the line below
+then makes `from configs import default` work too.
 """
 
 import sys

@@ -1,9 +1,8 @@
 """The demo on an accelerator: one TPU chip or one GPU of a notebook, or the eight cores of a v3-8.
 
-Purpose: notebooks/quickstart_tpu.ipynb. Everything it needs is in the repository and in the MiniLM
-package; what configs/demo.py does on a CPU in minutes, with more steps and in bfloat16.
-Hardware: one TPU v5e chip (v5litepod-1), one T4 or better, or a v3-8; 8 GB of device memory are
-plenty.
+Purpose: notebooks/quickstart_tpu.ipynb. It trains as configs/demo.py does, with more steps and in
+bfloat16. It needs no files but the repository and the MiniLM package.
+Hardware: one TPU v5e chip (v5litepod-1), one T4 or better, or a v3-8. Memory: not measured.
 Time and score: not measured.
 Command: python -m elq_jax.train --config configs/colab.py --workdir runs/colab
 """

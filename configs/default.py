@@ -1,6 +1,6 @@
 """Every setting of `python -m elq_jax.train`, with its default. Other configurations start here.
 
-Purpose: to be copied and changed; it names no data.
+Purpose: a base to import or copy; it names no data, so the command does.
 Hardware: any. Time and score: not measured.
 Command: python -m elq_jax.train --config configs/default.py --workdir runs/mine \\
     --config.catalogue=my_catalogue --config.dev_file=dev.jsonl \\
@@ -13,13 +13,13 @@ from ml_collections import config_dict
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.seed = 0  # New parameters, dropout, data order.
-    config.num_devices = config_dict.placeholder(int)  # All local devices.
+    config.seed = 0  # Decides new parameters, dropout and the order of the data.
+    config.num_devices = config_dict.placeholder(int)  # None: all local devices.
 
     # Encoders: "minilm", a folder with a BERT checkpoint, or a hub name.
     config.question_encoder = "minilm"
-    config.entity_encoder = ""  # The question encoder's.
-    config.init_from = ""  # A linker directory: begins with its parameters and its `model`.
+    config.entity_encoder = ""  # Empty: the same as question_encoder.
+    config.init_from = ""  # Linker directory whose parameters and `model` the run starts from.
     config.model = ml_collections.ConfigDict()  # Settings of `Model.from_encoders`.
     config.model.entity_pooling = "mean"
     config.model.normalize_entities = True
@@ -29,32 +29,32 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.max_mention_width = 16
     config.model.max_question_tokens = 64
     config.model.max_entity_tokens = 128
-    config.model.symbols_apart = True  # Emoji glued to a word are no part of it.
+    config.model.symbols_apart = True  # Emoji attached to a word become tokens of their own.
 
-    # Data. Catalogue: .jsonl, .jsonl.gz, or a folder that encode_entities wrote.
+    # Data. Catalogue: .jsonl, .jsonl.gz, a folder that encode_entities wrote, or a linker.
     config.catalogue = ""
     config.train_files = ()
-    config.train_repeats = ()  # How often each file is seen in an epoch; () is once.
+    config.train_repeats = ()  # Number of times each file is read in an epoch; (): once.
     config.dev_file = ""
     config.length_buckets = (16, 24, 32, 64, 128, 256)  # Questions are padded to one of these.
-    config.on_error = "stop"  # Or "skip" lines that cannot be used, with a report.
+    config.on_error = "stop"  # "skip" leaves out lines that cannot be used and reports them.
 
     config.stages = ("joint",)
-    config.recipe = "standard"  # Or package.module:name of another; see training/optimizer.py.
+    config.recipe = "standard"  # Or package.module:name; see elq_jax/training/optimizer.py.
 
     config.bi_encoder = _stage()
-    config.bi_encoder.linking_loss = "hard_negatives"  # Of those mined; or in_batch.
-    config.bi_encoder.num_negatives = 5  # Mined per mention.
-    config.bi_encoder.mine_every = 0  # Steps; 0: in-batch negatives only.
+    config.bi_encoder.linking_loss = "hard_negatives"  # On mined ones; or in_batch.
+    config.bi_encoder.num_negatives = 5  # Number mined for each mention.
+    config.bi_encoder.mine_every = 0  # Steps between minings; 0: in-batch negatives only.
 
     config.joint = _stage()
     config.joint.linking_loss = "full_catalogue"  # in_batch, hard_negatives, "my_module:my_loss".
-    config.joint.num_negatives = 10  # Mined per mention and step (hard_negatives losses).
-    config.joint.chunk_size = 16384  # Rows of the catalogue scored at a time.
-    config.joint.table_dtype = "float32"  # Of the entity vectors on the device; or bfloat16.
+    config.joint.num_negatives = 10  # Mined for each mention in each step (hard_negatives).
+    config.joint.chunk_size = 16384  # Number of catalogue rows scored at a time.
+    config.joint.table_dtype = "float32"  # Entity vectors on devices; or bfloat16, int8.
     config.joint.eval_every = 100
 
-    config.encode = ml_collections.ConfigDict()  # Entity vectors, where they must be computed.
+    config.encode = ml_collections.ConfigDict()  # Used where entity vectors must be computed.
     config.encode.batch_size = 32
     config.encode.dtype = "float32"
     config.encode.storage_dtype = "float32"  # On disk: float32, bfloat16, int8.
@@ -64,10 +64,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.linking.num_candidates = 10
 
     config.eval = ml_collections.ConfigDict()
-    config.eval.metric = "weak"  # F1 that chooses the threshold and the best step; or strong.
-    config.eval.threshold_floor = -8.0  # Thresholds are looked for from here up.
-    config.eval.max_questions = config_dict.placeholder(int)  # Of the dev file; all.
-    # `original` and `bi_encoder.mask_duplicates` are in configs/original_recipe.py only.
+    config.eval.metric = "weak"  # The F1 that chooses threshold and best step; or strong.
+    config.eval.threshold_floor = -8.0  # Lowest threshold that is tried.
+    config.eval.max_questions = config_dict.placeholder(int)  # Of the dev file; None: all.
+    # Only configs/original_recipe.py sets `original` and `bi_encoder.mask_duplicates`.
     return select(config, variant)
 
 
@@ -83,10 +83,10 @@ def select(config: ml_collections.ConfigDict, variant: str) -> ml_collections.Co
 
 
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Shrinks a configuration to seconds on a CPU: same stages, losses and types, a few steps.
+    """Shrinks a configuration to a few steps on a CPU, with the same stages, losses and types.
 
-    It uses MiniLM instead of the encoders, and the data in demo/. Run it to see that everything
-    works on a new machine before a long run; the resulting linker is useless.
+    It replaces the encoders by MiniLM and the data by demo/. Run it before a long run on a new
+    machine, to see that everything works; the resulting linker is useless.
     """
     config.question_encoder, config.entity_encoder, config.init_from = "minilm", "", ""
     config.catalogue, config.dev_file = "demo/catalogue.jsonl", "demo/dev.jsonl"
@@ -111,17 +111,17 @@ def _stage() -> ml_collections.ConfigDict:
     stage = ml_collections.ConfigDict()
     stage.batch_size = 64  # Questions, over all devices.
     stage.num_epochs = 10.0
-    stage.num_steps = 0  # If set, instead of num_epochs.
+    stage.num_steps = 0  # Number of steps; replaces num_epochs unless it is 0.
     stage.accumulate_steps = 1
     stage.learning_rate = 1e-4
-    stage.new_module_factor = 20.0  # Times learning_rate for the mention head and the scale.
-    stage.schedule = "linear"  # cosine, constant.
+    stage.new_module_factor = 20.0  # Mention head and scale learn this many times faster.
+    stage.schedule = "linear"  # Or cosine, constant.
     stage.warmup_fraction = 0.1
     stage.weight_decay = 0.01
     stage.max_grad_norm = 1.0
     stage.span_loss_weight = 5.0
-    stage.dtype = "float32"  # Of matrix products; or bfloat16.
-    stage.remat = False  # Recompute activations in the backward pass.
+    stage.dtype = "float32"  # Type of matrix products; or bfloat16.
+    stage.remat = False  # True: activations are recomputed, which saves memory.
     stage.log_every = 20
     stage.checkpoint_every = 200
     return stage

@@ -1,10 +1,10 @@
 """A linker over 420 well-known entities, trained from scratch on a laptop CPU: `make demo`.
 
-Purpose: shows all stages at work on the data in demo/: both encoders together, then mined
-negatives, then the question encoder against the frozen catalogue.
+Purpose: a quick run of all stages on the data in demo/: both encoders learn together, later with
+mined negatives; then the question encoder learns against frozen entity vectors.
 Hardware: CPU, 2 cores. Time: 4.5 minutes with installation, evaluation and linking.
-Score: on demo/dev.jsonl, half of whose entities are unseen in training: weak F1 0.826, strong
-0.762, at the step and threshold that are best on these questions.
+Score: weak F1 0.826, strong 0.762 on demo/dev.jsonl, where half of the mentions link to entities
+unseen in training. Step and threshold are the best ones on these same questions.
 Command: python -m elq_jax.train --config configs/demo.py --workdir runs/demo
 """
 
@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.dev_file = "demo/dev.jsonl"
     config.model.max_entity_tokens = 40
     config.model.max_question_tokens = 24
-    config.length_buckets = ()  # All to 24 tokens: one program to compile.
+    config.length_buckets = ()  # All questions are padded to 24 tokens: one program to compile.
     config.stages = ("bi_encoder", "joint")
 
     config.bi_encoder.batch_size = 16

@@ -1,14 +1,13 @@
 """BERT-base on one GPU: both encoders trained on questions, against 214,958 entities.
 
-Purpose: the largest model that trains from a plain BERT within an hour or two on one GPU. What
-configs/webqsp.py does with MiniLM's ready-made entity vectors, this learns: mean pooling, unit
-length and a learned scale, first as a bi-encoder with mined negatives, then against the softmax
-over the whole catalogue.
-Hardware: one NVIDIA GPU with 16 GB or more; faster with more of them.
+Purpose: a linker from a plain BERT on one GPU. configs/webqsp.py takes MiniLM's entity vectors as
+they are; here both encoders learn, first as a bi-encoder with mined negatives. Then the question
+encoder learns against the softmax over the whole catalogue.
+Hardware: one NVIDIA GPU with 16 GB or more; several GPUs divide the batch.
 Memory, 64 questions of up to 64 tokens in a step: 2 x 109M parameters, gradients and moments, 3.5
 GB; with remat, activations of 600 entities of 48 tokens 1.0 GB; in the joint stage the rows, 0.33
 GB in bfloat16.
-Time and score: not measured (benchmarks/gpu.py measures the step).
+Time and score: not measured (`python -m benchmarks.gpu` measures the step).
 Data: data/entities.jsonl.gz and data/questions/, as configs/webqsp.py.
 Command: bash tpu_scripts/worker_setup.sh cuda12  # or tpu_scripts/gpu_machine.sh
   python -m elq_jax.train --config configs/gpu.py --workdir runs/gpu

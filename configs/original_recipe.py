@@ -1,16 +1,17 @@
-"""The training of the original ELQ on the data of configs/webqsp.py, to compare ours with.
+"""The training recipe of the original ELQ on the data of configs/webqsp.py, as a baseline.
 
-Purpose: the baseline. Same data, encoder and frozen entity vectors as configs/webqsp.py; optimiser,
-trainable parameters, order, dropout, losses and negatives of the original
-(elq_jax/original/recipe.py): binary cross-entropy against the ten nearest entities, found by
-exact search where the original asks HNSW. The mention head stays as it was initialised, as there.
-The result is the best step on dev, where the original keeps the last one.
+Purpose: a comparison with configs/webqsp.py. Data, encoder and frozen entity vectors are the same;
+optimiser, trainable parameters, order, dropout, losses and negatives are those of the original
+(elq_jax/original/recipe.py). The linking loss is binary cross-entropy against the ten nearest
+entities; exact search finds them, while the original uses HNSW. The mention head is never trained,
+as in the original. The result is the best step on dev, while the original keeps the last one.
 Hardware: CPU, 2 cores, 24 GiB. Time: 20 minutes (490 steps of 2.4 s, beside other work).
 Score: webqsp/dev weak and strong F1 0.000 at every evaluation, where configs/webqsp.py is at 0.939
-after about as many questions. The linking loss ends at 0.66, near the ln 2 = 0.69 of knowing
-nothing: vectors of unit length, learned by other means, give it little to tell entities by, and the
-mention head never learns. The original starts from trained encoders and head: --config.init_from.
-Data: that of configs/webqsp.py, read from there; questions come in its order in every epoch.
+after about as many questions. The linking loss ends at 0.66, near the ln 2 = 0.69 of a guess:
+entity vectors of unit length that were not trained for this loss separate entities too little, and
+the mention head never learns. The original starts from trained encoders and a trained head; do so
+with --config.init_from.
+Data: as configs/webqsp.py, in the order of the files in every epoch.
 Command: python -m elq_jax.encode_entities --catalogue data/entities.jsonl.gz --pooling mean \\
     --normalize --max_tokens 48 --output runs/catalogue
   python -m elq_jax.train --config configs/original_recipe.py --workdir runs/original_recipe
@@ -49,7 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
         stage.learning_rate = 1e-5
         stage.span_loss_weight = 1.0
     config.bi_encoder.linking_loss = "in_batch"
-    config.bi_encoder.mask_duplicates = False  # Gold twice in a batch: its own negative.
+    config.bi_encoder.mask_duplicates = False  # Gold that occurs twice is its own negative.
     config.joint.linking_loss = "elq_jax.original.loss:hard_negatives_bce"
     config.joint.num_negatives = 10
     return config

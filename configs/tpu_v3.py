@@ -1,10 +1,10 @@
-"""BERT-large on a v3-8: the published model, trained on against all of its 5,903,527 entities.
+"""BERT-large on a v3-8: fine-tunes the published model against all of its 5,903,527 entities.
 
-Purpose: the original's fine-tuning with the likelihood it approximates. Encoders, entity vectors
-and hyper-parameters are the published ones (learning rate 1e-5 with 10% warm-up and linear decay,
+Purpose: the original's fine-tuning, with the exact likelihood instead of its approximation. The
+encoders, entity vectors and hyper-parameters are the published ones (learning rate 1e-5 with 10% warm-up and linear decay,
 batches of 128, 100 epochs, weight decay 0.01, gradients clipped to 1, mentions of up to 11 tokens,
-both losses with weight 1); the linking loss is the exact softmax over the catalogue, where the
-original takes ten mined negatives (see configs/original_recipe.py).
+both losses with weight 1). The linking loss is the exact softmax over the catalogue; the original
+uses ten mined negatives (see configs/original_recipe.py).
 Hardware: one TPU v3-8 (4 chips, 8 cores of 16 GiB, one host).
 Memory of a core, 16 questions of up to 32 tokens in a step (docs/scaling.md):
     334.1M parameters and two moments of Adam, float32     4.01 GB
@@ -14,7 +14,7 @@ Memory of a core, 16 questions of up to 32 tokens in a step (docs/scaling.md):
     logits of 256 mentions x 16,384 rows, twice, and rows   0.10 GB
     a second copy of the parameters during evaluation       1.34 GB
     together                                                8.76 GB of 17.18 GB
-The TPU compiler asks for 5.52 GB of arguments and 2.09 GB beside them, without the last line.
+The TPU compiler needs 5.52 GB for arguments and 2.09 GB beside them, without the last copy.
 Time: 5,800 steps of at least 0.04 s (docs/scaling.md); not measured. Score: not measured.
 Data: data/questions/{webqsp,simplequestions,lcquad1}/, and the published model:
   python -m elq_jax.convert --checkpoint elq_wiki_large.bin --params elq_large_params.txt \\
@@ -58,7 +58,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 
 def published_model(config: ml_collections.ConfigDict) -> None:
-    """Sets the form of the published model; it must agree with the model in `init_from`."""
+    """Sets the `model` section to the published model; it must agree with `init_from`."""
     config.model.entity_pooling = "cls"
     config.model.normalize_entities = False
     config.model.mention_aggregation = "all_avg"

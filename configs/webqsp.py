@@ -1,14 +1,16 @@
 """MiniLM on WebQuestions entity linking against 214,958 entities, on a CPU.
 
-Purpose: the reference result of the README. The entity encoder is MiniLM as published (mean
+Purpose: the result in the README. The entity encoder is MiniLM as published (mean
 pooling, unit length), frozen; the question encoder starts from the same weights.
 Hardware: CPU, 2 cores, 24 GiB; training takes 4.2 GiB. Time: 1.1 to 1.6 s a step, 28 minutes in
-all beside other work; encoding the catalogue takes 25 minutes when left alone.
-Score: webqsp/dev weak F1 0.939, strong 0.890; webqsp/test (threshold from dev) 0.915 and 0.871, in
-catalogue; at that threshold lcquad1/dev 0.871 weak, simplequestions/dev 0.888.
-Chosen on the three dev sets: with 700 steps, simplequestions 0.25 times an epoch and without
-lcquad1/train_oov they were 0.932 (strong 0.890), 0.875 and 0.870. Earlier, with that data:
-full_catalogue 0.928, 0.887 on webqsp/dev (1.6 to 1.8 s a step). The standard error is 0.01.
+all beside other work; encoding the catalogue takes 25 minutes on an otherwise idle machine.
+Score: webqsp/dev weak F1 0.939, strong 0.890; webqsp/test (threshold from dev, gold in the
+catalogue) weak 0.915, strong 0.871; at that threshold weak 0.871 on lcquad1/dev and 0.888 on
+simplequestions/dev.
+The data and steps were chosen on the three dev sets. With 700 steps, simplequestions repeated 0.25
+times and no lcquad1/train_oov, the same scores were 0.932 (strong 0.890), 0.875 and 0.870; with
+full_catalogue on that data, webqsp/dev had 0.928 and 0.887 (1.6 to 1.8 s a step). The standard
+error is 0.01.
 Data: data/entities.jsonl.gz and data/questions/{webqsp,simplequestions,lcquad1}/ (the folder may be
 a link).
 Command: python -m elq_jax.encode_entities --catalogue data/entities.jsonl.gz --pooling mean \\
@@ -24,7 +26,7 @@ from configs import default
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = default.get_config()
     config.catalogue = "runs/catalogue"
-    # Mentions of entities outside the catalogue (oov) teach where mentions are.
+    # The oov files have mentions of entities outside the catalogue: they train mention detection.
     repeats = {
         "webqsp/train": 2.0,
         "webqsp/train_oov": 2.0,

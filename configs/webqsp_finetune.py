@@ -1,7 +1,7 @@
 """The linker of configs/wikipedia_pretrain.py, fine-tuned on the questions of WebQSP.
 
-Purpose: the second half of the published recipe, with the published hyper-parameters (learning rate
-1e-5, batches of 128, 100 epochs over WebQSP alone), for our own pretraining.
+Purpose: the second half of the published recipe (learning rate 1e-5, batches of 128, 100 epochs
+over WebQSP alone), applied to the linker that configs/wikipedia_pretrain.py trains.
 Hardware: one TPU v3-8, or one GPU with 32 GB or more. Memory of a core of a v3-8: as
 configs/tpu_v3.py.
 Time: 1,800 steps of at least 0.04 s on a v3-8 (docs/scaling.md); not measured. Score: not measured.

@@ -1,10 +1,10 @@
 """BERT-large from scratch on Wikipedia's own links, in two stages, on a v3-8 or larger.
 
-Purpose: a general linker that depends on no published ELQ model. First both encoders together as a
-bi-encoder, with the entities of the batch and then also mined ones as negatives; then all 5,903,527
+Purpose: a general linker that needs no published ELQ model. First both encoders learn as a
+bi-encoder; negatives are the entities of the batch, later mined ones too. Then all 5,903,527
 entities are encoded once, and the question encoder learns against the exact softmax over them.
 The learning rate, its schedule, the batch and the lengths are the published ones.
-Hardware: one TPU v3-8 (8 cores of 16 GiB); v3-32 with tpu_v3_pod.py's changes.
+Hardware: one TPU v3-8 (8 cores of 16 GiB), or a v3-32 with the changes of tpu_v3_pod.py.
 Memory of a core, 16 passages of up to 64 tokens with 64 mentions in a step, two entities of up to
 128 tokens for each (docs/scaling.md):
     bi_encoder: 2 x 334M parameters, gradients and moments, float32    10.69 GB
@@ -16,7 +16,7 @@ joint, and 0.5 h for encoding the catalogue, twice: about 36 h (docs/scaling.md)
 Score: not measured.
 Data: data/wikipedia/entity.jsonl (the published catalogue, or title, text, wikidata_id of your
 own), and data/wikipedia/{train,dev}.jsonl: passages of Wikipedia with their links as mentions, in
-the form of demo/train.jsonl. The original's were never released.
+the form of demo/train.jsonl. The passages of the original were never released.
 Command: DATA=gs://my-bucket/data tpu_scripts/setup_tpu.sh
   tpu_scripts/run_tpu.sh elq_jax.train --config configs/wikipedia_pretrain.py \\
     --workdir gs://my-bucket/runs/wikipedia
