@@ -1,10 +1,10 @@
 """BERT-large on a v3-8: fine-tunes the published model against all of its 5,903,527 entities.
 
 Purpose: the original's fine-tuning, with the exact likelihood instead of its approximation. The
-encoders, entity vectors and hyper-parameters are the published ones (learning rate 1e-5 with 10% warm-up and linear decay,
-batches of 128, 100 epochs, weight decay 0.01, gradients clipped to 1, mentions of up to 11 tokens,
-both losses with weight 1). The linking loss is the exact softmax over the catalogue; the original
-uses ten mined negatives (see configs/original_recipe.py).
+encoders, entity vectors and hyper-parameters are the published ones (learning rate 1e-5 with 10%
+warm-up and linear decay, batches of 128, 100 epochs, weight decay 0.01, gradients clipped to 1,
+mentions of up to 11 tokens, both losses with weight 1). The linking loss is the exact softmax over
+the catalogue; the original uses ten mined negatives (see configs/original_recipe.py).
 Hardware: one TPU v3-8 (4 chips, 8 cores of 16 GiB, one host).
 Memory of a core, 16 questions of up to 32 tokens in a step (docs/scaling.md):
     334.1M parameters and two moments of Adam, float32     4.01 GB
