@@ -53,7 +53,7 @@ def span_logits(token_logits: jax.Array, mask: jax.Array, max_width: int) -> jax
 
 
 def span_targets(gold_bounds: jax.Array, gold_mask: jax.Array, length: int) -> jax.Array:
-    """Marks the gold mentions on the grid.
+    """Marks gold mentions, or any other spans, on the grid.
 
     Args:
       gold_bounds: [B, M, 2] int32, inclusive token positions.
@@ -61,7 +61,7 @@ def span_targets(gold_bounds: jax.Array, gold_mask: jax.Array, length: int) -> j
       length: T.
 
     Returns:
-      [B, T, T] bool, True at gold cells.
+      [B, T, T] bool, True at the cells of these spans.
     """
     position = jnp.arange(length)
     is_start = (gold_bounds[..., 0, None] == position) & gold_mask[..., None]

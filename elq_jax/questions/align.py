@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from elq_jax.questions.records import Question
+    from elq_jax.questions.records import Question, Span
     from elq_jax.text.tokenization import EncodedQuestion
 
 
 @dataclass(frozen=True, slots=True)
 class MentionProblem:
-    """Describes a gold mention that the tokens of its question cannot express.
+    """Describes a gold mention, or a neutral span, that the tokens of its question cannot express.
 
     Attributes:
       kind: kind of the problem. The mention is left out if it is "misaligned" (a bound lies inside
         a token), "empty" (no token lies in it), "cut" (it lies beyond the part of the question that
         is read) or "no_offsets" (its character offsets are unknown). It stays in the gold if it is
-        "shortened" (its end is cut) or "too_wide" (it has more tokens than the model can find).
+        "shortened" (its end is cut) or "too_wide" (it has more tokens than the model can find). A
+        neutral span that no tokens express is "neutral_left_out".
       question_id: id of the question.
       mention: number of the mention in the question.
       message: description of the problem for a person.
     """
 
-    kind: Literal["misaligned", "empty", "cut", "no_offsets", "shortened", "too_wide"]
+    kind: Literal[
+        "misaligned", "empty", "cut", "no_offsets", "shortened", "too_wide", "neutral_left_out"
+    ]
     question_id: str
     mention: int
     message: str
@@ -65,35 +67,72 @@ def align_mentions(
       encoded: tokens of the question.
       max_width: number of tokens above which a mention is reported; None: no limit.
     """
-    starts, ends = encoded.offsets[:, 0], encoded.offsets[:, 1]
-    cut_at = math.inf if encoded.truncated_at is None else encoded.truncated_at
     bounds, rows, problems = [], [], []
 
     def report(number: int, kind: str, reason: str) -> None:
         mention = question.mentions[number]
-        quoted = question.text[mention.start : mention.end] if mention.start >= 0 else ""
-        place = f"mention {number} [{mention.start}, {mention.end}) {quoted[:60]!r}"
-        message = f"question {question.id}, {place}: {reason}"
-        problems.append(MentionProblem(kind, question.id, number, message))
+        place = _place(question, "mention", number, (mention.start, mention.end))
+        problems.append(MentionProblem(kind, question.id, number, f"{place}: {reason}"))
 
     for number, mention in enumerate(question.mentions):
-        touching = np.flatnonzero((starts < mention.end) & (ends > mention.start) & (ends > starts))
+        tokens = _tokens_of((mention.start, mention.end), encoded)
         if mention.start < 0:
             report(number, "no_offsets", "its character offsets are unknown")
-        elif mention.end > cut_at:
-            report(number, "cut", f"the question is cut at character {cut_at}")
-        elif not touching.size:
-            report(number, "empty", "no token lies in it")
-        elif starts[touching[0]] < mention.start or ends[touching[-1]] > mention.end:
-            report(number, "misaligned", "it begins or ends inside a token")
+        elif isinstance(tokens, str):
+            report(number, tokens, _reason(tokens, encoded))
         else:
-            bounds.append((touching[0], touching[-1]))
+            bounds.append(tokens)
             rows.append(mention.row)
-            if max_width is not None and len(touching) > max_width:
-                report(number, "too_wide", _too_wide(len(touching), max_width))
+            width = tokens[1] - tokens[0] + 1
+            if max_width is not None and width > max_width:
+                report(number, "too_wide", _too_wide(width, max_width))
     return AlignedMentions(
         np.array(bounds, np.int32).reshape(-1, 2), np.array(rows, np.int32), problems
     )
+
+
+def align_neutral(
+    question: Question, encoded: EncodedQuestion
+) -> tuple[np.ndarray, list[MentionProblem]]:
+    """Finds the tokens of the neutral spans of a question, as `align_mentions` those of mentions.
+
+    Returns:
+      [U, 2] int32, first and last token, both inclusive, and the problems of spans left out.
+    """
+    bounds, problems = [], []
+    for number, span in enumerate(question.neutral):
+        tokens = _tokens_of(span, encoded)
+        if isinstance(tokens, str):
+            place = _place(question, "neutral span", number, span)
+            message = f"{place}: {_reason(tokens, encoded)}"
+            problems.append(MentionProblem("neutral_left_out", question.id, number, message))
+        else:
+            bounds.append(tokens)
+    return np.array(bounds, np.int32).reshape(-1, 2), problems
+
+
+def _tokens_of(span: Span, encoded: EncodedQuestion) -> tuple[int, int] | str:
+    """Returns the first and the last token of a span, or the kind of problem that it has."""
+    starts, ends = encoded.offsets[:, 0], encoded.offsets[:, 1]
+    touching = np.flatnonzero((starts < span[1]) & (ends > span[0]) & (ends > starts))
+    if encoded.truncated_at is not None and span[1] > encoded.truncated_at:
+        return "cut"
+    if not touching.size:
+        return "empty"
+    if starts[touching[0]] < span[0] or ends[touching[-1]] > span[1]:
+        return "misaligned"
+    return int(touching[0]), int(touching[-1])
+
+
+def _reason(kind: str, encoded: EncodedQuestion) -> str:
+    if kind == "cut":
+        return f"the question is cut at character {encoded.truncated_at}"
+    return "no token lies in it" if kind == "empty" else "it begins or ends inside a token"
+
+
+def _place(question: Question, noun: str, number: int, span: Span) -> str:
+    quoted = question.text[slice(*span)] if span[0] >= 0 else ""
+    return f"question {question.id}, {noun} {number} [{span[0]}, {span[1]}) {quoted[:60]!r}"
 
 
 def _too_wide(width: int, max_width: int) -> str:

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 
 from elq_jax.core.errors import ElqError
-from elq_jax.questions.examples import Examples, TrainingExample, mention_counts
+from elq_jax.questions.examples import (
+    Examples,
+    TrainingExample,
+    mention_counts,
+    neutral_counts,
+)
 from elq_jax.text.padding import LENGTH_BUCKETS, bucket, pad_tokens
 
 
@@ -25,16 +30,19 @@ class TrainingBatches:
       gold_rows [B, M] int32: their rows of the catalogue (-1: not in it, or padding);
       gold_mask [B, M] bool: True = a gold mention;
       example_mask [B] bool: False = no question (end of an epoch), and `mask` is False throughout;
+      neutral_bounds [B, U, 2] int32, neutral_mask [B, U] bool, only if there are neutral spans:
+        their first and last tokens (padding: [0, 1]), True = a neutral span;
       negative_rows [B, M, N] int32, only if the examples have mined negatives (padding: -1);
       mention_counts [batch_size] int32: gold mentions of each question of the global batch, the
         same in all processes (padding: 0).
-    M is one number for all batches. T is the length bucket of the longest question of the global
-    batch, so all processes agree on it.
+    M is one number for all batches, and so is U. T is the length bucket of the longest question of
+    the global batch, so all processes agree on it.
 
     Attributes:
       steps_per_epoch: number of batches of an epoch.
       examples_per_epoch: number of examples of an epoch, the repeated ones counted each time.
       max_mentions: M.
+      max_neutral: U, 0 where no example has neutral spans.
     """
 
     def __init__(
@@ -52,7 +60,7 @@ class TrainingBatches:
         max_mentions: int | None = None,
         pad_id: int = 0,
     ):
-        """Plans the order; reads no example if `max_mentions` is given.
+        """Plans the order; of examples on disk, it reads only their counts.
 
         Args:
           examples: examples to learn from; with `repeats`, a sequence of sets of examples.
@@ -103,9 +111,11 @@ class TrainingBatches:
                 "examples; give a smaller batch_size, or drop_last=False"
             )
         if max_mentions is None:
-            most = max(int(mention_counts(example_set).max()) for example_set in sets)
-            max_mentions = 1 << max(most - 1, 0).bit_length()
+            most = max(mention_counts(example_set).max() for example_set in sets)
+            max_mentions = _power_of_two(most)
         self.max_mentions = max_mentions
+        most = max(neutral_counts(example_set).max() for example_set in sets)
+        self.max_neutral = _power_of_two(most) if most else 0
         self._rows = slice(
             process_index * batch_size // process_count,
             (process_index + 1) * batch_size // process_count,
@@ -146,13 +156,14 @@ class TrainingBatches:
         local_examples = examples[self._rows]
         token_ids = [example.ids for example in local_examples]
         input_ids, mask = pad_tokens(token_ids, length, size, self._pad_id)
-        gold_bounds = np.tile(np.array([0, 1], np.int32), (size, self.max_mentions, 1))
+        gold_bounds = _no_bounds(size, self.max_mentions)
         gold_rows = np.full((size, self.max_mentions), -1, np.int32)
         gold_mask = np.zeros((size, self.max_mentions), bool)
         mention_counts = np.zeros(self._batch_size, np.int32)
         mention_counts[: len(examples)] = [len(example.rows) for example in examples]
         batch = {}
-        if examples[0].negatives is not None:
+        has_negatives = examples[0].negatives is not None
+        if has_negatives:
             shape = (size, self.max_mentions, examples[0].negatives.shape[1])
             batch["negative_rows"] = np.full(shape, -1, np.int32)
         for row, example in enumerate(local_examples):
@@ -165,8 +176,10 @@ class TrainingBatches:
             gold_bounds[row, :mentions] = example.bounds
             gold_rows[row, :mentions] = example.rows
             gold_mask[row, :mentions] = True
-            if batch:
+            if has_negatives:
                 batch["negative_rows"][row, :mentions] = example.negatives
+        if self.max_neutral:
+            batch |= self._neutral(local_examples, size)
         return batch | {
             "input_ids": input_ids,
             "mask": mask,
@@ -176,6 +189,27 @@ class TrainingBatches:
             "example_mask": np.arange(size) < len(local_examples),
             "mention_counts": mention_counts,
         }
+
+    def _neutral(
+        self, local_examples: Sequence[TrainingExample], size: int
+    ) -> dict[str, np.ndarray]:
+        """Makes the arrays of the neutral spans of this process's examples."""
+        bounds = _no_bounds(size, self.max_neutral)
+        mask = np.zeros((size, self.max_neutral), bool)
+        for row, example in enumerate(local_examples):
+            bounds[row, : len(example.neutral)] = example.neutral
+            mask[row, : len(example.neutral)] = True
+        return {"neutral_bounds": bounds, "neutral_mask": mask}
+
+
+def _power_of_two(number: int) -> int:
+    """Rounds a number up to a power of two, 1 at least."""
+    return 1 << max(int(number) - 1, 0).bit_length()
+
+
+def _no_bounds(size: int, count: int) -> np.ndarray:
+    """Returns the bounds of padding, [size, count, 2]."""
+    return np.tile(np.array([0, 1], np.int32), (size, count, 1))
 
 
 def _check_training_arguments(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from elq_jax.core.errors import ElqError
-from elq_jax.questions.align import MentionProblem, _too_wide, align_mentions
+from elq_jax.questions.align import MentionProblem, _too_wide, align_mentions, align_neutral
 from elq_jax.text.windows import QuestionWindow, question_window
 
 if TYPE_CHECKING:
@@ -34,12 +34,14 @@ class TrainingExample:
       rows: [M] int32, their rows of the catalogue; -1 for an entity that is not in it.
       negatives: [M, N] int32, rows of wrong entities mined for each mention (-1: none); None if
         nothing was mined. All examples of a run have the same N.
+      neutral: [U, 2] int32, inclusive bounds of spans that may or may not be mentions.
     """
 
     ids: np.ndarray
     bounds: np.ndarray
     rows: np.ndarray
     negatives: np.ndarray | None = None
+    neutral: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int32))
 
 
 @dataclass
@@ -54,6 +56,7 @@ class AlignmentReport:
       linked: number of gold mentions in the examples whose entity is in the catalogue.
       counts: number of problems of each kind.
       num_left_out: number of questions left out.
+      neutral: number of neutral spans in the examples.
     """
 
     examples: int = 0
@@ -63,6 +66,7 @@ class AlignmentReport:
     linked: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     num_left_out: int = 0
+    neutral: int = 0
 
     def __post_init__(self):
         if not self.counts:
@@ -84,6 +88,8 @@ class AlignmentReport:
     def summary(self) -> str:
         """Returns a few lines for a person to read."""
         lines = [f"{self.examples:,} examples, {self.mentions:,} mentions"]
+        if self.neutral:
+            lines[0] += f", {self.neutral:,} neutral spans"
         for kind, number in sorted(self.counts.items()):
             lines.append(f"  {number:,} {kind.replace('_', ' ')}:")
             messages = [problem.message for problem in self.problems if problem.kind == kind]
@@ -139,8 +145,12 @@ def iter_examples(
         plain = [question.text for question in part if question.token_ids is None]
         encoded = iter(tokenizer.encode_questions(plain, _NO_LIMIT))
         for question in part:
+            neutral = np.zeros((0, 2), np.int32)
             if question.token_ids is None:
-                token_ids, spans, numbers = _aligned(question, next(encoded), report)
+                tokens = next(encoded)
+                token_ids, spans, numbers = _aligned(question, tokens, report)
+                neutral, problems = align_neutral(question, tokens)
+                report.add(problems)
             else:
                 token_ids, spans = _of_file(question, tokenizer.vocab_size)
                 numbers = list(range(len(question.mentions)))
@@ -157,7 +167,11 @@ def iter_examples(
             report.examples += 1
             report.mentions += len(rows)
             report.linked += sum(row >= 0 for row in rows)
-            yield TrainingExample(window.ids, window.bounds, np.array(rows, np.int32))
+            neutral = neutral - window.offset
+            is_inside = (neutral[:, 0] >= 1) & (neutral[:, 1] <= len(window.ids) - 2)
+            report.neutral += int(is_inside.sum())
+            rows = np.array(rows, np.int32)
+            yield TrainingExample(window.ids, window.bounds, rows, neutral=neutral[is_inside])
 
 
 def _aligned(
@@ -216,8 +230,8 @@ def _window_problems(
 class Examples(Protocol):
     """Gives random access to training examples, in a list or on disk.
 
-    Examples on disk also have an attribute `mention_counts`, [len] int32, so that the function
-    `mention_counts` need not read them.
+    Examples on disk also have attributes `mention_counts` and `neutral_counts`, [len] int32, so
+    that the functions of these names need not read the examples.
     """
 
     def __len__(self) -> int: ...
@@ -233,12 +247,21 @@ def mention_counts(examples: Examples) -> np.ndarray:
     return np.asarray(counts, np.int64)
 
 
+def neutral_counts(examples: Examples) -> np.ndarray:
+    """Counts the neutral spans of each example, int64 [len(examples)]."""
+    counts = getattr(examples, "neutral_counts", None)
+    if counts is None:
+        counts = [len(examples[number].neutral) for number in range(len(examples))]
+    return np.asarray(counts, np.int64)
+
+
 class ExamplesWithNegatives(Sequence[TrainingExample]):
     """Puts mined negatives, which are one array, beside examples.
 
     Attributes:
       negatives: [mentions of all examples, N] int32, in the order of the examples.
       mention_counts: [len] int64, number of gold mentions of each example.
+      neutral_counts: [len] int64, number of neutral spans of each example.
     """
 
     def __init__(self, examples: Examples, negatives: np.ndarray):
@@ -249,6 +272,7 @@ class ExamplesWithNegatives(Sequence[TrainingExample]):
         """
         self._examples, self.negatives = examples, negatives
         self.mention_counts = mention_counts(examples)
+        self.neutral_counts = neutral_counts(examples)
         self._ends = np.cumsum(self.mention_counts)
         mentions = int(self.mention_counts.sum())
         if len(negatives) != mentions:

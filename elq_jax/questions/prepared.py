@@ -47,10 +47,13 @@ class LabelledQuestionsConfig(tfds.core.BuilderConfig):
 class LabelledQuestions(tfds.core.GeneratorBasedBuilder):
     """Holds questions with gold mentions, in the order of their files; `prepare` makes it."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     # Without it TFDS 4.9.10 asks importlib_resources, which it does not install.
     code_path = epath.Path(__file__)
-    RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (as TFDS declares it)
+    RELEASE_NOTES = {  # noqa: RUF012 (as TFDS declares it)
+        "1.0.0": "First version.",
+        "1.1.0": "Neutral spans.",
+    }
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -64,6 +67,7 @@ class LabelledQuestions(tfds.core.GeneratorBasedBuilder):
             # EL4QA form; no token ids in the plain form.
             "token_ids": tfds.features.Tensor(shape=(None,), dtype=np.int32),
             "token_mentions": tfds.features.Tensor(shape=(None, 2), dtype=np.int32),
+            "neutral": tfds.features.Tensor(shape=(None, 2), dtype=np.int32),
         }
         return tfds.core.DatasetInfo(
             builder=self,
@@ -226,6 +230,7 @@ def _record(question: Question) -> dict[str, Any]:
         "wikidata_ids": [m.wikidata_id or "" for m in mentions],
         "token_ids": np.array(question.token_ids or (), np.int32),
         "token_mentions": np.array(question.token_mentions or (), np.int32).reshape(-1, 2),
+        "neutral": np.array(question.neutral, np.int32).reshape(-1, 2),
     }
 
 
@@ -248,4 +253,5 @@ def _question(record: Mapping[str, Any]) -> Question:
         mentions=mentions,
         token_ids=token_ids,
         token_mentions=token_mentions if token_ids else None,
+        neutral=tuple(map(tuple, record["neutral"].tolist())),
     )

@@ -146,7 +146,8 @@ def _parse(
         question = Question(str(line_number if header.id in (None, "") else header.id), header.text)
         form = next((name for field, name in OTHER_FORMS.items() if field in row), "plain")
         parse = RECORD_FORMS.get(form)
-        return _Parsed(*parse(row, question, require_mentions, allow_overlaps), line_number)
+        question, gold_rows = parse(row, question, require_mentions, allow_overlaps)
+        return _Parsed(_with_neutral(row, question), gold_rows, line_number)
     except DataError:
         raise
     except ElqError as error:
@@ -154,6 +155,19 @@ def _parse(
         if "text" not in row and isinstance(row.get("error"), str):
             message += f" (the line says: {row['error']})"
         raise DataError(message, path, line_number) from None
+
+
+def _with_neutral(row: dict[str, Any], question: Question) -> Question:
+    """Reads the spans of a row that may or may not be mentions."""
+    if row.get("neutral") is None:
+        return question
+    spans = parse_spans(row, "neutral", len(question.text), "characters", allow_overlaps=True)
+    if spans and question.token_ids is not None:
+        raise ElqError(
+            "found 'neutral' beside 'tokenized_text_ids'; its character offsets have no tokens: "
+            "remove one of the two fields"
+        )
+    return replace(question, neutral=tuple(spans))
 
 
 @RECORD_FORMS.register("plain")

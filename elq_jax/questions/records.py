@@ -12,6 +12,12 @@ and is read as a labelled question. A shorter form, for people to write, is
 with any of `title`, `wikidata_id` and `row` (-1: not in the catalogue), which are lists with one
 entry for each mention. The former names `entity` (title) and `label_id` (row) are read too. Offsets
 are half-open and count characters.
+
+A line may also have `neutral`, spans that may or may not be mentions:
+
+    "neutral": [[4, 9]]
+
+In training they are neither right nor wrong, unless they are gold mentions too.
 """
 
 from __future__ import annotations
@@ -28,6 +34,8 @@ from elq_jax.core.errors import ElqError
 OUT_OF_CATALOGUE = -1
 
 UNKNOWN_OFFSET = -1
+
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +69,8 @@ class Question:
       token_ids: WordPiece ids in the EL4QA form, without [CLS] and [SEP], which replace the
         tokenizer's. None in the plain form.
       token_mentions: half-open positions in `token_ids` in the EL4QA form, one pair per mention.
+      neutral: half-open character offsets of spans that may or may not be mentions. They may
+        overlap each other and gold mentions; one that is a gold mention counts as that.
     """
 
     id: str
@@ -68,9 +78,9 @@ class Question:
     mentions: tuple[Mention, ...] = ()
     token_ids: tuple[int, ...] | None = None
     token_mentions: tuple[tuple[int, int], ...] | None = None
+    neutral: tuple[Span, ...] = ()
 
 
-Span = tuple[int, int]
 _Row = Annotated[int, msgspec.Meta(ge=OUT_OF_CATALOGUE, lt=2**31)]
 
 

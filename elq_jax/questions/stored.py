@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from elq_jax.questions.records import Question
     from elq_jax.text.tokenization import Tokenizer
 
-_RECORDS, _COUNTS, _REPORT = "examples.array_record", "mention_counts.npy", "report.json"
+_RECORDS, _REPORT = "examples.array_record", "report.json"
+_COUNTS, _NEUTRAL_COUNTS = "mention_counts.npy", "neutral_counts.npy"
 _INPUTS = "inputs.json"
-_FORMAT = 1  # Raised when records, or the way that questions become examples, change.
+_FORMAT = 2  # Raised when records, or the way that questions become examples, change.
 
 
 class StoredExamples(Sequence[TrainingExample]):
@@ -33,6 +34,7 @@ class StoredExamples(Sequence[TrainingExample]):
 
     Attributes:
       mention_counts: [len] int32, number of gold mentions of each example; memory-mapped.
+      neutral_counts: [len] int32, number of neutral spans of each example; memory-mapped.
       report: report of mentions and questions left out.
     """
 
@@ -43,6 +45,7 @@ class StoredExamples(Sequence[TrainingExample]):
         folder = pathlib.Path(folder)
         self._folder = folder
         self.mention_counts = np.load(folder / _COUNTS, mmap_mode="r")
+        self.neutral_counts = np.load(folder / _NEUTRAL_COUNTS, mmap_mode="r")
         self.report = _read_report(folder / _REPORT)
         # array_record does not open a file without records.
         self._records = (
@@ -125,32 +128,37 @@ def _counted(questions: Sequence[Question], advance: Callable[[int], None]) -> I
 
 
 def _write(folder: pathlib.Path, examples: Iterator[TrainingExample]) -> None:
-    """Writes the records of examples, and the number of mentions of each."""
+    """Writes the records of examples, and the numbers of mentions and neutral spans of each."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     # Groups of one: each example is read by itself.
     writer = ArrayRecordWriter(os.fspath(folder / _RECORDS), "group_size:1")
-    counts = array.array("i")
+    counts, neutral_counts = array.array("i"), array.array("i")
     try:
         for example in examples:
             writer.write(_record(example))
             counts.append(len(example.rows))
+            neutral_counts.append(len(example.neutral))
     finally:
         writer.close()
     np.save(folder / _COUNTS, np.frombuffer(counts, np.int32))
+    np.save(folder / _NEUTRAL_COUNTS, np.frombuffer(neutral_counts, np.int32))
 
 
 def _record(example: TrainingExample) -> bytes:
-    """Returns an example as int32 numbers: M, [M, 2] bounds, [M] rows, [T] ids."""
-    parts = ([len(example.rows)], example.bounds.ravel(), example.rows, example.ids)
-    return np.concatenate(parts).astype("<i4").tobytes()
+    """Returns an example as int32 numbers: M, U, [M, 2] and [U, 2] bounds, [M] rows, [T] ids."""
+    sizes = [len(example.rows), len(example.neutral)]
+    bounds = example.bounds.ravel(), example.neutral.ravel()
+    return np.concatenate([sizes, *bounds, example.rows, example.ids]).astype("<i4").tobytes()
 
 
 def _example(record: bytes) -> TrainingExample:
     numbers = np.frombuffer(record, "<i4")
-    mentions = int(numbers[0])
-    bounds, rows, ids = np.split(numbers[1:], [2 * mentions, 3 * mentions])
-    return TrainingExample(ids, bounds.reshape(-1, 2), rows)
+    mentions, neutral = numbers[:2].tolist()
+    ends = np.cumsum([2 * mentions, 2 * neutral, mentions])
+    bounds, neutral_bounds, rows, ids = np.split(numbers[2:], ends)
+    neutral_bounds = neutral_bounds.reshape(-1, 2)
+    return TrainingExample(ids, bounds.reshape(-1, 2), rows, neutral=neutral_bounds)
 
 
 def _read_report(path: pathlib.Path) -> AlignmentReport:

@@ -114,7 +114,8 @@ def train_step(
             entities = EncodedEntities(vectors.reshape(*tokens[0].shape[:2], -1), rows)
         else:
             entities = FrozenEntities(table)
-        span = _mean(span_loss(span_logits, batch["gold_bounds"], batch["gold_mask"]))
+        neutral = batch.get("neutral_bounds"), batch.get("neutral_mask")
+        span = _mean(span_loss(span_logits, batch["gold_bounds"], batch["gold_mask"], *neutral))
         linking = _mean(objective.linking_loss(mentions, entities))
         total = objective.span_loss_weight * span + linking
         return total, {"loss": total, "span_loss": span, "linking_loss": linking}

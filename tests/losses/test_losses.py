@@ -138,6 +138,52 @@ def test_hard_negatives_bce_against_a_slow_loop(num_negatives):
     assert count == len(pairs)
 
 
+def test_neutral_spans_do_not_count():
+    """Against a slow loop: neutral cells are left out, gold ones stay, by value and gradient."""
+    batch, length = 3, 5
+    logits = RNG.normal(size=(batch, length, length)).astype(np.float32)
+    logits[:, np.tril_indices(length, -1)[0], np.tril_indices(length, -1)[1]] = -np.inf
+    logits[2, :, 3:] = logits[2, 3:] = -np.inf  # A question of three tokens.
+    gold = np.array([[[1, 2], [3, 3]], [[0, 4], [0, 1]], [[0, 1], [0, 1]]])
+    gold_mask = np.array([[True, True], [True, False], [False, False]])
+    neutral = np.array(
+        [[[1, 2], [2, 4], [2, 2]], [[0, 1], [2, 3], [0, 0]], [[0, 2], [2, 4], [0, 1]]]
+    )
+    neutral_mask = np.array([[True, True, True], [True, False, False], [True, True, False]])
+    expected, count = 0.0, 0
+    expected_gradient = np.zeros_like(logits)
+    for b in range(batch):
+        is_gold = set(map(tuple, gold[b, gold_mask[b]].tolist()))
+        left_out = set(map(tuple, neutral[b, neutral_mask[b]].tolist()))
+        for i in range(length):
+            for j in range(length):
+                if np.isfinite(logits[b, i, j]) and ((i, j) in is_gold or (i, j) not in left_out):
+                    x, target = np.float64(logits[b, i, j]), float((i, j) in is_gold)
+                    expected += np.log1p(np.exp(x)) - target * x
+                    expected_gradient[b, i, j] = 1 / (1 + np.exp(-x)) - target
+                    count += 1
+
+    def total(logits):
+        return span_loss(logits, gold, gold_mask, neutral, neutral_mask)
+
+    (found, number), gradient = jax.value_and_grad(total, has_aux=True)(logits)
+    assert number == count
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
+
+
+def test_a_batch_of_neutral_spans_only_teaches_nothing():
+    logits = np.where(np.tri(4, dtype=bool).T, RNG.normal(size=(1, 4, 4)), -np.inf)
+    every = np.array([[[i, j] for i in range(4) for j in range(4)]])
+    mask = np.ones((1, 16), bool)
+    arguments = (np.zeros((1, 1, 2), int), np.zeros((1, 1), bool), every, mask)
+    (total, count), gradient = jax.value_and_grad(span_loss, has_aux=True)(
+        jnp.float32(logits), *arguments
+    )
+    assert (total, count) == (0, 0)
+    assert not gradient.any()
+
+
 def test_span_loss_ignores_padding_examples():
     logits = RNG.normal(size=(2, 4, 4)).astype(np.float32)
     logits[:, np.tril_indices(4, -1)[0], np.tril_indices(4, -1)[1]] = -np.inf

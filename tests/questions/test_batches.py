@@ -252,12 +252,14 @@ def many_questions(count):
         text = " ".join(["who", *rng.choice(["wrote", "dune", "asimov"], rng.integers(1, 40))])
         quotes = [["who"], [], ["who", text.split()[1]], ["ho"]][number % 4]
         rows = rng.integers(-1, 9, len(quotes)).tolist()
-        questions.append(dataclasses.replace(ask(text, *quotes, rows=rows), id=str(number)))
+        neutral = ((0, 3), (4, len(text)), (1, 2))[: number % 4]  # the last has no token of its own
+        question = dataclasses.replace(ask(text, *quotes, rows=rows), id=str(number))
+        questions.append(dataclasses.replace(question, neutral=neutral))
     return questions
 
 
 def assert_same_example(one, two):
-    for field in ("ids", "bounds", "rows"):
+    for field in ("ids", "bounds", "rows", "neutral"):
         np.testing.assert_array_equal(getattr(one, field), getattr(two, field), strict=True)
 
 
@@ -278,9 +280,50 @@ def test_stored_examples_are_those_of_a_list(tokenizer, tmp_path):
     assert "625 questions left out" in report.summary()
     linked = sum(int((example.rows >= 0).sum()) for example in expected)
     assert 0 < report.linked == linked < report.mentions
+    assert stored.neutral_counts.tolist() == [len(example.neutral) for example in expected]
+    assert 0 < report.neutral == sum(stored.neutral_counts)
     batches = [TrainingBatches(one, batch_size=64, seed=1) for one in (expected, stored)]
     for step in (0, 7, 100):
         assert_same(batches[0][step], batches[1][step])
+
+
+def test_neutral_spans_are_tokens_of_the_window(tokenizer):
+    """Against the tokens, decoded: those of a span that the window holds, whole, and no others."""
+    text = "did isaac asimov and frank herbert ever meet ray bradbury"
+    question = ask(text, "frank herbert", rows=[3])
+    quotes = ["isaac asimov", "asimov and frank", "frank", "ray bradbury", "rank"]
+    spans = tuple((text.index(quote), text.index(quote) + len(quote)) for quote in quotes)
+    question = dataclasses.replace(question, neutral=spans)
+    expected = {64: quotes[:4], 8: ["frank"]}
+    for length, inside in expected.items():
+        [example], report = make_examples([question], tokenizer, length)
+        tokens = [example.ids[first : last + 1].tolist() for first, last in example.neutral]
+        encoded = tokenizer.encode_questions(inside, 64)
+        assert tokens == [question.ids[1:-1].tolist() for question in encoded]
+        assert report.neutral == len(inside)
+        [problem] = report.problems
+        assert (problem.kind, problem.mention) == ("neutral_left_out", 4)
+        assert "neutral span 4 [22, 26) 'rank': it begins or ends inside a token" in str(problem)
+    assert "1 neutral spans" in report.summary()
+
+
+def test_examples_of_an_older_version_are_made_again(tokenizer, tmp_path, monkeypatch):
+    """Their records had no neutral spans, so their numbers would be read as others."""
+    folder, questions = tmp_path / "train", many_questions(8)
+    expected, _ = make_examples(questions, tokenizer, 20)
+
+    def record(example):
+        parts = ([len(example.rows)], example.bounds.ravel(), example.rows, example.ids)
+        return np.concatenate(parts).astype("<i4").tobytes()
+
+    monkeypatch.setattr("elq_jax.questions.stored._FORMAT", 1)
+    monkeypatch.setattr("elq_jax.questions.stored._record", record)
+    store_examples(questions, folder, tokenizer, 20, source="a")
+    (folder / "neutral_counts.npy").unlink()
+    monkeypatch.undo()
+    stored = store_examples(questions, folder, tokenizer, 20, source="a")
+    for one, two in zip(stored, expected, strict=True):
+        assert_same_example(one, two)
 
 
 def test_stored_examples_follow_what_they_are_made_of(tokenizer, tmp_path, monkeypatch):
@@ -389,6 +432,22 @@ def test_batches_hold_the_examples():
         }
         counts = [len(example.rows) for example in chosen]
         assert batch["mention_counts"].tolist() == counts + [0] * (8 - len(counts))
+
+
+def test_batches_hold_neutral_spans_where_there_are_some():
+    examples = toy_examples(11)
+    spans = np.array([[1, 2], [0, 1], [2, 2]], np.int32)
+    examples[4] = dataclasses.replace(examples[4], neutral=spans)
+    data = TrainingBatches(examples, batch_size=6, seed=3)
+    for step in range(2):
+        batch = data[step]
+        assert batch["neutral_bounds"].shape == (6, 4, 2)
+        assert batch["neutral_bounds"].dtype == np.int32
+        for row, number in enumerate(numbers(batch)):
+            found = batch["neutral_bounds"][row, batch["neutral_mask"][row]]
+            assert found.tolist() == examples[number].neutral.tolist()
+        assert (batch["neutral_bounds"][~batch["neutral_mask"]] == [0, 1]).all()
+        assert not batch["neutral_mask"][~batch["example_mask"]].any()
 
 
 def test_every_epoch_has_all_examples_in_its_own_order():

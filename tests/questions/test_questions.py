@@ -306,9 +306,33 @@ def test_gzip(write, tmp_path):
     assert len(read_questions(tmp_path / "questions.jsonl.gz")[0]) == 1
 
 
+def test_neutral_spans(write):
+    line = {"id": "a", "text": "who wrote dune?", "mentions": [[10, 14]], "row": [0]}
+    neutral = [[4, 14], [10, 14], [0, 3]]
+    linked = {"id": "a", "text": "who wrote dune?", "links": [], "neutral": neutral}
+    (plain, without, links), _ = read_questions(write(line | {"neutral": neutral}, line, linked))
+    assert plain.neutral == links.neutral == ((4, 14), (10, 14), (0, 3))
+    assert without.neutral == ()
+    for wrong, message in (
+        ([[4, 99]], r"neutral\[0\] = \[4, 99\) is out of range: the text has 15 characters"),
+        ([[4, 4]], "is empty"),
+        ([7], "neutral"),
+    ):
+        with pytest.raises(DataError, match=f":1: .*{message}"):
+            read_questions(write(line | {"neutral": wrong}))
+    with pytest.raises(DataError, match="'neutral' beside 'tokenized_text_ids'"):
+        read_questions(write(el4qa(neutral=[[0, 3]])))
+
+
 def test_prepared_questions_come_back_as_they_were(write, tmp_path, catalogue):
     plain = dune(text="who wrote d\u0000une? 🎬", entity=["Dune (novel)"])
-    rows = [plain, el4qa(), dune(mentions=[], label_id=[]), dune(text="é" * 10_000)]
+    rows = [
+        plain,
+        dune(neutral=[[0, 3], [4, 14]]),
+        el4qa(),
+        dune(mentions=[], label_id=[]),
+        dune(text="é" * 10_000),
+    ]
     rows += [dune(label_id=[-1], entity=["Dune"])] * 40
     train = write(*rows, name="train.jsonl")
     dev = write(dune(label_id=[99], entity=["Dune"]), name="dev.jsonl")
