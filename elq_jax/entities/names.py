@@ -1,4 +1,4 @@
-"""Normalises titles and Wikidata ids, which people write in several ways."""
+"""Normalises titles, names in questions, and Wikidata ids, which people write in several ways."""
 
 from __future__ import annotations
 
@@ -33,6 +33,38 @@ def normal_titles(titles: pa.Array) -> pa.Array:
     titles = pc.utf8_trim_whitespace(pc.replace_substring_regex(titles, r"[\s\p{Z}]+", " "))
     first, rest = pc.utf8_slice_codeunits(titles, 0, 1), pc.utf8_slice_codeunits(titles, 1)
     return pc.binary_join_element_wise(pc.utf8_upper(first), rest, "")
+
+
+# Letters that Unicode does not decompose into a plain one and a mark.
+_PLAIN_LETTERS = {
+    **{"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "ł": "l"},
+    **{"ħ": "h", "ı": "i", "ς": "σ", "&": " and "},
+}
+
+
+def normal_names(names: pa.Array) -> pa.Array:
+    """Rewrites names so that the ways in which people write a name become equal.
+
+    In this order: Unicode NFKD, lower case, no diacritics (a few letters such as "ø" are replaced
+    by plain ones), "and" for "&", a blank for everything but letters, digits, "+" and "#", and no
+    leading "the", "a" or "an" if something follows it. A name of nothing but punctuation stays, in
+    lower case. "The Beyoncé-Knowles" becomes "beyonce knowles", "C++" becomes "c++".
+
+    Args:
+      names: [n] strings without nulls.
+
+    Returns:
+      [n] strings of words with single blanks between them.
+    """
+    names = pc.utf8_lower(pc.utf8_normalize(names, form="NFKD"))
+    for letter, plain in _PLAIN_LETTERS.items():
+        names = pc.replace_substring(names, letter, plain)
+    names = pc.replace_substring_regex(names, r"[\x{300}-\x{36f}]+", "")
+    words = pc.utf8_trim_whitespace(
+        pc.replace_substring_regex(names, r"[^\p{L}\p{N}\p{M}+#]+", " ")
+    )
+    words = pc.if_else(pc.equal(words, ""), pc.utf8_trim_whitespace(names), words)
+    return pc.replace_substring_regex(words, r"^(?:the|an?) (\S)", r"\1")
 
 
 def normal_wikidata_id(text: str) -> str | None:
