@@ -17,6 +17,7 @@ from elq_jax.entities.build import build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import EmbeddingsWriter
 from elq_jax.linking import directory
+from elq_jax.questions.examples import AlignmentReport, iter_examples
 from elq_jax.storage.hub import resolve_encoder
 
 _OWN = FixtureSet(OWN_FIXTURES)
@@ -90,3 +91,10 @@ def tiny_linker_directory(
         folder / "embeddings",
     )
     return folder / "linker"
+
+
+def make_examples(questions, tokenizer, max_length, max_mention_width=None):
+    """The examples of labelled questions as a list, and the report about them."""
+    report = AlignmentReport()
+    examples = iter_examples(questions, tokenizer, max_length, max_mention_width, report)
+    return list(examples), report

@@ -104,18 +104,6 @@ class AlignmentReport:
         return "\n".join(lines)
 
 
-def make_examples(
-    questions: Iterable[Question],
-    tokenizer: Tokenizer,
-    max_length: int,
-    max_mention_width: int | None = None,
-) -> tuple[list[TrainingExample], AlignmentReport]:
-    """Makes a list of training examples, and a report; see `iter_examples`."""
-    report = AlignmentReport()
-    examples = list(iter_examples(questions, tokenizer, max_length, max_mention_width, report))
-    return examples, report
-
-
 def iter_examples(
     questions: Iterable[Question],
     tokenizer: Tokenizer,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -91,17 +91,37 @@ class ExactIndex(Index):
         It is compiled once for every k and number of queries in (1, 4, 16, 64, 256); other numbers
         of queries are padded or split.
         """
-        scores = np.empty((len(queries), k), np.float32)
-        rows = np.empty((len(queries), k), np.int32)
-        for part, padded in query_batches(queries):
+
+        def nearest(padded: np.ndarray) -> tuple[jax.Array, jax.Array]:
             results = [_search_shard(padded, shard, k, self._chunk_size) for shard in self._shards]
-            nearest = _merge(results, k) if len(results) > 1 else results[0]
-            count = part.stop - part.start
-            scores[part], rows[part] = (np.asarray(x)[:count] for x in nearest)
-        return scores, rows
+            return _merge(results, k) if len(results) > 1 else results[0]
+
+        return in_batches(nearest, queries, k)
 
 
-def query_batches(queries: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def in_batches(
+    nearest: Callable[[np.ndarray], Sequence[np.ndarray | jax.Array]], queries: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Searches for any number of queries with a function that is compiled for a few numbers.
+
+    Args:
+      nearest: function from queries [P, D], padded with zeros to one of `QUERY_BUCKETS`, to scores
+        [P, k] and rows [P, k].
+      queries: [Q, D] float32.
+      k: number of rows per query.
+
+    Returns:
+      scores [Q, k] float32 and rows [Q, k] int32.
+    """
+    scores = np.empty((len(queries), k), np.float32)
+    rows = np.empty((len(queries), k), np.int32)
+    for part, padded in _batches(queries):
+        count = part.stop - part.start
+        scores[part], rows[part] = (np.asarray(array)[:count] for array in nearest(padded))
+    return scores, rows
+
+
+def _batches(queries: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Cuts queries [Q, D] into zero-padded batches of a few sizes: (slice of rows, batch)."""
     start = 0
     while start < len(queries):

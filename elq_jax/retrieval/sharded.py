@@ -10,7 +10,7 @@ import numpy as np
 from elq_jax.core import devices as devices_lib
 from elq_jax.entities.embeddings import Embeddings
 from elq_jax.retrieval.base import INDEXES, Index, NoSettings
-from elq_jax.retrieval.exact import query_batches
+from elq_jax.retrieval.exact import in_batches
 from elq_jax.retrieval.table import Table
 
 
@@ -51,11 +51,10 @@ class ShardedIndex(Index):
 
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Finds the k best rows, equal scores in the order of rows, as `ExactIndex` does."""
-        scores = np.empty((len(queries), k), np.float32)
-        rows = np.empty((len(queries), k), np.int32)
-        for part, padded in query_batches(queries):
+
+        def nearest(padded: np.ndarray) -> list[np.ndarray]:
             parts = devices_lib.split({"queries": padded}, self._devices)
-            found = self._search(parts["queries"], self._table, k)
-            count = part.stop - part.start
-            scores[part], rows[part] = devices_lib.merge(found, self._devices, count)
-        return scores, rows
+            best = self._search(parts["queries"], self._table, k)
+            return devices_lib.merge(best, self._devices)
+
+        return in_batches(nearest, queries, k)

@@ -13,7 +13,7 @@ from conftest import FIXTURES, OWN_FIXTURES
 from flax import traverse_util
 from jax.experimental.compilation_cache import compilation_cache as compilation_cache_lib
 from reference import arrays
-from tiny import tiny_config
+from tiny import make_examples, tiny_config
 
 from configs import original_recipe, webqsp
 from elq_jax.core import devices
@@ -29,7 +29,6 @@ from elq_jax.original import evaluation
 from elq_jax.original import recipe as original
 from elq_jax.original.names import tensor_names
 from elq_jax.questions.batches import TrainingBatches
-from elq_jax.questions.examples import make_examples
 from elq_jax.questions.read import read_questions
 from elq_jax.retrieval.table import Table
 from elq_jax.storage import layout

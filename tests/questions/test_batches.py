@@ -6,11 +6,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from tiny import make_examples
 
 from elq_jax.core.errors import ElqError
 from elq_jax.questions.align import align_mentions
 from elq_jax.questions.batches import TrainingBatches
-from elq_jax.questions.examples import ExamplesWithNegatives, TrainingExample, make_examples
+from elq_jax.questions.examples import ExamplesWithNegatives, TrainingExample
 from elq_jax.questions.read import read_questions
 from elq_jax.questions.records import Mention, Question
 from elq_jax.questions.stored import store_examples

@@ -130,6 +130,8 @@ def alone(folder, settings):
 def together(folder, settings):
     """The run of two, stopped, killed and resumed."""
     arguments = [f"--config.{name}={value}" for name, value in settings.items()]
+    # It is in no file: parsing it imports JAX, before the hosts have found each other.
+    arguments.append("--config.model.symbols_apart=true")
     run = folder / "together"
     command = ["elq_jax.train", "--config=configs/default.py", f"--workdir={run}", *arguments]
 
