@@ -1,1 +1,1 @@
-"""Errors, devices, registries and settings: the base of all other packages."""
+"""Holds what all other packages build on: errors, devices, registries and settings."""

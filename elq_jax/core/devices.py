@@ -33,12 +33,13 @@ _CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "ELQ_JAX_DISTRIBUTED")
 def initialize() -> None:
     """Joins the other processes of this program, if it was started as one of several.
 
-    It was if $JAX_COORDINATOR_ADDRESS is set (with $JAX_NUM_PROCESSES and $JAX_PROCESS_ID), or
-    $ELQ_JAX_DISTRIBUTED, where JAX itself finds the others: on TPU slices, under Slurm or Open MPI.
-    Call this before anything else is done with JAX.
+    A program is one of several processes if $JAX_COORDINATOR_ADDRESS is set (together with
+    $JAX_NUM_PROCESSES and $JAX_PROCESS_ID), or if $ELQ_JAX_DISTRIBUTED is set, with which JAX finds
+    the other processes by itself: on TPU slices, under Slurm or Open MPI. Call this before anything
+    else is done with JAX.
 
     Raises:
-      ElqError: the others cannot be found or reached.
+      ElqError: the other processes cannot be found or reached.
     """
     if not any(os.environ.get(name) for name in _CLUSTER_VARIABLES):
         return
@@ -50,8 +51,9 @@ def initialize() -> None:
         )
     except (ValueError, RuntimeError) as error:
         raise ElqError(
-            f"this process did not find the others: {error}; set JAX_COORDINATOR_ADDRESS "
-            "(host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID, or none of them"
+            f"the other processes of this program cannot be reached ({error}); set the environment "
+            "variables JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES "
+            "and JAX_PROCESS_ID, or none of them to run one process alone"
         ) from error
 
 
@@ -61,10 +63,10 @@ def use_compilation_cache() -> None:
     The folder is $ELQ_JAX_CACHE, else JAX's setting `jax_compilation_cache_dir`, else
     `~/.cache/elq_jax`. Nothing changes if $ELQ_JAX_CACHE is empty or the user has no home.
     """
-    given = jax.config.jax_compilation_cache_dir
-    default = given or os.path.expanduser("~/.cache/elq_jax")
+    configured = jax.config.jax_compilation_cache_dir
+    default = configured or os.path.expanduser("~/.cache/elq_jax")
     folder = os.environ.get("ELQ_JAX_CACHE", default)
-    if folder and folder != given and not folder.startswith("~"):
+    if folder and folder != configured and not folder.startswith("~"):
         compilation_cache.reset_cache()  # JAX looks for a folder once, when it first compiles.
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -75,7 +77,7 @@ def _number(name: str) -> int | None:
     if value is None:
         return None
     if not value.isdecimal():
-        raise ElqError(f"{name}: {value!r}; expected a number")
+        raise ElqError(f"environment variable {name}: {value!r}; expected an integer, at least 0")
     return int(value)
 
 
@@ -84,10 +86,14 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def wait_for_all(what: str) -> None:
-    """Waits until every process calls this; `what` names the place in errors."""
+def wait_for_all(point: str) -> None:
+    """Waits until every process has called this.
+
+    Args:
+      point: name of the point in the program, for errors where processes are at different points.
+    """
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+        multihost_utils.sync_global_devices(point)
 
 
 def all_devices(count: int | None = None) -> list[jax.Device]:
@@ -106,16 +112,20 @@ def all_devices(count: int | None = None) -> list[jax.Device]:
         reason = str(error).strip().partition("\n")[0] or "none of this kind was found"
         raise ElqError(
             f"no device to compute on: {reason}; JAX_PLATFORMS is "
-            f"{os.environ.get('JAX_PLATFORMS')!r}: set it to cpu, or leave it out to take what is "
-            "here"
+            f"{os.environ.get('JAX_PLATFORMS')!r}; set it to cpu, or unset it to use the devices "
+            "that this machine has"
         ) from error
     if count is None:
         return devices
     if jax.process_count() > 1:
-        raise ElqError("num_devices: cannot be set where several processes work together")
+        raise ElqError(
+            f"num_devices: {count}; several processes work together and use all their devices; "
+            "leave num_devices out"
+        )
     if not 1 <= count <= len(devices):
         raise ElqError(
-            f"num_devices: {count}; this host has {len(devices)} {devices[0].platform} device(s)"
+            f"num_devices: {count}; expected 1 to {len(devices)}, the number of "
+            f"{devices[0].platform} devices of this machine"
         )
     return devices[:count]
 

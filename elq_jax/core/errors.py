@@ -15,11 +15,11 @@ class ElqError(ValueError):
 
 
 class DiskFullError(ElqError):
-    """Error: there was no room for a file; a later run can resume from the files before it."""
+    """Error: the disk has no room for a file; a later run can resume from the files before it."""
 
 
 class DataError(ElqError):
-    """Error at a place of an input file.
+    """Error: an input file cannot be used; the message begins with its path and line.
 
     Args:
       message: text that says what was found, what was expected, what to do.

@@ -35,7 +35,7 @@ _LEAST_ADDRESS_SPACE = 1.75 * 2**30  # of the demo's `link` on two cores, a smal
 
 
 def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
-    """Returns the FLOP/s that a device's matrix units reach at most.
+    """Returns the highest FLOP/s of a device's matrix units.
 
     Args:
       device_kind: `jax.Device.device_kind`, such as "NVIDIA H200" or "TPU v5 lite".
@@ -52,7 +52,7 @@ def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Names the hardware: cpu, cores (that this process may use), device, num_devices."""
+    """Describes the hardware: cpu, cores (that this process may use), device, num_devices."""
     import jax
 
     devices = jax.local_devices()
@@ -103,8 +103,8 @@ def check_address_space() -> None:
 def _cpu_model() -> str:
     with contextlib.suppress(OSError):
         text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        if found := re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE):
-            return found[1]
+        if match := re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE):
+            return match[1]
     return platform.processor() or platform.machine()
 
 

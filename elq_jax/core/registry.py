@@ -89,4 +89,4 @@ class Registry(Generic[T]):
                 module = entry.__module__
                 is_home = module == self._home or module.startswith(f"{self._home}.")
                 return name if is_home else f"{module}:{name}"
-        raise ElqError(f"{self._setting}: {entry!r} is not registered")
+        raise ElqError(f"{self._setting}: {entry!r} has no name; register it with @register(...)")

@@ -121,8 +121,8 @@ def _attributes(docstring: str) -> dict[str, str]:
     for line in section.splitlines():
         if not line.startswith("  "):
             break
-        if found := re.match(r"  (\w+): (.*)", line):
-            name, texts[found[1]] = found[1], found[2]
+        if entry := re.match(r"  (\w+): (.*)", line):
+            name, texts[entry[1]] = entry[1], entry[2]
         elif name:
             texts[name] += f" {line.strip()}"
     return texts

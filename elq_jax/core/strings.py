@@ -17,7 +17,9 @@ def is_whole(text: str) -> bool:
 def check_whole(name: str, *texts: str) -> None:
     """Raises an ElqError that names `name` unless every string can be written as UTF-8."""
     if not all(map(is_whole, texts)):
-        raise ElqError(f"{name}: half of a surrogate pair (\\ud800 to \\udfff) in it; remove it")
+        raise ElqError(
+            f"{name}: half of a surrogate pair (\\ud800 to \\udfff), which is no text; remove it"
+        )
 
 
 def made_whole(text: str) -> str:

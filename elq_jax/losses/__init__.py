@@ -1,4 +1,4 @@
-"""Training losses, one file each; linking losses are found by name (`LINKING_LOSSES`).
+"""Holds the training losses, one file each; linking losses are found by name (`LINKING_LOSSES`).
 
 A linking loss of your own is one file. It is used by `config.joint.linking_loss = "my_loss:margin"`
 where `my_loss.py` holds

@@ -1,4 +1,4 @@
-"""The base class of linking losses, and the mentions and entities that they compare.
+"""Defines the base class of linking losses, and the mentions and entities that they compare.
 
 Every loss returns a sum and a count, so that a mean over devices is `psum(sum) / psum(count)`.
 """

@@ -1,4 +1,4 @@
-"""Softmax over all entities of the catalogue."""
+"""Computes the linking loss of the softmax over all entities of the catalogue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Softmax over the gold entities of the batch and mined negatives."""
+"""Computes the linking loss of the softmax over gold entities of the batch and mined negatives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class HardNegatives(LinkingLoss):
     left out. Without negatives the loss is that of `InBatch`.
 
     Attributes:
-      num_negatives: N, number of negatives mined per mention.
+      num_negatives: number N of negatives mined per mention.
     """
 
     num_negatives: Annotated[int, msgspec.Meta(ge=1)] = 10
@@ -31,7 +31,10 @@ class HardNegatives(LinkingLoss):
         gold = entities.gold(mentions)
         logits, pool_rows = in_batch_logits(mentions, gold, mask_duplicates=True)
         vectors, rows = entities.negatives(mentions, self.num_negatives)
-        # A mined entity counts that is there, no gold entity of the batch, and of a real mention.
+        # A mined entity counts if it
+        #   1. exists,
+        #   2. is no gold entity of the batch,
+        #   3. belongs to a real mention.
         counts_mask = (rows >= 0) & ~jnp.any(rows[..., None] == pool_rows, axis=-1)
         counts_mask &= mentions.mask[:, None]
         mined = jnp.einsum("qd,qnd->qn", mentions.vectors, vectors)

@@ -1,4 +1,4 @@
-"""Softmax over the gold entities of the batch."""
+"""Computes the linking loss of the softmax over the gold entities of the batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mention-detection loss."""
+"""Computes the loss of mention detection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The BERT encoder (Devlin et al., 2019) as a Linen module, which loads published checkpoints.
+"""Computes BERT (Devlin et al., 2019) as a Linen module, and loads published checkpoints.
 
 Post-layer-norm, learned positions, exact (erf) GELU. Parameters are float32; matrix products run in
 `dtype`; layer norms, softmax and everything after the last layer are float32.
@@ -303,7 +303,8 @@ def params_from_huggingface(
         value = value.T if transposed else value
         if value.shape != shapes[path]:
             raise ValueError(
-                f"checkpoint: {name!r} gives {value.shape}; config says {shapes[path]}"
+                f"checkpoint: tensor {name!r} has shape {value.shape}; expected {shapes[path]}, "
+                "as config.json describes it"
             )
         node = params
         for key in path[:-1]:

@@ -1,4 +1,4 @@
-"""The model as one object: configuration, parameters of both encoders, tokenizer."""
+"""Opens and saves a model: configuration, parameters of both encoders, tokenizer."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ class Model:
         tokenizers = {part: Tokenizer.from_pretrained(folder) for part, folder in folders.items()}
         if tokenizers["question"].fingerprint != tokenizers["entity"].fingerprint:
             raise ElqError(
-                f"{question_encoder} and {entity_encoder} split text differently; "
-                "choose encoders with the same vocabulary and tokenizer"
+                f"question_encoder, entity_encoder: the tokenizers of {question_encoder} and "
+                f"{entity_encoder} differ; choose encoders with the same tokenizer"
             )
         with_pooler = settings.get("entity_pooling") == "pooler_linear"
         bert_configs, berts = {}, {}
@@ -219,8 +219,8 @@ def _read_bert(
         raise DataError(str(error), folder) from error
     if tokenizer.vocab_size > config.vocab_size:
         raise ElqError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the encoder "
-            f"{config.vocab_size:,}; they are not of one model"
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, but the encoder only "
+            f"{config.vocab_size:,}; give a folder whose tokenizer belongs to its encoder"
         )
     return config, params
 
@@ -335,11 +335,13 @@ def _check_is_no_workdir(folder: pathlib.Path, content: Mapping[str, Any]) -> No
     """Raises an ElqError that says where the linker of a training run is."""
     linker = folder / "linker"
     if is_linker_directory(linker):
-        raise ElqError(f"{folder}: the workdir of a training run; its linker is {linker}")
+        raise ElqError(
+            f"{folder}: is the workdir of a training run; give the linker in it, {linker}"
+        )
     if "stages" in content:
         raise ElqError(
-            f"{folder}: the workdir of a training run that has not come to its end; resume it with "
-            f"the same train command, which writes {linker}"
+            f"{folder}: is the workdir of an unfinished training run; resume it with the same "
+            f"train command, which writes {linker}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The two encoders of ELQ (Li et al., EMNLP 2020): questions to mentions, entities to vectors."""
+"""Computes the two encoders of ELQ (Li et al., 2020): question to mentions, entity to vector."""
 
 from __future__ import annotations
 
@@ -65,14 +65,20 @@ class ElqConfig:
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: {getattr(self, name)!r}; expected one of {allowed}")
+                raise ValueError(
+                    f"{name}: {getattr(self, name)!r}; expected one of {', '.join(allowed)}"
+                )
         if self.entity_pooling != "pooler_linear" and self.entity_width is not None:
-            raise ValueError('entity_width: only entity_pooling="pooler_linear" has one of its own')
+            raise ValueError(
+                f"entity_width: {self.entity_width}; expected only with entity_pooling = "
+                "'pooler_linear'; leave it out"
+            )
         widths = self.question_bert.hidden_size, self.vector_width
         if not self.mention_aggregation.endswith("_linear") and widths[0] != widths[1]:
             raise ValueError(
                 f"mention_aggregation: {self.mention_aggregation!r} gives vectors of width "
-                f"{widths[0]}, entities have {widths[1]}; choose one that ends in _linear"
+                f"{widths[0]}, but entity vectors have width {widths[1]}; choose one that ends in "
+                "_linear"
             )
         if self.max_mention_width < 1:
             raise ValueError(f"max_mention_width: {self.max_mention_width}; expected at least 1")
@@ -81,7 +87,7 @@ class ElqConfig:
             if not 3 <= limit <= bert.max_positions:
                 raise ValueError(
                     f"max_{name}_tokens: {limit}; expected 3 to {bert.max_positions} "
-                    "(the encoder's positions)"
+                    "(the number of positions of the encoder)"
                 )
 
     @property
@@ -142,7 +148,7 @@ class QuestionEncoder(nn.Module):
         Args:
           input_ids: [B, T] int32.
           mask: [B, T] bool.
-          deterministic: no dropout.
+          deterministic: whether there is no dropout.
 
         Returns:
           hidden states [B, T, D] and span logits [B, T, T] (-inf where no span), float32.
@@ -217,7 +223,7 @@ class EntityEncoder(nn.Module):
         Args:
           input_ids: [B, T] int32.
           mask: [B, T] bool.
-          deterministic: no dropout.
+          deterministic: whether there is no dropout.
 
         Returns:
           [B, D] float32.
@@ -262,7 +268,7 @@ def question_apply(
     """Runs the question encoder; a pure function for use inside `jit`.
 
     Args:
-      config: what is computed.
+      config: description of what the model computes.
       params: tree of the question encoder.
       *arrays: arguments of the method, such as input_ids [B, T] int32 and mask [B, T] bool.
       method: method of `QuestionEncoder`: "__call__" (hidden states and span logits),
@@ -290,7 +296,7 @@ def entity_apply(
     """Encodes entities; a pure function for use inside `jit`.
 
     Args:
-      config: what is computed.
+      config: description of what the model computes.
       params: tree of the entity encoder.
       input_ids: [B, T] int32.
       mask: [B, T] bool, True = real token.
@@ -320,7 +326,7 @@ def initialise(config: ElqConfig, key: jax.Array) -> dict[str, Any]:
 
 @functools.cache
 def parameter_shapes(config: ElqConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Path of every parameter in {"question": tree, "entity": tree} -> its shape."""
+    """Returns the shape of every parameter by its path in {"question": tree, "entity": tree}."""
     berts = {"question": config.question_bert, "entity": config.entity_bert}
     one_layer = {
         f"{part}_bert": dataclasses.replace(bert, num_layers=1) for part, bert in berts.items()

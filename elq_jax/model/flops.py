@@ -32,9 +32,9 @@ def question_flops(config: ElqConfig, batch_size: int, tokens: int, mentions: in
     """Counts the forward pass of the question encoder over [B, T] tokens and mention vectors.
 
     Args:
-      config: what is computed.
-      batch_size: B.
-      tokens: T.
+      config: description of what the model computes.
+      batch_size: number B of questions.
+      tokens: number T of tokens of each question.
       mentions: number of spans of all questions together.
     """
     width = config.question_bert.hidden_size

@@ -30,10 +30,10 @@ def load_bert_checkpoint(
     """Reads config.json and model.safetensors of a BERT encoder.
 
     Args:
-      name_or_path: anything `resolve_encoder` accepts.
+      name_or_path: name or folder of the encoder, as for `resolve_encoder`.
 
     Returns:
-      The configuration, and the encoder's tensors in float32 under the names of Hugging Face's
+      configuration, and the encoder's tensors in float32 under the names of Hugging Face's
       BertModel ("embeddings.word_embeddings.weight" [V, D], "encoder.layer.0. ..."): a "bert."
       prefix is cut off, LayerNorm's old names "gamma" and "beta" become "weight" and "bias", and
       what is no part of the encoder (task heads, position ids) is left out.
@@ -62,7 +62,9 @@ def load_bert_checkpoint(
                 if (new_name := _encoder_name(name)) is not None:
                     tensors[new_name] = file.get_tensor(name).astype(np.float32, copy=False)
     except safetensors.SafetensorError as error:
-        raise ElqError(f"{weights}: not a whole safetensors file ({error})") from error
+        raise ElqError(
+            f"{weights}: not a whole safetensors file ({error}); copy it again"
+        ) from error
     _check_fit(config, tensors, weights)
     return config, tensors
 
@@ -98,10 +100,14 @@ def _check_fit(
     expected = (config["vocab_size"], config["hidden_size"])
     found = tensors[name].shape if name in tensors else "no such tensor"
     if found != expected:
-        raise ElqError(f"{weights}: {name}: found {found}, config.json says {expected}")
+        raise ElqError(
+            f"{weights}: tensor {name!r}: found {found}, expected {expected}, as config.json "
+            "describes it; give the two files of one model"
+        )
     layers = {key.split(".")[2] for key in tensors if key.startswith("encoder.layer.")}
     num_layers = config["num_hidden_layers"]
     if len(layers) != num_layers or layers != {str(layer) for layer in range(num_layers)}:
         raise ElqError(
-            f"{weights}: found {len(layers)} layers, config.json says {config['num_hidden_layers']}"
+            f"{weights}: found {len(layers)} layers, expected {num_layers}, as config.json "
+            "describes it; give the two files of one model"
         )

@@ -1,4 +1,4 @@
-"""The span grid: scores of all candidate mentions of a question, and the choice of the best.
+"""Scores all candidate mentions of a question on a grid of spans, and finds the best.
 
 A span [i, j] (both ends inclusive) is a cell of an n x n grid, n = T. A cell is valid when
   1. i <= j,

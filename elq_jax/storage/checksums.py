@@ -44,25 +44,27 @@ def check_digest(path: str | os.PathLike[str], expected: str, advice: str) -> No
     if not path.is_file():
         raise DataError(f"missing; {advice}", path)
     check_not_a_pointer(path)
-    if (found := digest(path)) != expected:
-        raise DataError(f"damaged: its SHA-256 is {found}, expected {expected}; {advice}", path)
+    if (actual := digest(path)) != expected:
+        raise DataError(f"damaged: its SHA-256 is {actual}, expected {expected}; {advice}", path)
 
 
 def read_digests(path: str | os.PathLike[str], advice: str) -> dict[str, str]:
     """Reads a file of lines "SHA-256  name", as `sha256sum` writes and checks them.
 
     Raises:
-      DataError: it is no file, has no line, or one that is something else.
+      DataError: there is no such file, it holds no checksum, or a line is not a checksum.
     """
     path = pathlib.Path(path)
-    if not path.is_file():  # of a pipe, nothing might ever come
+    if not path.is_file():  # Reading a pipe might wait forever.
         raise DataError(f"not a file, expected checksums; {advice}", path)
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     digests = {}
     for number, line in enumerate(lines, 1):
         value, separator, name = line.partition("  ")
         if not re.fullmatch(_SHA256, value) or not separator or not name:
-            raise DataError(f"found {line[:80]!r}, expected SHA-256 and a name", path, number)
+            raise DataError(
+                f"found {line[:80]!r}, expected a SHA-256 and a name; {advice}", path, number
+            )
         digests[name] = value
     if not digests:
         raise DataError(f"holds no checksum; {advice}", path)

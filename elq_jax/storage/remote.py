@@ -1,4 +1,4 @@
-"""The folder of a run, on a disk that all its processes see or on object storage (gs://)."""
+"""Keeps the folder of a run on a disk that all its processes see, or on object storage (gs://)."""
 
 from __future__ import annotations
 

@@ -128,11 +128,11 @@ class ResumeRecord:
 
     def changes(self, recorded: Mapping[str, Any]) -> str:
         """Returns "name (found X, now Y), ..." of the inputs that differ; "" where none does."""
-        found, now = _flat(recorded, self._inputs), _flat(self._inputs, self._inputs)
+        before, now = _flat(recorded, self._inputs), _flat(self._inputs, self._inputs)
         return ", ".join(
-            _change(name, found.get(name), now.get(name))
-            for name in sorted({*found, *now})
-            if not _is_same(found.get(name), now.get(name))
+            _change(name, before.get(name), now.get(name))
+            for name in sorted({*before, *now})
+            if not _is_same(before.get(name), now.get(name))
         )
 
     def write(self) -> None:
@@ -177,7 +177,7 @@ def resumable_folder(
             names = [path.name for path in partial.iterdir()]
             if record.path.name not in names and not all(name.startswith(".") for name in names):
                 raise ElqError(f"{partial}: was not left by an interrupted run; move it elsewhere")
-            print(f"{partial}: of other inputs, so begun again", file=sys.stderr)
+            print(f"{partial}: made from other inputs, so begun again", file=sys.stderr)
             _empty(partial, "*")
         record.write()
         try:
@@ -254,5 +254,5 @@ def _files_below(folder: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
 def _change(name: str, recorded: Any, value: Any) -> str:
     if not isinstance(value, pathlib.Path):
         return f"{name} (found {recorded!r}, now {plain_json(value)!r})"
-    found = recorded.get("sha256", "nothing") if isinstance(recorded, Mapping) else recorded
-    return f"{name} (found content {str(found)[:12]}, now {digest(value)[:12]} in {value})"
+    content = recorded.get("sha256", "nothing") if isinstance(recorded, Mapping) else recorded
+    return f"{name} (found content {str(content)[:12]}, now {digest(value)[:12]} in {value})"

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from elq_jax.core.errors import ElqError, check_count
-
-if TYPE_CHECKING:
-    pass
 
 LENGTH_BUCKETS = (12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
@@ -20,11 +16,11 @@ BATCH_BUCKETS = (1, 4, 16, 64)
 
 
 def bucket(n: int, sizes: Sequence[int]) -> int:
-    """Returns the smallest of the ascending `sizes` that is at least `n`; else ElqError."""
+    """Returns the smallest of the ascending `sizes` that is at least `n`; ElqError if none is."""
     for size in sizes:
         if size >= n:
             return size
-    raise ElqError(f"found size {n}, the largest that is prepared for is {sizes[-1]}")
+    raise ElqError(f"found size {n}, expected at most {sizes[-1]}")
 
 
 def pad_tokens(
@@ -45,12 +41,16 @@ def pad_tokens(
       ElqError: too many rows, or a row that is too long.
     """
     if len(token_ids) > batch:
-        raise ElqError(f"found {len(token_ids)} rows for a batch of {batch}")
+        raise ElqError(
+            f"token_ids: found {len(token_ids)} rows, expected at most {batch}, the batch size"
+        )
     ids = np.full((batch, length), pad_id, np.int32)
     mask = np.zeros((batch, length), bool)
     for row, tokens in enumerate(token_ids):
         if len(tokens) > length:
-            raise ElqError(f"row {row} has {len(tokens)} tokens, more than length {length}")
+            raise ElqError(
+                f"token_ids: row {row} has {len(tokens)} tokens, expected at most {length}"
+            )
         ids[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = True
     return ids, mask

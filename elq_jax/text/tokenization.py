@@ -17,7 +17,7 @@ import numpy as np
 import tokenizers
 from tokenizers import pre_tokenizers
 
-from elq_jax.core.errors import ElqError
+from elq_jax.core.errors import ElqError, check_count
 from elq_jax.core.strings import made_whole
 from elq_jax.storage.files import atomic_write, check_not_a_pointer
 from elq_jax.storage.hub import resolve_encoder
@@ -76,13 +76,13 @@ class Tokenizer:
         self._backend.encode_special_tokens = True
 
         def id_of(token: str) -> int:
-            found = self._backend.token_to_id(token)
-            if found is None:
+            token_id = self._backend.token_to_id(token)
+            if token_id is None:
                 raise ElqError(
-                    f"{source}: the vocabulary has no {token}; expected a BERT vocabulary "
-                    "(with [CLS], [SEP], [PAD], [UNK] and [unused2])"
+                    f"{source}: the vocabulary has no {token}; give the tokenizer of a BERT "
+                    "(its vocabulary has [CLS], [SEP], [PAD], [UNK] and [unused2])"
                 )
-            return found
+            return token_id
 
         self.vocab_size: int = self._backend.get_vocab_size()
         self.cls_id = id_of("[CLS]")
@@ -108,12 +108,14 @@ class Tokenizer:
             try:  # Not `from_file`, which takes no name that is not UTF-8.
                 backend = tokenizers.Tokenizer.from_buffer(_without_mark(path.read_bytes()))
             except Exception as error:  # the library raises bare Exception
-                raise ElqError(f"{path}: not a tokenizer file ({error})") from error
+                raise ElqError(f"{path}: not a tokenizer file ({error}); copy it again") from error
         elif (folder / "vocab.txt").is_file():
             path = folder / "vocab.txt"
             backend = _from_vocabulary(folder)
         else:
-            raise ElqError(f"{folder}: found neither tokenizer.json nor vocab.txt in it")
+            raise ElqError(
+                f"{folder}: found neither tokenizer.json nor vocab.txt; give a folder with one"
+            )
         return cls(backend, source=str(path))
 
     def with_symbols_apart(self) -> Tokenizer:
@@ -168,7 +170,8 @@ class Tokenizer:
         """
         backend = self._backend_with_special_tokens if special_tokens_in_text else self._backend
         encodings = backend.encode_batch(_check_texts(texts, "texts"), add_special_tokens=False)
-        room = _check_length(max_length) - 2
+        check_count("max_length", max_length, least=3)
+        room = max_length - 2
         return [
             self._question(text, encoding, room, whole_words=not special_tokens_in_text)
             for text, encoding in zip(texts, encodings, strict=True)
@@ -206,11 +209,15 @@ class Tokenizer:
           int32 arrays [T], not padded. Literal special tokens are ordinary text.
 
         Raises:
-          ElqError: the arguments are not strings or not equally many, `max_length` is below 3.
+          ElqError: an argument is not a list of strings, there is not one text for each title, or
+            `max_length` is below 3.
         """
         if len(titles) != len(texts):
-            raise ElqError(f"found {len(titles)} titles and {len(texts)} texts; give as many")
-        room = _check_length(max_length) - 2
+            raise ElqError(
+                f"titles, texts: found {len(titles)} and {len(texts)}; give one text for each title"
+            )
+        check_count("max_length", max_length, least=3)
+        room = max_length - 2
         named = _check_texts([title or "" for title in titles], "titles")
         # Offsets are not needed here, and the fast variant leaves them out.
         title_encodings = self._backend.encode_batch_fast(named, add_special_tokens=False)
@@ -247,7 +254,9 @@ def _from_vocabulary(folder: pathlib.Path) -> tokenizers.Tokenizer:
     try:
         return transformers.BertTokenizerFast.from_pretrained(folder).backend_tokenizer
     except (OSError, ValueError) as error:
-        raise ElqError(f"{folder}: its vocabulary cannot be read ({error})") from error
+        raise ElqError(
+            f"{folder}: the vocabulary cannot be read ({error}); give the folder of a BERT encoder"
+        ) from error
 
 
 def _check_texts(texts: Sequence[str], argument: str) -> list[str]:
@@ -261,12 +270,6 @@ def _check_texts(texts: Sequence[str], argument: str) -> list[str]:
             raise ElqError(f"{argument}[{number}]: found {kind}, expected a string")
         checked.append(made_whole(text))
     return checked
-
-
-def _check_length(max_length: int) -> int:
-    if max_length < 3:
-        raise ElqError(f"max_length is {max_length}; give 3 or more ([CLS], a token, [SEP])")
-    return max_length
 
 
 def _with_combining_marks(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:

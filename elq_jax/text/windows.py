@@ -1,16 +1,13 @@
-"""Cuts the window of a long text that the encoder sees."""
+"""Cuts a long question to a window that fits the encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from elq_jax.core.errors import ElqError
-
-if TYPE_CHECKING:
-    pass
+from elq_jax.core.errors import check_count
 
 
 class QuestionWindow(NamedTuple):
@@ -53,8 +50,7 @@ def question_window(
     Raises:
       ElqError: `max_length` is below 3.
     """
-    if max_length < 3:
-        raise ElqError(f"max_length is {max_length}; give 3 or more ([CLS], a token, [SEP])")
+    check_count("max_length", max_length, least=3)
     room = max_length - 2
     spans = np.asarray(mentions, np.int64).reshape(-1, 2)
     order = np.lexsort((spans[:, 1], spans[:, 0]))

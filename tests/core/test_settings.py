@@ -82,7 +82,7 @@ def test_names_of_guests_say_where_they_are(monkeypatch):
     assert not registry.is_known("no_such_module:guest")
     with pytest.raises(ElqError, match=r"thing: 'x'; expected one of json\.decoder:guest, own"):
         registry.get("x")
-    with pytest.raises(ElqError, match="not registered"):
+    with pytest.raises(ElqError, match="has no name; register it"):
         registry.name_of(Settings)
     with pytest.raises(ElqError, match="registered twice"):
         registry.register("own")(guest)

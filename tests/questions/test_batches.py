@@ -39,7 +39,7 @@ def ask(text, *quotes, rows=None):
 
 def test_bucket():
     assert [padding.bucket(n, (4, 8)) for n in (0, 1, 4, 5, 8)] == [4, 4, 4, 8, 8]
-    with pytest.raises(ElqError, match="found size 9, the largest that is prepared for is 8"):
+    with pytest.raises(ElqError, match="found size 9, expected at most 8"):
         padding.bucket(9, (4, 8))
 
 
@@ -50,7 +50,7 @@ def test_pad_tokens():
     assert (ids.dtype, mask.dtype) == (np.int32, bool)
     with pytest.raises(ElqError, match="row 0 has 3 tokens"):
         pad_tokens([np.arange(3)], length=2, batch=1)
-    with pytest.raises(ElqError, match="2 rows for a batch of 1"):
+    with pytest.raises(ElqError, match="found 2 rows, expected at most 1, the batch size"):
         pad_tokens([np.arange(3)] * 2, length=3, batch=1)
 
 
@@ -186,7 +186,7 @@ def test_window_without_mentions_is_the_beginning():
     assert window.ids.tolist() == [101, *range(50, 60), 102]
     assert window.bounds.shape == (0, 2)
     assert question_window([], [], 12).ids.tolist() == [101, 102]
-    with pytest.raises(ElqError, match="max_length is 2"):
+    with pytest.raises(ElqError, match="max_length: 2; expected an integer, at least 3"):
         question_window([5], [], 2)
 
 

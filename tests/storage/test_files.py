@@ -24,7 +24,9 @@ def test_a_home_folder_is_found(monkeypatch, tmp_path):
     assert files.user_path("~/x.jsonl") == tmp_path / "x.jsonl"
     assert files.user_path("a/~/x") == pathlib.Path("a/~/x")
     assert files.user_path("folder/") == pathlib.Path("folder")
-    with pytest.raises(ElqError, match=r"~no\.such\.user/x: .*write the folder out"):
+    with pytest.raises(
+        ElqError, match=r"~no\.such\.user/x: .*write the path of the home folder out"
+    ):
         files.user_path("~no.such.user/x")
     for text in ("", "a\0b"):
         with pytest.raises(ElqError, match="expected the path of a file or folder"):
@@ -36,7 +38,7 @@ def test_a_home_folder_is_found(monkeypatch, tmp_path):
     [
         ("-", "leave the argument out to get stdout"),
         ("new/", "ends in /; expected the name of a file, not of a folder"),
-        ("x.jsonl.GZ", "not written as gzip; give a name without .gz"),
+        ("x.jsonl.GZ", "not compressed; give a name that does not end in .gz"),
         (".", "is a folder; give the name of a file"),
     ],
 )

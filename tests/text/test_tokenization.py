@@ -270,8 +270,14 @@ def test_batch_equals_one_by_one(tokenizer, original):
     [
         (lambda t: t.encode_questions("who", 16), "one string"),
         (lambda t: t.encode_questions(["who", 3], 16), r"texts\[1\]: found int"),
-        (lambda t: t.encode_questions(["who"], 2), "max_length is 2"),
-        (lambda t: t.encode_entities(["a"], [], 16), "1 titles and 0 texts"),
+        (
+            lambda t: t.encode_questions(["who"], 2),
+            "max_length: 2; expected an integer, at least 3",
+        ),
+        (
+            lambda t: t.encode_entities(["a"], [], 16),
+            "titles, texts: found 1 and 0; give one text for each",
+        ),
         (lambda t: t.encode_entities(["a"], [None], 16), r"texts\[0\]: found NoneType"),
     ],
 )

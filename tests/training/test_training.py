@@ -290,7 +290,9 @@ def test_a_workdir_of_other_inputs_is_refused(config, tmp_path):
     assert (run / "inputs.json").exists()
 
     # The workdir given where its linker is meant.
-    with pytest.raises(ElqError, match=f"workdir of a training run; its linker is {linker}"):
+    with pytest.raises(
+        ElqError, match=f"workdir of a training run; give the linker in it, {linker}"
+    ):
         EntityLinker.from_pretrained(run)
     shutil.rmtree(linker)
     with pytest.raises(ElqError, match=f"not come to its end; resume .*, which writes {linker}"):
