@@ -1,1 +1,1 @@
-"""Measurements behind the numbers of the README; run as `python -m benchmarks.<name>`."""
+"""Measurements behind the figures in docs/; each is run as `python -m benchmarks.NAME`."""

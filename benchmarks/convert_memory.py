@@ -1,13 +1,13 @@
-"""Peak memory and speed of converting a large matrix of entity vectors.
+"""Measures peak memory and speed of converting a large matrix of entity vectors.
 
     python -m benchmarks.convert_memory --gib 8 --folder /tmp/convert_memory
     python -m benchmarks.convert_memory --gib 8 --layers 24 --width 1024
 
-generates a model in the original's form (the second: of the size of bert-large) and a float32
-matrix of so many GiB in torch's legacy format, with its catalogue; runs `python -m elq_jax.convert`
-on them; and prints that program's largest resident memory. The folder needs --gib for the matrix
-and as much (int8: a quarter) for the result, twice 2.5 GiB for a model like bert-large, and is
-removed afterwards.
+generates a model in the original's form and a float32 matrix of --gib GiB in torch's legacy format,
+with its catalogue; runs `python -m elq_jax.convert` on them; and prints the time and the largest
+resident memory of that program. The second command uses a model of the size of bert-large. The
+folder takes the size of the matrix, the same again for the result (int8: a quarter), and 5 GiB for
+a model like bert-large. It is removed afterwards.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from elq_jax.model.elq import ElqConfig
 from elq_jax.original.checkpoint import tensor_shapes
 from elq_jax.original.torch_files import write_torch_file
 
-_GIB = flags.DEFINE_float("gib", 2.0, "Size of the matrix.")
-_COLUMNS = flags.DEFINE_integer("columns", 1024, "Columns of the matrix.")
+_GIB = flags.DEFINE_float("gib", 2.0, "Size of the matrix in GiB.")
+_COLUMNS = flags.DEFINE_integer("columns", 1024, "Number of columns of the matrix.")
 _LAYERS = flags.DEFINE_integer("layers", 2, "Number of layers of both encoders.")
 _WIDTH = flags.DEFINE_integer("width", 128, "Width of both encoders, a multiple of 64.")
 _DTYPE = flags.DEFINE_enum("storage_dtype", "int8", DTYPES, "Type of the vectors on disk.")
-_FOLDER = flags.DEFINE_string("folder", "convert_memory", "Where the files go; must not exist.")
+_FOLDER = flags.DEFINE_string("folder", "convert_memory", "Folder of the files; must not exist.")
 
 
 def main(arguments: list[str]) -> None:
@@ -103,9 +103,9 @@ def _write_inputs(folder: pathlib.Path, rows: int, columns: int) -> None:
 
 
 def _random(*shape: int) -> np.ndarray:
-    """[n] or [n, m] float32: row i is elements i to i + m of one long vector.
+    """Makes [n] or [n, m] float32 values; row i is elements i to i + m of one long vector.
 
-    So it takes hardly any memory, which would count as that of the program started from here.
+    This takes hardly any memory, so this process does not raise the measured peak.
     """
     values = np.random.default_rng(0).normal(scale=0.02, size=sum(shape))
     if len(shape) == 1:

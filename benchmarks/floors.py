@@ -1,10 +1,11 @@
-"""Computes scores without a model: mentions linked by titles and aliases of entities.
+"""Scores a look-up without a model: mentions are compared with titles and aliases of entities.
 
     python -m benchmarks.floors --catalogue runs/catalogue/catalogue.arrow \\
         --train data/questions/webqsp/train.jsonl --questions data/questions/webqsp/test.jsonl
 
-Case is ignored. "Title match" links a mention to the first entity of that title; "title or alias
-recall" asks whether the gold entity has the mention's text as its title or as one of its aliases.
+"Title match" is the share of gold mentions whose text is a title and whose gold entity is the first
+entity with that title. "Title or alias recall" is the share whose text is the title or an alias of
+the gold entity. Case is ignored.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from elq_jax.cli.run import run
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.questions.read import read_questions
 
-_CATALOGUE = flags.DEFINE_string("catalogue", None, "catalogue.arrow.", required=True)
-_TRAIN = flags.DEFINE_string("train", None, "Training questions.", required=True)
-_QUESTIONS = flags.DEFINE_string("questions", None, "Questions to measure.", required=True)
+_CATALOGUE = flags.DEFINE_string("catalogue", None, "Path of catalogue.arrow.", required=True)
+_TRAIN = flags.DEFINE_string("train", None, "Path of the training questions.", required=True)
+_QUESTIONS = flags.DEFINE_string("questions", None, "Path of the test questions.", required=True)
 
 
 def main(arguments: list[str]) -> None:

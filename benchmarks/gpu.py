@@ -1,23 +1,23 @@
-"""Speed and memory of everything that runs on an accelerator, as one table.
+"""Measures speed and memory of all work on an accelerator and prints one table.
 
     python -m benchmarks.gpu
 
-measures, with random weights of BERT's sizes and a random catalogue made on the device: the joint
-training step against the exact softmax over the catalogue and against mined negatives, encoding of
-entities, linking of questions from text to links, and search. On all local devices, here for an
-H200; `--small` shrinks everything to what two CPU cores do in two minutes.
+measures, with random weights in BERT's sizes and a random catalogue made on the device: the joint
+training step with the exact softmax over the catalogue and with mined negatives, encoding of
+entities, linking of questions from text to links, and search. It uses all local devices. The sizes
+suit an H200; `--small` shrinks them for a CPU (two cores take two minutes).
 
     python -m benchmarks.gpu --only "train large|search"
 
-measures the rows whose name has one of these in it (a regular expression). Each row is a process of
-its own, so that its peak of device memory is its own and that one that does not fit leaves the
-others alone. Programs are compiled before anything is timed. Calls are then queued without waiting
-for each other, as a training loop does; only `link` and `encode ... from text` wait for results, as
-their users do.
+measures the rows whose name contains a match of the regular expression. Each row runs in a process
+of its own, so its peak of device memory is its own, and a row that does not fit into memory does
+not end the others. Programs are compiled before they are timed. Calls are then queued without
+waiting for results, as in a training loop; `link` and `encode ... from text` do wait for them.
 
-ms: of a step or batch. TFLOP/s: the model's (elq_jax/model/flops.py); MFU: these, of the peak of
-the devices in bfloat16. GB/s: bytes of the catalogue, which a search reads once, per second. Peak
-GiB: of the fullest device's memory; without an accelerator, of the process's.
+ms: time of a step or batch. TFLOP/s: operations of the model (elq_jax/model/flops.py) per second.
+MFU: these as a share of the devices' peak in bfloat16. GB/s: bytes of the catalogue, which a search
+reads once, per second. Peak GiB: largest use of device memory on any device; without an
+accelerator, of the process.
 """
 
 from __future__ import annotations
@@ -61,9 +61,11 @@ from elq_jax.text.tokenization import Tokenizer
 from elq_jax.training.optimizer import create_optimizer, create_train_state
 from elq_jax.training.step import Objective, parallel_train_step, train_step_flops
 
-_SMALL = flags.DEFINE_bool("small", False, "Sizes for a CPU: to see that everything works.")
-_ONLY = flags.DEFINE_string("only", "", "Measure the rows whose name has this regular expression.")
-_ROW = flags.DEFINE_string("row", None, "Measure this row here and print it as JSON.")
+_SMALL = flags.DEFINE_bool("small", False, "Use small sizes, to see on a CPU that all rows work.")
+_ONLY = flags.DEFINE_string("only", "", "Regular expression; rows whose name contains a match.")
+_ROW = flags.DEFINE_string(
+    "row", None, "Name of a row to measure in this process and print as JSON."
+)
 
 K = 10  # Candidates of a mention.
 NEGATIVES = 10
@@ -269,7 +271,7 @@ def search(sizes: Sizes, entities: int, batch_size: int) -> Measured:
 
 
 def searcher(entities: int, devices: Sequence[jax.Device]) -> Callable[..., Any]:
-    """Compiled function: queries [P, Q, D], table [P, E_local, D] -> scores, rows [P, Q, K]."""
+    """Compiles a search: queries [P, Q, D], table [P, E_local, D] -> scores, rows [P, Q, K]."""
 
     def find(queries: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
         return Table(values, None, entities).nearest(queries, K)
@@ -280,13 +282,13 @@ def searcher(entities: int, devices: Sequence[jax.Device]) -> Callable[..., Any]
 def random_table(
     entities: int, width: int, devices: Sequence[jax.Device], piece: int = _PIECE
 ) -> jax.Array:
-    """Random vectors of length about 0.6, drawn where they will stay.
+    """Draws random vectors of length about 0.6 on the devices.
 
     Args:
       entities: E.
       width: D.
       devices: P.
-      piece: rows drawn at a time, which bounds what is needed beside the result.
+      piece: number of rows drawn at a time, which bounds the memory beside the result.
 
     Returns:
       [P, E_local, D] bfloat16, P * E_local >= E; further rows are padding.
@@ -311,7 +313,7 @@ def random_table(
 
 
 def _on_devices(make: Callable[[], Any], devices: Sequence[jax.Device]) -> Any:
-    """What `make` returns, [P, ...]: made on every device, nothing of it in the host's memory."""
+    """Returns the result of `make`, [P, ...], made on every device without a copy on the host."""
     numbers = devices_lib.place(np.arange(len(devices)), devices)
     return devices_lib.parallel(lambda _: make(), devices)(numbers)
 
@@ -332,7 +334,7 @@ def _timed(call: Callable[[], Any], seconds: float) -> float:
 
 
 class _Words:
-    """A vocabulary of made-up words, one token each, as large as that of a BERT."""
+    """Holds a vocabulary of made-up words, one token each, as large as that of a BERT."""
 
     def __init__(self, bert: BertConfig):
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused2]"]
@@ -343,7 +345,7 @@ class _Words:
             self.tokenizer = Tokenizer.from_pretrained(folder)
 
     def texts(self, count: int, words: int) -> list[str]:
-        """`count` random texts of so many words."""
+        """Returns `count` random texts of `words` words each."""
         chosen = np.random.default_rng(0).integers(0, len(self._words), (count, words))
         return [" ".join(self._words[i] for i in row) for row in chosen]
 
@@ -357,9 +359,9 @@ def _catalogue(folder: pathlib.Path, entities: int) -> Catalogue:
 
 
 def measure(row: Callable[[], Measured]) -> dict[str, Any]:
-    """Measures a row; returns its numbers or {"error": ...}, with devices and peak memory.
+    """Measures a row; returns its numbers or {"error": ...}, with machine and peak memory.
 
-    Only a lack of memory is an error to report; any other is raised.
+    A lack of memory is reported in the row; any other error is raised.
     """
     devices = jax.local_devices()
     try:
@@ -369,7 +371,7 @@ def measure(row: Callable[[], Measured]) -> dict[str, Any]:
             raise
         print(error, file=sys.stderr)
         found = {"error": "out of memory"}
-    # A CPU keeps no count of its own: there it is what the process held.
+    # A CPU backend counts no memory, so the peak of the process is taken there.
     counts = [device.memory_stats() for device in devices]
     peak = peak_flops(devices[0].device_kind, DTYPE)
     return found | {
@@ -421,7 +423,9 @@ def main(arguments: list[str]) -> int:
         return 0
     names = [name for name in rows(sizes) if re.search(_ONLY.value, name)]
     if not names:
-        raise ElqError(f"--only={_ONLY.value}: fits no row; there are {', '.join(rows(sizes))}")
+        raise ElqError(
+            f"--only={_ONLY.value}: matches no row; the rows are {', '.join(rows(sizes))}"
+        )
     print(f"| {' | '.join(HEADER)} |\n| --- |{' ---: |' * (len(HEADER) - 1)}", flush=True)
     machine, failed = None, 0
     for name in names:
@@ -442,7 +446,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _in_own_process(name: str) -> dict[str, Any]:
-    # This process must not open the devices, or the other would find their memory taken.
+    # This process must not open the devices, or it would take the memory that the row needs.
     command = [sys.executable, "-m", "benchmarks.gpu", f"--row={name}", f"--small={_SMALL.value}"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:

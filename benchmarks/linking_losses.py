@@ -1,8 +1,9 @@
-"""Trains with each linking loss for the same number of steps and compares them on dev.
+"""Trains with each linking loss for the same number of steps and compares F1 on dev.
 
     python -m benchmarks.linking_losses --config configs/webqsp.py --workdir runs/losses --steps 100
 
-prints, for every loss, F1 on dev with the real decoder and index, and the time of a step.
+prints F1 on dev, the threshold and the time of a step for every loss. The same command resumes
+a stopped measurement.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from elq_jax.cli.run import run, start_jax
 
 _CONFIG = config_flag.define_config("configs/webqsp.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
-_STEPS = flags.DEFINE_integer("steps", 100, "Steps of each run.", lower_bound=20)
+_STEPS = flags.DEFINE_integer("steps", 100, "Number of steps of each run.", lower_bound=20)
 
 
 def main(arguments: list[str]) -> None:
-    """Runs what is left to run, then prints the table."""
+    """Trains the runs that are not finished, then prints the table."""
     del arguments
     start_jax()
     from elq_jax.core.machine import describe_machine

@@ -1,13 +1,13 @@
-"""Time and memory to open a catalogue of millions of entities, and to link the first question.
+"""Measures time and memory to open a linker with millions of entities and to link a question.
 
     python -m benchmarks.open_large --rows 5903527 --folder /tmp/open_large
 
-writes, unless it is there, a linker directory of made-up titles and texts, vectors of width 1024
-in int8 (6 GB for 5.9 million), and a question encoder of the size of bert-large with random
-weights; then opens it in a fresh process, with none of its files in the page cache, and links.
---scann builds a ScaNN index too and measures with it as well. As made-up vectors have no structure
-that training could find, it trains briefly; recall is not measured here (build_index does that).
-The folder is kept; remove it yourself.
+writes a linker directory, unless --folder exists, with made-up titles and texts, random vectors of
+width 1024 in int8 (6 GB for 5.9 million) and a question encoder of the size of bert-large with
+random weights. It then opens the directory in a fresh process, with none of its files in the page
+cache, and links. --scann also builds and measures a ScaNN index. The index is trained briefly,
+because random vectors have no structure; recall is not measured (build_index measures it). The
+folder is kept for the next call; remove it yourself.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from elq_jax.storage import layout
 from elq_jax.storage.progress import progress
 from elq_jax.text.tokenization import Tokenizer
 
-_ROWS = flags.DEFINE_integer("rows", 5_903_527, "Entities.")
+_ROWS = flags.DEFINE_integer("rows", 5_903_527, "Number of entities.")
 _WIDTH = flags.DEFINE_integer("width", 1024, "Width of the vectors and the encoder.")
 _LAYERS = flags.DEFINE_integer("layers", 24, "Number of layers of the encoder.")
 _DTYPE = flags.DEFINE_enum("storage_dtype", "int8", DTYPES, "Type of the vectors on disk.")
 _FOLDER = flags.DEFINE_string("folder", "open_large", "Linker directory to make and open.")
 _SCANN = flags.DEFINE_bool("scann", False, "Build and measure a ScaNN index too.")
-_MEASURE = flags.DEFINE_string("measure", None, "Only open --folder with this index and link.")
+_MEASURE = flags.DEFINE_string("measure", None, "Open --folder with this index and link here.")
 
 _BRIEF_TRAINING = {"training_sample_size": 20_000, "num_leaves": 256, "leaves_to_search": 64}
 _QUESTION = "who wrote the first book about entity 4711?"
 
 
 def main(arguments: list[str]) -> None:
-    """Makes what is missing and measures in processes of their own."""
+    """Makes the directory and the index if they are missing, and measures each index."""
     del arguments
     folder = pathlib.Path(_FOLDER.value)
     if _MEASURE.value:
@@ -102,7 +102,7 @@ def _measure(folder: pathlib.Path, kind: str) -> None:
 
 
 def _resident() -> dict[str, float]:
-    """GiB of memory of one's own, and of mapped files (which the kernel takes back if it must)."""
+    """Returns GiB of own memory and of mapped files, which the kernel may take back."""
     status = pathlib.Path("/proc/self/status").read_text().splitlines()
     values = dict(line.split(":") for line in status if ":" in line)
     return {

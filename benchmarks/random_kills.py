@@ -1,10 +1,11 @@
-"""Kills training at random moments on a busy machine and compares the end with an unbroken run.
+"""Kills training at random moments and compares the result with that of an unbroken run.
 
     python -m benchmarks.random_kills --kills 20 --folder runs/kills
 
-trains MiniLM on the demo's data for some steps, once unbroken and once ended by SIGKILL or SIGTERM
-(in turn) at random moments: while it starts, compiles, encodes, trains, evaluates or saves. Busy
-processes share the machine meanwhile. Exits with 1 unless all parameters are equal bit for bit.
+trains MiniLM on the demo's data twice. One run is unbroken. The other is ended at random moments by
+SIGKILL and SIGTERM in turn (while it starts, compiles, encodes, trains, evaluates or saves) and
+resumed. Meanwhile --load busy processes use the same cores. Exits with 1 unless all parameters are
+equal bit for bit.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ from absl import app, flags
 from elq_jax.core.errors import ElqError
 
 _FOLDER = flags.DEFINE_string("folder", None, "Folder of the runs; removed first.", required=True)
-_KILLS = flags.DEFINE_integer("kills", 20, "Kills.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 60, "Steps of the run.", lower_bound=2)
-_LOAD = flags.DEFINE_integer("load", 2, "Busy processes.", lower_bound=0)
-_LONGEST = flags.DEFINE_float("longest", 30.0, "Seconds that a start is left alone at most.")
+_KILLS = flags.DEFINE_integer("kills", 20, "Number of kills.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 60, "Number of steps of the run.", lower_bound=2)
+_LOAD = flags.DEFINE_integer("load", 2, "Number of busy processes.", lower_bound=0)
+_LONGEST = flags.DEFINE_float(
+    "longest", 30.0, "Largest number of seconds between a start and its kill."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments of the kills.")
 
 
 def main(arguments: list[str]) -> int:
-    """Runs, kills, compares."""
+    """Trains both runs, kills one of them, and compares their parameters."""
     del arguments
     folder = pathlib.Path(_FOLDER.value)
     shutil.rmtree(folder, ignore_errors=True)
@@ -58,7 +61,10 @@ def main(arguments: list[str]) -> int:
         last = _start(folder / "broken", log).wait()
     same, total = _compare(folder / "unbroken" / "linker", folder / "broken" / "linker")
     shown = ", ".join(f"{count} with status {status}" for status, count in statuses.items())
-    print(f"{_KILLS.value} kills ({shown}), then {last}: {same} of {total} parameters identical")
+    print(
+        f"{_KILLS.value} starts ended early ({shown}); the last start ended with status {last}: "
+        f"{same} of {total} parameter arrays identical"
+    )
     return int(last != 0 or same != total)
 
 

@@ -1,4 +1,4 @@
-"""What a joint training step costs on every device: arithmetic beside the compiled program.
+"""Compares the estimated cost of a joint training step per device with the compiled program.
 
     python -m benchmarks.scaling
 
@@ -10,12 +10,12 @@ compiler counts. Nothing is executed.
     python -m benchmarks.scaling --topology v3:2x2 --encoder large --entities 5903527 \\
         --batch_size 128 --tokens 32 --queries 32 --dtype bfloat16 --table_dtype bfloat16
 
-does so with the TPU compiler, for a slice that need not be there (v3:2x2 is v3-8, v3:4x4 is v3-32,
-v5e:2x4 is v5litepod-8).
+does this with the TPU compiler; no TPU is needed (v3:2x2 is v3-8, v3:4x4 is v3-32, v5e:2x4 is
+v5litepod-8).
 
     python -m benchmarks.scaling --paper
 
-prints the tables of docs/scaling.md, for real sizes, from public peak rates.
+prints the tables of docs/scaling.md: estimates for real sizes from public peak rates.
 """
 
 from __future__ import annotations
@@ -45,18 +45,24 @@ from elq_jax.model.elq import ElqConfig
 _PAPER = flags.DEFINE_bool("paper", False, "Print the tables of docs/scaling.md.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for, such as v3:2x2.")
 _DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of virtual CPU devices.")
-_ENCODER = flags.DEFINE_enum("encoder", "small", ("small", "minilm", "base", "large"), "Sizes.")
-_ENTITIES = flags.DEFINE_integer("entities", 20_000, "E.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Questions of a step, over all devices.")
-_TOKENS = flags.DEFINE_integer("tokens", 32, "T.")
-_QUERIES = flags.DEFINE_integer("queries", 16, "Room for the gold mentions of a device's part.")
-_CHUNK_SIZE = flags.DEFINE_integer(
-    "chunk_size", None, "Rows of the catalogue scored at a time; by default half of a device's."
+_ENCODER = flags.DEFINE_enum("encoder", "small", (*BERTS,), "Size of the encoder.")
+_ENTITIES = flags.DEFINE_integer("entities", 20_000, "Number of entities.")
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 64, "Number of questions of a step, over all devices."
 )
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Matrix products.")
-_TABLE_DTYPE = flags.DEFINE_enum("table_dtype", "float32", ("float32", "bfloat16"), "Entities.")
+_TOKENS = flags.DEFINE_integer("tokens", 32, "Number of tokens of a question.")
+_QUERIES = flags.DEFINE_integer("queries", 16, "Number of places for gold mentions per device.")
+_CHUNK_SIZE = flags.DEFINE_integer(
+    "chunk_size",
+    None,
+    "Number of catalogue rows scored at a time; by default half of a device's rows.",
+)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Type of matrix products.")
+_TABLE_DTYPE = flags.DEFINE_enum(
+    "table_dtype", "float32", ("float32", "bfloat16"), "Type of the entity vectors."
+)
 _REMAT = flags.DEFINE_bool("remat", False, "Recompute activations in the backward pass.")
-_LOSS = flags.DEFINE_string("linking_loss", "full_catalogue", "See elq_jax/losses.")
+_LOSS = flags.DEFINE_string("linking_loss", "full_catalogue", "Name of the linking loss.")
 
 _SIZES = {"float32": 4, "bfloat16": 2, "int8": 1, "s32": 4, "u32": 4, "f32": 4, "bf16": 2}
 _SIZES |= {"pred": 1, "s8": 1, "u8": 1, "s64": 8, "f16": 2, "u16": 2, "s16": 2}
@@ -64,16 +70,16 @@ _SIZES |= {"pred": 1, "s8": 1, "u8": 1, "s64": 8, "f16": 2, "u16": 2, "s16": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A slice of TPU cores that JAX sees as devices, with public peak rates.
+    """Describes a slice of TPU cores that JAX sees as devices, with public peak rates.
 
     Attributes:
       name: accelerator type.
-      devices: P.
-      device_kind: JAX's name of a device; decides its peak FLOP/s.
+      devices: P, number of devices.
+      device_kind: name that JAX gives a device; decides its peak FLOP/s.
       memory: bytes of a device.
-      memory_rate: bytes per second between a device and its memory.
-      link_rate: bytes per second that a chip sends into a ring in both directions together.
-      devices_per_chip: that share the links.
+      memory_rate: number of bytes per second between a device and its memory.
+      link_rate: number of bytes per second that a chip sends into a ring, in both directions.
+      devices_per_chip: number of devices that share the links.
     """
 
     name: str
@@ -95,17 +101,17 @@ SLICES = (
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One joint training step.
+    """Describes one joint training step and estimates its cost.
 
     Attributes:
-      bert: the question encoder; D is its width.
-      entities: E.
-      batch_size: B, over all devices.
-      tokens: T.
-      queries: Q, places for gold mentions on one device.
-      dtype: of the encoder's matrix products.
-      table_dtype: of the entity vectors.
-      remat: activations are recomputed.
+      bert: sizes of the question encoder; D is its width.
+      entities: E, number of entities.
+      batch_size: B, number of questions over all devices.
+      tokens: T, number of tokens of a question.
+      queries: Q, number of places for gold mentions on one device.
+      dtype: type of the encoder's matrix products.
+      table_dtype: type of the entity vectors.
+      remat: whether activations are recomputed.
     """
 
     bert: BertConfig
@@ -127,20 +133,20 @@ class Work:
         return rows * width + 2 * width + bert.num_layers * (dense + 4 * width) + 3 * width + 3
 
     def encoder_flops(self, devices: int) -> float:
-        """Counts forward and backward; the backward pass has twice the products."""
+        """Counts the FLOPs of the encoder; its backward pass costs twice the forward pass."""
         config = ElqConfig(self.bert, self.bert)
         questions = math.ceil(self.batch_size / devices)
         forward = flops.question_flops(config, questions, self.tokens, mentions=0)
         return (4 if self.remat else 3) * forward
 
     def linking_flops(self, devices: int) -> float:
-        """Counts all queries against a device's rows: logits twice, expected entity vectors."""
+        """Counts the FLOPs of the softmax over a device's rows: logits twice, expected entities."""
         rows = math.ceil(self.entities / devices)
         queries, width = devices * self.queries, self.bert.hidden_size
         return 1.5 * FullCatalogue().flops(queries, width, rows)
 
     def state_bytes(self) -> float:
-        """Counts parameters and both moments of Adam, float32, the same on every device."""
+        """Counts the bytes of parameters and both moments of Adam, float32, on every device."""
         return 12.0 * self.parameters
 
     def gradient_bytes(self) -> float:
@@ -153,7 +159,7 @@ class Work:
         return float(rows * self.bert.hidden_size * _SIZES[self.table_dtype])
 
     def activation_bytes(self, devices: int) -> float:
-        """Counts activations (Korthikanti et al., 2022, equation 1), 2 bytes a number."""
+        """Counts the bytes of activations (Korthikanti et al., 2022, equation 1)."""
         bert, width = self.bert, self.bert.hidden_size
         tokens = math.ceil(self.batch_size / devices) * self.tokens
         layer = tokens * width * (34 + 5 * bert.num_heads * self.tokens / width)
@@ -163,7 +169,7 @@ class Work:
         return layer * bert.num_layers
 
     def collective_bytes(self, devices: int) -> dict[str, float]:
-        """What a device holds of the operands (all-gather: results) of the large collectives."""
+        """Counts bytes per device of operands (all-gather: results) of large collectives."""
         if devices == 1:
             return {"all-reduce": 0.0, "all-gather": 0.0, "reduce-scatter": 0.0}
         vectors = 4.0 * devices * self.queries * self.bert.hidden_size
@@ -175,7 +181,7 @@ class Work:
 
 
 def step_times(work: Work, on: Slice) -> dict[str, float]:
-    """Seconds that each resource is busy in a step, at its peak rate."""
+    """Computes the seconds that each resource is busy in a step, at its peak rate."""
     devices, chips = on.devices, on.devices // on.devices_per_chip
     peak = peak_flops(on.device_kind)
     # Parameters are read by the forward and the backward pass, gradients are written and read, Adam
@@ -194,7 +200,7 @@ def step_times(work: Work, on: Slice) -> dict[str, float]:
 
 
 def main(arguments: list[str]) -> None:
-    """Prints the tables, or compares arithmetic and compiler."""
+    """Prints the tables, or compares the estimate with compiled programs."""
     del arguments
     if _PAPER.value:
         _print_paper()
@@ -226,7 +232,7 @@ def main(arguments: list[str]) -> None:
 
 @contextlib.contextmanager
 def _tpu(topology: str) -> Iterator[Sequence[Any]]:
-    """Devices of a slice that need not be there; programs can be compiled for them, not run."""
+    """Yields devices that need not exist; programs can be compiled for them but not run."""
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
@@ -270,7 +276,7 @@ def _line(label: str, expected: float, found: float, unit: float, name: str) -> 
 
 
 def _compile(work: Work, devices: Sequence[Any], chunk_size: int) -> Any:
-    """The training step as `elq_jax.training.loop` compiles it, for arrays that are not there."""
+    """Compiles the training step of `elq_jax.training.loop` from shapes, without arrays."""
     import jax
     import jax.numpy as jnp
 
@@ -334,10 +340,10 @@ _ARRAY = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")
 
 
 def collectives(text: str) -> dict[str, float]:
-    """Bytes of the collectives of an HLO program: kind -> bytes, the whole of what is combined.
+    """Counts the bytes that the collectives of an HLO program combine, by kind.
 
-    For an all-gather and an all-reduce that is the result, for a reduce-scatter the result times
-    the devices.
+    For an all-gather and an all-reduce these are the bytes of the result, for a reduce-scatter
+    those of the result times the number of devices.
     """
     found: dict[str, float] = collections.defaultdict(float)
     for match in _COLLECTIVE.finditer(text):

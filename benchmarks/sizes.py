@@ -1,9 +1,9 @@
-"""Encoders by size, with random weights: speed does not depend on what was learned."""
+"""Sizes of encoders for measurements with random weights, which are as fast as trained ones."""
 
 from elq_jax.model.bert import BertConfig
 
 BERTS = {
-    # A small vocabulary: the other terms are to be seen beside the optimiser's.
+    # The vocabulary is small, so that the optimiser's share does not hide the others.
     "small": BertConfig(
         vocab_size=1000, hidden_size=128, num_layers=4, num_heads=4, intermediate_size=512
     ),

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the scripts of this folder share: settings, --dry-run, and how to reach a slice.
+# Code that the scripts of this folder share: settings, --dry-run, and access to a slice.
 # shellcheck disable=SC2034  # The settings are used by the scripts that source this file.
 set -euo pipefail
 
@@ -7,12 +7,12 @@ set -euo pipefail
 : "${TPU_NAME:=elq-jax}"
 : "${TPU_TYPE:=v3-8}"           # gcloud compute tpus accelerator-types list --zone=$TPU_ZONE
 : "${TPU_ZONE:=europe-west4-a}"
-: "${TPU_SPOT:=0}"              # 1: cheap, can be taken away at any moment
+: "${TPU_SPOT:=0}"              # 1: a cheap slice, which can be taken away at any moment
 : "${TPU_QUEUE:=$TPU_SPOT}"     # 1: wait in the queue until there is room (queued resource)
-: "${TPU_RUNTIME:=}"            # operating system of the slice; by default that of its type
-: "${PROJECT:=}"                # by default gcloud's
+: "${TPU_RUNTIME:=}"            # operating system of the slice; by default the usual one of its type
+: "${PROJECT:=}"                # Google Cloud project; by default gcloud's
 : "${DATA:=}"                   # gs:// folder that setup copies to data/ of every worker
-: "${POLL_SECONDS:=30}"         # between two looks at a slice that is on its way
+: "${POLL_SECONDS:=30}"         # seconds between two looks at a slice that is not up yet
 : "${MAX_RETRIES:=10}"          # connections that fail one after another before run gives up
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Copies a run's results here, without its checkpoints. Copied again, only what has changed moves.
+# Copies a run's results to this machine, without its checkpoints. From gs://, a second call copies
+# only the files that have changed.
 #
 #   tpu_scripts/copy_results.sh [--dry-run] gs://my-bucket/runs/v3 runs/v3
 #   tpu_scripts/copy_results.sh runs/v3 runs/v3      from the first worker of the slice

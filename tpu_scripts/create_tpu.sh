@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Creates a TPU slice and waits until it is up. Does nothing if it is; replaces one that was taken
-# away or failed.
+# Creates a TPU slice and waits until it is up. Does nothing if it is up already; replaces a slice
+# that was taken away or failed.
 #
 #   tpu_scripts/create_tpu.sh [--dry-run]
 #   TPU_TYPE=v3-32 TPU_SPOT=1 tpu_scripts/create_tpu.sh

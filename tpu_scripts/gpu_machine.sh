@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A machine with a GPU on Google Compute Engine, from creating it to deleting it.
+# Creates a machine with a GPU on Google Compute Engine, runs programs on it, and deletes it.
 #
 #   tpu_scripts/gpu_machine.sh [--dry-run] create
 #   tpu_scripts/gpu_machine.sh [--dry-run] setup
@@ -7,8 +7,8 @@
 #   tpu_scripts/gpu_machine.sh [--dry-run] copy runs/gpu runs/gpu
 #   tpu_scripts/gpu_machine.sh [--dry-run] delete
 #
-# run behaves as run_tpu.sh does, but for a machine that was taken away: start it again with create
-# (its disk is kept), then run. On a machine of your own, `bash tpu_scripts/worker_setup.sh cuda12`
+# `run` behaves as run_tpu.sh does, except when the machine was taken away: then start it again with
+# `create` (its disk is kept) before `run`. On a machine of your own, `bash tpu_scripts/worker_setup.sh cuda12`
 # installs the same packages.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

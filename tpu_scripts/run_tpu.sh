@@ -3,7 +3,7 @@
 #
 #   tpu_scripts/run_tpu.sh [--dry-run] elq_jax.train --config configs/tpu_v3.py \
 #       --workdir gs://my-bucket/runs/v3
-#   tpu_scripts/run_tpu.sh [--dry-run] stop     asks it to save and exit, and waits
+#   tpu_scripts/run_tpu.sh [--dry-run] stop     asks the program to save and exit, and waits
 #
 # The program keeps running when the connection, or this script, ends; the same command watches it
 # again. When it exits with status 75 (it was asked to stop, and saved), it is started again. When the

@@ -5,8 +5,8 @@
 #   bash tpu_scripts/worker_run.sh --stop       asks it to save and exit, waits for it
 #
 # Called again with the same command, it watches the running program, or reports how it ended.
-# Exits with 0 when the program is done, 75 when it asks to be started again, 70 when it failed, 69
-# (started nothing) when another one is running.
+# Exits with 0 when the program is done, 75 when it asks to be started again, 70 when it failed, and
+# 69, without starting anything, when another program is running.
 set -euo pipefail
 
 folder=${WORKER_RUN_FOLDER:-$HOME/.elq_jax_run} # pid, command, log, status
