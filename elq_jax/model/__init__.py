@@ -1,1 +1,1 @@
-"""The encoders, the span grid and the losses: pure functions of arrays."""
+"""BERT, the span grid, the two encoders, and `Model`, which holds configuration and parameters."""
