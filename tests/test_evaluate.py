@@ -16,9 +16,10 @@ from tiny import arrays, tiny_linker_directory
 from elq_jax.core import machine
 from elq_jax.core.errors import ElqError
 from elq_jax.evaluation import speed
-from elq_jax.evaluation.evaluate import evaluate, predict
+from elq_jax.evaluation.evaluate import evaluate
 from elq_jax.evaluation.matching import Counts, count_matches
 from elq_jax.evaluation.options import Options
+from elq_jax.evaluation.predict import predict
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.questions.records import Mention, Question
 from elq_jax.storage.files import make_results_folder, write_json

@@ -13,7 +13,7 @@ import pytest
 from tiny import write_tiny_bert
 
 from elq_jax import EntityLinker
-from elq_jax.evaluation.evaluate import predict
+from elq_jax.evaluation.predict import predict
 from elq_jax.questions.read import read_questions
 from elq_jax.storage.lines import read_jsonl
 

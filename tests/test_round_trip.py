@@ -9,7 +9,7 @@ from tiny import tiny_linker_directory
 
 from configs import default
 from elq_jax import EntityLinker
-from elq_jax.evaluation.evaluate import predict
+from elq_jax.evaluation.predict import predict
 from elq_jax.linking.rows import link_file
 from elq_jax.model.bundle import Model
 from elq_jax.questions.read import read_questions

@@ -76,7 +76,7 @@ def _of_question(
     predictions = sorted(
         (link for link in result.predicted if link.score > threshold), key=lambda link: -link.score
     )
-    exact = {(g.row, g.start, g.end) for g in result.gold if g.row >= 0}
+    exact = {(g.row, g.start, g.end) for g in result.gold}
     exact &= {(p.row, p.start, p.end) for p in predictions}
     gold = [g for g in result.gold if (g.row, g.start, g.end) not in exact]
     predictions = [p for p in predictions if (p.row, p.start, p.end) not in exact]

@@ -7,36 +7,21 @@ outcome.report["all"]["weak"]["f1"]
 from __future__ import annotations
 
 import abc
-import collections
-import dataclasses
-import functools
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from elq_jax.core.errors import ElqError
 from elq_jax.core.machine import describe_machine, peak_memory
 from elq_jax.core.registry import Registry
 from elq_jax.evaluation import show
-from elq_jax.evaluation.errors import ERRORS, list_errors
-from elq_jax.evaluation.matching import (
-    Counts,
-    Gold,
-    Metric,
-    Predicted,
-    QuestionResult,
-    count_by_question,
-)
 from elq_jax.evaluation.options import Options
+from elq_jax.evaluation.predict import predict
+from elq_jax.evaluation.scores import Evaluation
 from elq_jax.evaluation.speed import measure_speed
-from elq_jax.evaluation.sweep import RESAMPLES, Sweep, f1_intervals, sweep_thresholds
 from elq_jax.linking.linker import EntityLinker
-from elq_jax.linking.scoring import BATCHES_IN_FLIGHT
-from elq_jax.questions.align import AlignedMentions, MentionProblem, align_mentions
 from elq_jax.questions.examples import AlignmentReport
 from elq_jax.questions.read import read_questions
 from elq_jax.questions.records import Question
@@ -170,89 +155,6 @@ class Evaluated(Outcome):
         show.plot_precision_recall(folder / "curve.png", evaluation.sweep, threshold, title)
 
 
-def predict(
-    linker: EntityLinker,
-    questions: Sequence[Question],
-    threshold: float,
-    *,
-    batch_size: int = 64,
-    at_gold_spans: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> Evaluation:
-    """Links labelled questions at a low threshold; each is tokenised and encoded once.
-
-    Args:
-      linker: linker to measure.
-      questions: labelled questions, with character offsets of their gold mentions.
-      threshold: score that predictions must exceed; the lowest threshold to count at later.
-      batch_size: number of questions encoded at a time.
-      at_gold_spans: whether candidates are also retrieved for the gold spans (disambiguation).
-      progress: function called with the number of questions just done.
-
-    Returns:
-      the predictions and the gold, ready to be counted.
-    """
-    results: list[QuestionResult] = []
-    problems: list[MentionProblem] = []
-    step = BATCHES_IN_FLIGHT * batch_size
-    for start in range(0, len(questions), step):
-        part = questions[start : start + step]
-        texts = [question.text for question in part]
-        encoded = linker.encode(texts)
-        aligned = [_align(linker, *pair) for pair in zip(part, encoded, strict=True)]
-        bounds = [mentions.bounds for mentions in aligned] if at_gold_spans else None
-        scored, scored_gold = linker.score_encoded(texts, encoded, threshold, batch_size, bounds)
-        candidates = (
-            _of_mentions(part, aligned, scored_gold.rows) if at_gold_spans else [None] * len(part)
-        )
-        for question, links, rows in zip(
-            part, linker.decode(scored, threshold), candidates, strict=True
-        ):
-            gold = tuple(Gold(m.start, m.end, m.row, m.title) for m in question.mentions)
-            predicted = tuple(
-                Predicted(
-                    link.start,
-                    link.end,
-                    link.row,
-                    link.score,
-                    tuple(candidate.row for candidate in link.candidates),
-                )
-                for link in links
-            )
-            results.append(QuestionResult(question.id, question.text, gold, predicted, rows))
-        problems += [problem for mentions in aligned for problem in mentions.problems]
-        if progress:
-            progress(len(part))
-    return Evaluation(results, threshold, problems)
-
-
-def _align(linker: EntityLinker, question: Question, encoded: Any) -> AlignedMentions:
-    return align_mentions(question, encoded, linker.config.max_mention_width)
-
-
-def _of_mentions(
-    questions: Sequence[Question], aligned: Sequence[AlignedMentions], rows: np.ndarray
-) -> list[tuple[np.ndarray, ...]]:
-    """Returns the candidates of each question's gold mentions; none if no tokens express it.
-
-    Args:
-      questions: Q questions.
-      aligned: their mentions as tokens.
-      rows: [n, C] int32, candidates of all spans of `aligned`.
-    """
-    remaining = iter(rows)
-    lists = []
-    for question, mentions in zip(questions, aligned, strict=True):
-        left_out = {problem.mention for problem in mentions.problems if problem.is_left_out}
-        lists.append(
-            tuple(
-                rows[:0, 0] if number in left_out else next(remaining)
-                for number in range(len(question.mentions))
-            )
-        )
-    return lists
-
-
 def read_files(
     linker: EntityLinker,
     paths: Sequence[str | os.PathLike[str]],
@@ -323,186 +225,3 @@ def _warn_of_same(
 
 def _say(message: str) -> None:
     print(message, file=sys.stderr)
-
-
-@dataclasses.dataclass(frozen=True)
-class Disambiguation:
-    """Counts how often the right entity is among the candidates at the gold spans.
-
-    Attributes:
-      total: number of gold mentions; a mention outside the catalogue can only be a miss.
-      hits: [C] int, number of gold mentions whose entity is among the first 1, 2, ... C candidates.
-    """
-
-    total: int
-    hits: np.ndarray
-
-    @property
-    def accuracy(self) -> float:
-        """Returns the share of gold mentions whose first candidate is right."""
-        return self.recall(1)
-
-    def recall(self, c: int) -> float:
-        """Returns the share of gold mentions whose entity is among the first c candidates."""
-        if not self.total or not len(self.hits):
-            return 0.0
-        return float(self.hits[min(c, len(self.hits)) - 1] / self.total)
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Counts right and wrong links of labelled questions at any threshold.
-
-    Attributes:
-      results: records, one per question.
-      decoded_at: threshold that the predictions were made with; lower thresholds are refused.
-      problems: gold mentions that no link can be equal to.
-
-    Raises:
-      ElqError: a question has not as many gold_candidates as gold mentions.
-    """
-
-    results: Sequence[QuestionResult]
-    decoded_at: float = -np.inf
-    problems: Sequence[MentionProblem] = ()
-
-    def __post_init__(self):
-        for result in self.results:
-            lists = result.gold_candidates
-            if lists is not None and len(lists) != len(result.gold):
-                raise ElqError(
-                    f"question {result.id!r}: gold_candidates has {len(lists)} entries, expected "
-                    f"one for each of the {len(result.gold)} gold mentions"
-                )
-
-    def in_catalogue(self) -> Evaluation:
-        """Returns the evaluation of those questions whose gold is all in the catalogue."""
-        results = [r for r in self.results if all(gold.row >= 0 for gold in r.gold)]
-        return Evaluation(results, self.decoded_at)
-
-    def counts(self, threshold: float, *, mentions_only: bool = False) -> Counts:
-        """Counts the predictions with score > threshold.
-
-        Gold mentions outside the catalogue cannot be matched and so count as misses.
-
-        Args:
-          threshold: score that a prediction must exceed, at least `decoded_at`.
-          mentions_only: whether only spans are compared, not entities (mention detection).
-
-        Raises:
-          ElqError: the threshold is below `decoded_at`.
-        """
-        return Counts(*self._table(threshold, mentions_only).sum(axis=0).tolist())
-
-    def f1_interval(
-        self,
-        threshold: float,
-        metric: Metric = "weak",
-        *,
-        mentions_only: bool = False,
-        confidence: float = 0.95,
-        resamples: int = RESAMPLES,
-        seed: int = 0,
-    ) -> tuple[float, float]:
-        """Computes the percentile bootstrap interval of F1, drawing whole questions."""
-        table = self._table(threshold, mentions_only)
-        return f1_intervals(table, confidence, resamples, seed)[metric]
-
-    def _table(self, threshold: float, mentions_only: bool = False) -> np.ndarray:
-        """Counts by question, [questions, 4] int: weak, strong, predicted, gold."""
-        self._check(threshold)
-        return count_by_question(self.results, threshold, mentions_only)
-
-    def _check(self, threshold: float) -> None:
-        if threshold < self.decoded_at:
-            raise ElqError(
-                f"threshold {threshold:g} is below {self.decoded_at:g}, with which the predictions "
-                "were made, so links with lower scores were not kept; predict again at the lower "
-                "threshold"
-            )
-
-    @functools.cached_property
-    def sweep(self) -> Sweep:
-        """Counts at every threshold that makes a difference."""
-        return sweep_thresholds(self.results, self.decoded_at)
-
-    def errors(self, threshold: float, catalogue: Catalogue | None = None) -> list[dict[str, Any]]:
-        """Lists the errors at a threshold, see `list_errors`."""
-        self._check(threshold)
-        return list_errors(self.results, threshold, catalogue)
-
-    def disambiguation(self) -> Disambiguation | None:
-        """Computes accuracy and recall at gold spans; None if no question has `gold_candidates`."""
-        pairs = [
-            (gold.row, np.asarray(rows))
-            for result in self.results
-            if result.gold_candidates is not None
-            for gold, rows in zip(result.gold, result.gold_candidates, strict=True)
-        ]
-        if all(result.gold_candidates is None for result in self.results):
-            return None
-        hits = np.zeros(max((len(rows) for _, rows in pairs), default=0), np.int64)
-        for row, rows in pairs:
-            places = np.flatnonzero(rows == row)
-            if row >= 0 and len(places):
-                hits[places[0]] += 1
-        return Disambiguation(len(pairs), hits.cumsum())
-
-    def report(
-        self, threshold: float, *, resamples: int = RESAMPLES, seed: int = 0
-    ) -> dict[str, Any]:
-        """Returns all scores at a threshold as a JSON-able dict; `print_report` shows it.
-
-        Keys: threshold; all and in_catalogue (questions, gold, predicted, weak, strong; the last
-        two with correct, precision, recall, f1, f1_interval); mention_detection (the same, entities
-        ignored, all questions); disambiguation (None, or all and in_catalogue with total, accuracy
-        and recall by number of candidates); errors (number of each kind).
-
-        Args:
-          threshold: score that a prediction must exceed, at least `decoded_at`.
-          resamples: number of resamples of the bootstrap; 0 leaves the intervals out.
-          seed: seed of the bootstrap.
-        """
-        in_catalogue = self.in_catalogue()
-        disambiguation = None
-        if self.disambiguation() is not None:
-            parts = (
-                ("in_catalogue", in_catalogue.disambiguation()),
-                ("all", self.disambiguation()),
-            )
-            disambiguation = {name: _show_disambiguation(part) for name, part in parts if part}
-        kinds = collections.Counter(error["error"] for error in self.errors(threshold))
-        settings = {"resamples": resamples, "seed": seed}
-        return {
-            "threshold": float(threshold),
-            "all": _show_counts(self, threshold, **settings),
-            "in_catalogue": _show_counts(in_catalogue, threshold, **settings),
-            "mention_detection": _show_counts(self, threshold, mentions_only=True, **settings),
-            "disambiguation": disambiguation,
-            "errors": {kind: kinds[kind] for kind in ERRORS},
-        }
-
-
-def _show_counts(
-    evaluation: Evaluation, threshold: float, resamples: int, seed: int, mentions_only: bool = False
-) -> dict[str, Any]:
-    table = evaluation._table(threshold, mentions_only)
-    counts = Counts(*table.sum(axis=0).tolist())
-    report: dict[str, Any] = {
-        "questions": len(table),
-        "gold": counts.gold,
-        "predicted": counts.predicted,
-    }
-    for metric in ("weak", "strong"):
-        report[metric] = counts.scores(metric)
-    if resamples:
-        for metric, interval in f1_intervals(table, resamples=resamples, seed=seed).items():
-            report[metric]["f1_interval"] = list(interval)
-    return report
-
-
-def _show_disambiguation(part: Disambiguation) -> dict[str, Any]:
-    most = len(part.hits)
-    cuts = sorted({c for c in (1, 5, 10, 100, most) if 0 < c <= most})
-    recall = {str(c): part.recall(c) for c in cuts}
-    return {"total": part.total, "accuracy": part.accuracy, "recall": recall}

@@ -6,12 +6,14 @@ Everything is computed from plain records, so any linker can be measured.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 Metric = Literal["weak", "strong"]
+Part = Literal["links", "mentions", "nil"]
 Triple = Sequence[Any]  # (entity id, start, end), end exclusive
 
 
@@ -27,13 +29,29 @@ class Gold:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Predicted:
-    """Describes a predicted link: half-open character offsets, row, score, candidate rows [C]."""
+    """Describes a predicted link.
+
+    Attributes:
+      start: first character of the mention.
+      end: offset one past its last character.
+      row: row of the entity in the catalogue; -1: the mention is said to be of something that is
+        not in the catalogue (NIL).
+      score: joint log-probability.
+      candidates: candidate rows [C], best first.
+      probability: probability that the link is right, if the linker gives one.
+    """
 
     start: int
     end: int
     row: int
     score: float
     candidates: tuple[int, ...] = ()
+    probability: float | None = None
+
+    @property
+    def confidence(self) -> float:
+        """Returns the probability that the link is right, or else that of its log score."""
+        return math.exp(min(self.score, 0.0)) if self.probability is None else self.probability
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -118,7 +136,7 @@ class Counts:
 
 
 def triples(links: Sequence[Gold | Predicted], mentions_only: bool = False) -> list[tuple]:
-    """Makes triples for `count_matches`; rows outside the catalogue become the empty id."""
+    """Makes triples for `count_matches`; rows outside the catalogue get the empty id."""
     return [
         (None if mentions_only or link.row < 0 else link.row, link.start, link.end)
         for link in links
@@ -126,24 +144,79 @@ def triples(links: Sequence[Gold | Predicted], mentions_only: bool = False) -> l
 
 
 def count_by_question(
-    results: Sequence[QuestionResult], threshold: float, mentions_only: bool = False
+    results: Sequence[QuestionResult], threshold: float, part: Part = "links"
 ) -> np.ndarray:
     """Counts the predictions with score > threshold, question by question.
 
     Args:
       results: Q questions.
       threshold: score that a prediction must exceed.
-      mentions_only: whether only spans are compared, not entities.
+      part: what is counted. "links": predictions of entities of the catalogue against all gold, so
+        that gold outside the catalogue is a miss. "mentions": spans of all predictions against
+        those of all gold, whatever the entities. "nil": predictions of something outside the
+        catalogue against gold outside the catalogue.
 
     Returns:
       [Q, 4] int64: the fields of `Counts`.
     """
     rows = []
     for result in results:
-        accepted = [link for link in result.predicted if link.score > threshold]
-        gold, predicted = (triples(links, mentions_only) for links in (result.gold, accepted))
-        rows.append((*count_matches(gold, predicted), len(predicted), len(gold)))
+        gold, predicted = result.gold, [p for p in result.predicted if p.score > threshold]
+        if part == "links":
+            predicted = [p for p in predicted if p.row >= 0]
+        elif part == "nil":
+            gold, predicted = ([x for x in links if x.row < 0] for links in (gold, predicted))
+        counts = count_matches(*(triples(links, part != "links") for links in (gold, predicted)))
+        rows.append((*counts, len(predicted), len(gold)))
     return np.array(rows, np.int64).reshape(-1, 4)
+
+
+def match_links(
+    gold: Sequence[Gold], predicted: Sequence[Predicted]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Says of each prediction of one question whether it is right.
+
+    Predictions are taken from the left of the text, and each uses up the leftmost gold mention that
+    it matches. Where the spans of each list do not overlap one another, as many are right as
+    `count_matches` counts. Predictions outside the catalogue (row -1) are never right.
+
+    Returns:
+      weakly and strongly right, [P] bool each, in the order of `predicted`.
+    """
+    right = {"weak": np.zeros(len(predicted), bool), "strong": np.zeros(len(predicted), bool)}
+    by_end = sorted(range(len(predicted)), key=lambda number: predicted[number].end)
+    for metric, mask in right.items():
+        remaining = sorted((g for g in gold if g.row >= 0), key=lambda g: g.end)
+        for number in by_end:
+            link = predicted[number]
+            for mention in remaining:
+                overlap = max(link.start, mention.start) < min(link.end, mention.end)
+                is_same = (link.start, link.end) == (mention.start, mention.end)
+                if link.row == mention.row and (overlap if metric == "weak" else is_same):
+                    mask[number] = True
+                    remaining.remove(mention)
+                    break
+    return right["weak"], right["strong"]
+
+
+def links_for_calibration(
+    results: Sequence[QuestionResult], threshold: float
+) -> tuple[np.ndarray, dict[Metric, np.ndarray]]:
+    """Lists the probabilities of the links with score > threshold, and which links are right.
+
+    Returns:
+      probabilities [n] float64, and "weak" and "strong" [n] bool, for `evaluation.calibration`.
+      Predictions outside the catalogue are left out.
+    """
+    probabilities: list[float] = []
+    right: dict[Metric, list[bool]] = {"weak": [], "strong": []}
+    for result in results:
+        links = [p for p in result.predicted if p.score > threshold and p.row >= 0]
+        probabilities += [link.confidence for link in links]
+        for metric, mask in zip(right, match_links(result.gold, links), strict=True):
+            right[metric] += mask.tolist()
+    masks = {metric: np.array(mask, bool) for metric, mask in right.items()}
+    return np.array(probabilities, np.float64), masks
 
 
 def count_matches(gold: Sequence[Triple], predicted: Sequence[Triple]) -> tuple[int, int]:

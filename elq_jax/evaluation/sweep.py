@@ -1,4 +1,4 @@
-"""Counts correct links at every threshold, and computes confidence intervals of F1.
+"""Counts correct links at every threshold, and finds the best one, for one or several sets.
 
 Predictions are made once, at a low threshold. Raising a joint-score threshold afterwards only cuts
 the list, because greedy overlap resolution goes from the highest score down and never depends on
@@ -13,8 +13,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from elq_jax.evaluation.matching import Metric, QuestionResult, count_matches, triples
-
-RESAMPLES = 9999
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +67,11 @@ def sweep_thresholds(results: Sequence[QuestionResult], decoded_at: float = -np.
       results: questions with predictions of any score above `decoded_at`.
       decoded_at: threshold that the predictions were made with, the lowest of the sweep.
     """
-    links = [(link.score, q) for q, r in enumerate(results) for link in r.predicted]
+    in_catalogue = [[link for link in r.predicted if link.row >= 0] for r in results]
+    links = [(link.score, q) for q, links in enumerate(in_catalogue) for link in links]
     links.sort(reverse=True)
     gold = [triples(result.gold) for result in results]
-    predicted = [
-        triples(sorted(result.predicted, key=lambda link: -link.score)) for result in results
-    ]
+    predicted = [triples(sorted(links, key=lambda link: -link.score)) for links in in_catalogue]
     sizes, matches = [0] * len(gold), [(0, 0)] * len(gold)
     weak, strong, points = 0, 0, []
     for number, (score, q) in enumerate(links, 1):
@@ -83,51 +80,39 @@ def sweep_thresholds(results: Sequence[QuestionResult], decoded_at: float = -np.
         weak, strong = weak + matches[q][0] - old[0], strong + matches[q][1] - old[1]
         if number == len(links) or links[number][0] < score:
             points.append((weak, strong, number))
-    scores = np.array(sorted({score for score, _ in links}, reverse=True), np.float64)
-    middles = (scores[:-1] + scores[1:]) / 2
-    middles = np.where(middles < scores[:-1], middles, scores[1:])  # neighbours in float64
-    lowest = decoded_at if np.isfinite(decoded_at) else scores.min(initial=0.0) - 1
+    scores = np.unique([score for score, _ in links])[::-1]
     return Sweep(
-        np.array([*scores[:1], *middles, lowest]),
+        _between(scores, decoded_at),
         np.array([np.inf, *scores]),
         *np.array([(0, 0, 0), *points], np.int64).T,
         gold=sum(map(len, gold)),
     )
 
 
-def f1_intervals(
-    table: np.ndarray, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[Metric, tuple[float, float]]:
-    """Computes percentile bootstrap intervals of the F1 scores, drawing whole questions.
+def best_common_threshold(
+    sweeps: Sequence[Sweep], metric: Metric = "weak"
+) -> tuple[float, np.ndarray]:
+    """Finds the threshold with the highest mean of F1 over several sets, each counted as much.
 
     Args:
-      table: [Q, 4] int, counts by `matching.count_by_question`.
-      confidence: share of the resamples inside the interval.
-      resamples: number of times that Q questions are drawn.
-      seed: seed of the draws.
+      sweeps: sweep of each set, all decoded at the same threshold.
+      metric: F1 that decides.
 
     Returns:
-      (low, high) for "weak" and "strong"; (0, 0) without questions.
+      the threshold, the highest of equally good ones, and the F1 of each set there, [sets] float64.
     """
-    from scipy import stats  # half a second to import
+    scores = np.unique(np.concatenate([sweep.lowest_scores[1:] for sweep in sweeps]))[::-1]
+    thresholds = _between(scores, min(sweep.thresholds[-1] for sweep in sweeps))
+    f1 = np.stack(
+        [sweep.f1(metric)[[sweep.index(threshold) for threshold in thresholds]] for sweep in sweeps]
+    )
+    best = f1.mean(axis=0).argmax()
+    return float(thresholds[best]), f1[:, best]
 
-    def scores(weak, strong, predicted, gold, axis=-1):
-        total = np.maximum(predicted.sum(axis) + gold.sum(axis), 1)
-        return np.stack([2 * weak.sum(axis) / total, 2 * strong.sum(axis) / total])
 
-    if len(table) < 2:  # every resample is the same
-        low = high = scores(*table.T)
-    else:
-        interval = stats.bootstrap(
-            tuple(table.T),
-            scores,
-            paired=True,
-            vectorized=True,
-            method="percentile",
-            confidence_level=confidence,
-            n_resamples=resamples,
-            batch=max(1, 1_000_000 // len(table)),
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-        low, high = interval
-    return {"weak": (float(low[0]), float(high[0])), "strong": (float(low[1]), float(high[1]))}
+def _between(scores: np.ndarray, decoded_at: float) -> np.ndarray:
+    """Returns thresholds [n + 1]: the highest of n descending scores, those between, the lowest."""
+    middles = (scores[:-1] + scores[1:]) / 2
+    middles = np.where(middles < scores[:-1], middles, scores[1:])  # neighbours in float64
+    lowest = decoded_at if np.isfinite(decoded_at) else scores.min(initial=0.0) - 1
+    return np.array([*scores[:1], *middles, lowest])

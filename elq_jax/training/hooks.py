@@ -22,7 +22,7 @@ import numpy as np
 from elq_jax.core import devices as devices_lib
 from elq_jax.core.errors import ElqError
 from elq_jax.core.machine import peak_flops
-from elq_jax.evaluation.evaluate import Evaluation
+from elq_jax.evaluation.scores import Evaluation
 from elq_jax.storage.remote import Workdir
 from elq_jax.training.checkpoints import Checkpoints
 from elq_jax.training.metrics import MetricsWriter

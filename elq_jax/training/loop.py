@@ -31,7 +31,8 @@ import numpy as np
 from elq_jax.core import devices as devices_lib
 from elq_jax.core.errors import ElqError
 from elq_jax.core.strings import is_whole
-from elq_jax.evaluation.evaluate import Evaluation, predict
+from elq_jax.evaluation.predict import predict
+from elq_jax.evaluation.scores import Evaluation
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.retrieval import exact_index

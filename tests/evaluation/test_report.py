@@ -1,5 +1,6 @@
 """Sweeps, scores, intervals, errors and outputs of the evaluation against slow recomputation."""
 
+import dataclasses
 import io
 import json
 import struct
@@ -7,11 +8,21 @@ import struct
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy.optimize import linear_sum_assignment
 
 from elq_jax.core.errors import ElqError
 from elq_jax.evaluation import show
-from elq_jax.evaluation.evaluate import Evaluation
-from elq_jax.evaluation.matching import Counts, Gold, Predicted, QuestionResult, count_matches
+from elq_jax.evaluation.matching import (
+    Counts,
+    Gold,
+    Predicted,
+    QuestionResult,
+    count_matches,
+    links_for_calibration,
+    match_links,
+)
+from elq_jax.evaluation.scores import Evaluation
+from elq_jax.evaluation.sweep import best_common_threshold
 from elq_jax.questions.read import read_questions
 
 
@@ -73,6 +84,25 @@ def test_sweep_equals_counting_at_each_threshold():
             assert getattr(best, f"{metric}_f1") == pytest.approx(highest)
 
 
+def test_common_threshold_is_best_by_the_mean_over_sets():
+    """Against trying many thresholds; of one set it is that of the set."""
+    for seed in range(5):
+        sets = [random_results(10 * seed + n, questions=5 * n + 2) for n in range(3)]
+        evaluations = [Evaluation(results, decoded_at=-3.4) for results in sets]
+        for metric in ("weak", "strong"):
+            sweeps = [evaluation.sweep for evaluation in evaluations]
+            threshold, f1 = best_common_threshold(sweeps, metric)
+            tried = [
+                [getattr(slow_counts(results, t), f"{metric}_f1") for results in sets]
+                for t in (threshold, *np.linspace(-3.4, 0.1, 351))
+            ]
+            assert f1.tolist() == pytest.approx(tried[0])
+            assert np.mean(tried[0]) == pytest.approx(max(map(np.mean, tried)))
+            alone, f1 = best_common_threshold(sweeps[2:], metric)
+            assert alone == sweeps[2].best_threshold(metric)
+            assert f1.tolist() == pytest.approx([sweeps[2].f1(metric).max()])
+
+
 def test_sweep_without_predictions():
     results = [QuestionResult("1", "dune?", (Gold(0, 4, 3),), ())]
     sweep = Evaluation(results, decoded_at=-5.0).sweep
@@ -120,8 +150,82 @@ def test_scores():
     assert evaluation.counts(-10.0) == Counts(weak=3, strong=2, predicted=6, gold=6)
     known = evaluation.in_catalogue()
     assert known.counts(-10.0) == Counts(weak=2, strong=1, predicted=4, gold=4)
-    mentions = evaluation.counts(-1.0, mentions_only=True)
+    mentions = evaluation.counts(-1.0, part="mentions")
     assert mentions == Counts(weak=4, strong=3, predicted=5, gold=6)
+
+
+def test_links_that_are_right_are_as_many_as_counted():
+    """One by one against the dynamic programme, on spans that do not overlap."""
+    for seed in range(20):
+        results = random_results(seed)
+        probabilities, right = links_for_calibration(results, -2.0)
+        counts = slow_counts(results, -2.0)
+        assert len(probabilities) == counts.predicted
+        assert (right["weak"].sum(), right["strong"].sum()) == (counts.weak, counts.strong)
+        scores = [p.score for r in results for p in r.predicted if p.score > -2.0]
+        np.testing.assert_allclose(probabilities, np.exp(scores))
+        for result in results:  # The right ones are those that match something.
+            for number, link in enumerate(result.predicted):
+                weak, strong = (mask[number] for mask in match_links(result.gold, result.predicted))
+                same = [g for g in result.gold if g.row == link.row >= 0]
+                assert strong <= any((g.start, g.end) == (link.start, link.end) for g in same)
+                assert weak <= any(max(g.start, link.start) < min(g.end, link.end) for g in same)
+
+
+def test_a_probability_of_the_linker_is_used():
+    link = Predicted(*DUNE, 1, -0.5, probability=0.25)
+    assert link.confidence == 0.25
+    report = Evaluation([QuestionResult("1", TEXT, (Gold(*DUNE, 1),), (link,))]).report(-1.0)
+    assert report["calibration"]["weak"]["ece"] == {"equal_mass": 0.75, "fixed": 0.75}
+    assert Predicted(*DUNE, 1, 1e-16).confidence == 1.0
+
+
+def with_nil(seed):
+    """Random results in which some predictions say that there is no such entity."""
+    rng = np.random.default_rng(seed)
+    return [
+        dataclasses.replace(
+            result,
+            predicted=tuple(
+                dataclasses.replace(p, row=-1) if rng.random() < 0.4 else p
+                for p in result.predicted
+            ),
+        )
+        for result in random_results(seed)
+    ]
+
+
+def test_nil_links_are_counted_by_themselves():
+    """Against sets of spans; they change nothing in what is counted of other links."""
+    for seed in range(5):
+        results = with_nil(seed)
+        evaluation = Evaluation(results)
+        strong = weak = predicted = gold = 0
+        for result in results:
+            golds = [g for g in result.gold if g.row == -1]
+            nils = [p for p in result.predicted if p.row == -1 and p.score > -2.0]
+            gold, predicted = gold + len(golds), predicted + len(nils)
+            strong += len({(g.start, g.end) for g in golds} & {(p.start, p.end) for p in nils})
+            pairs = [
+                [max(g.start, p.start) < min(g.end, p.end) for p in nils] or [False] for g in golds
+            ]
+            if pairs:
+                rows, columns = linear_sum_assignment(pairs, maximize=True)
+                weak += int(np.array(pairs)[rows, columns].sum())
+        assert evaluation.counts(-2.0, "nil") == Counts(weak, strong, predicted, gold)
+        others = [
+            dataclasses.replace(r, predicted=tuple(p for p in r.predicted if p.row >= 0))
+            for r in results
+        ]
+        assert evaluation.counts(-2.0) == slow_counts(others, -2.0)
+        assert evaluation.sweep.weak.tolist() == Evaluation(others).sweep.weak.tolist()
+        assert evaluation.sweep.predicted.tolist() == Evaluation(others).sweep.predicted.tolist()
+        report = evaluation.report(-2.0, resamples=10)
+        assert report["nil"]["predicted"] == predicted > 0
+        assert report["nil"]["weak"]["recall"] == pytest.approx(weak / gold)
+        assert report["calibration"]["weak"]["links"] == report["all"]["predicted"]
+        mentions = evaluation.counts(-2.0, "mentions")
+        assert mentions.predicted == report["all"]["predicted"] + predicted
 
 
 def test_disambiguation_at_gold_spans():
@@ -230,7 +334,7 @@ def test_bootstrap_interval_agrees_with_the_binomial():
     half = 1.96 * np.sqrt(p * (1 - p) / n)
     np.testing.assert_allclose([low, high], [p - half, p + half], atol=0.01)
     assert (low, high) == evaluation.f1_interval(-2.0)
-    assert evaluation.f1_interval(-2.0, mentions_only=True) == (1.0, 1.0)
+    assert evaluation.f1_interval(-2.0, part="mentions") == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("metric", ["weak", "strong"])
