@@ -97,7 +97,7 @@ def test_refusals(linker, tmp_path):
         ((), "--linker, --embeddings: neither is given; give one of them"),
         (embeddings, "--output: missing; --embeddings needs it"),
         (("--linker", tmp_path), "expected a linker directory"),
-        (("--embeddings", tmp_path, *output), "no entity embeddings here"),
+        (("--embeddings", tmp_path, *output), "found no entity embeddings"),
         ((*embeddings, *output, "--queries", tmp_path / "wide.npy"), "expected (Q, 8)"),
         ((*embeddings, *output, "--queries", tmp_path / "text.npy"), "not a .npy file"),
         ((*embeddings, *output, "--queries", tmp_path / "none.npy"), "none.npy: no such file"),

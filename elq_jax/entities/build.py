@@ -82,7 +82,7 @@ def _build(
 ) -> BuildReport:
     """Builds a catalogue; `check` gets the fingerprint before the file gets its name."""
     if on_error not in ("stop", "skip"):
-        raise ElqError(f"on_error is {on_error!r}, expected 'stop' or 'skip'")
+        raise ElqError(f"on_error: {on_error!r}; expected 'stop' or 'skip'")
     skipped: list[str] = []
     fingerprint = Fingerprint()
     title_hashes = array.array("q")  # 8 bytes an entity
@@ -152,7 +152,7 @@ def _read_entities(
     expected = 1
     for line_number, line in lines:
         for blank in range(expected, line_number):
-            message = "blank line; rows are counted by lines, so remove it"
+            message = "blank line, expected an entity (row numbers are line numbers); remove it"
             leave_out(DataError(message, lines.name, blank))
         expected = line_number + 1
         try:
@@ -221,17 +221,17 @@ def open_or_build_catalogue(
     """
     source, path = pathlib.Path(source), pathlib.Path(path)
     if source.is_dir():
-        raise ElqError(f"{source}: is a folder; give a file, such as the {CATALOGUE} in it")
-    if path.is_file() and not _begins_as_arrow(path):
-        raise ElqError(f"{path}: exists and is no catalogue; give another folder, or remove it")
-    if _is_arrow(source):
+        raise ElqError(f"{source}: is a folder; give a file of entities, such as {CATALOGUE}")
+    if path.is_file() and not _has_arrow_header(path):
+        raise ElqError(f"{path}: exists and is not a catalogue; give another folder, or remove it")
+    if _is_read_as_arrow(source):
         catalogue = Catalogue.open(source)
         if not (path.exists() and path.samefile(source)):
             _check_embeddings_beside(path, catalogue.fingerprint, source)
             catalogue.save(path)
         return Catalogue.open(path)
     if not source.exists():
-        raise ElqError(f"{source}: no such file; expected a catalogue")
+        raise ElqError(f"{source}: no such file; give a .jsonl, .jsonl.gz or catalogue.arrow")
     can_be_read_again = source.is_file()  # not a pipe
     record = ResumeRecord(source_note(path), {"source": source, "on_error": on_error})
     if can_be_read_again and path.exists() and record.is_same():
@@ -254,16 +254,16 @@ def open_or_build_catalogue(
     return Catalogue.open(path)
 
 
-def _is_arrow(path: pathlib.Path) -> bool:
-    """Whether a file is an Arrow file, by its first bytes, or should be one, by its name."""
+def _is_read_as_arrow(path: pathlib.Path) -> bool:
+    """Returns whether a file is opened as Arrow, because of its first bytes or of its name."""
     if path.suffix.lower() == ".arrow":
         return True
-    if not path.is_file():  # What is read of a pipe is gone.
+    if not path.is_file():  # Bytes read from a pipe cannot be read again.
         return False
-    return _begins_as_arrow(path)
+    return _has_arrow_header(path)
 
 
-def _begins_as_arrow(path: pathlib.Path) -> bool:
+def _has_arrow_header(path: pathlib.Path) -> bool:
     with open(path, "rb") as file:
         return file.read(6) == b"ARROW1"
 
@@ -272,8 +272,8 @@ def _check_embeddings_beside(path: pathlib.Path, fingerprint: str, source: pathl
     folder = path.with_name(EMBEDDINGS)
     if recorded_catalogue(folder) not in (None, fingerprint):
         raise ElqError(
-            f"{folder}: embeddings of another catalogue than {source}; give another folder, or "
-            f"remove {folder} first"
+            f"{folder}: holds the embeddings of another catalogue than {source}; give another "
+            f"folder, or remove {folder} first"
         )
 
 

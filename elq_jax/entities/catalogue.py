@@ -1,4 +1,4 @@
-"""The entity catalogue: a memory-mapped Arrow file, one row per entity."""
+"""Reads and writes the catalogue of entities: a memory-mapped Arrow file, one row per entity."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ class Catalogue:
             reader = pa.ipc.open_file(pa.py_buffer(content))
             found = (reader.schema.metadata or {}).get(b"format")
             if found not in (_FORMAT, _WITHOUT_CHECKSUM):
-                raise ElqError(f"{path}: an Arrow file, but not a catalogue; {_HOW_TO}")
+                raise ElqError(f"{path}: is an Arrow file, but not a catalogue; {_HOW_TO}")
             if not reader.schema.equals(SCHEMA):
-                raise ElqError(f"{path}: a catalogue with other columns than it should; {_HOW_TO}")
+                raise ElqError(f"{path}: its columns are not those of a catalogue; {_HOW_TO}")
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
             for batch in batches:
                 batch.validate()
@@ -161,10 +161,10 @@ class Catalogue:
                 content = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
         except (ValueError, KeyError, OverflowError) as error:
             raise DataError(f"its checksum cannot be read ({error})", self.path) from error
-        found = hashlib.sha256(content).hexdigest()
-        if found.encode() != self._summary[b"sha256"]:
+        digest = hashlib.sha256(content).hexdigest()
+        if digest.encode() != self._summary[b"sha256"]:
             raise DataError(
-                f"damaged: SHA-256 of its rows is {found}, expected "
+                f"damaged: the SHA-256 of its rows is {digest}, expected "
                 f"{self._summary[b'sha256'].decode('ascii', 'replace')}; copy it again, or build "
                 "it again",
                 self.path,
@@ -300,8 +300,9 @@ class Catalogue:
         if rows.ndim != 1 or rows.dtype.kind not in "iu":
             raise ElqError(f"rows: found {rows.dtype} {list(rows.shape)}, expected integers [n]")
         if (outside := (rows < 0) | (rows >= len(self))).any():
-            found = rows[outside][0]
-            raise IndexError(f"row {found} is not in the catalogue (0 to {len(self) - 1})")
+            raise IndexError(
+                f"row {rows[outside][0]} is not in the catalogue (0 to {len(self) - 1})"
+            )
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         places = rows - self._starts[numbers]
         columns = {number: self._column(column, number) for number in np.unique(numbers).tolist()}

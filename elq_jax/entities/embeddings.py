@@ -1,4 +1,4 @@
-"""Entity embeddings on disk: numbered shards that are written once and read memory-mapped.
+"""Reads and writes entity embeddings: numbered shards, written once and read memory-mapped.
 
 A folder holds `embeddings.json` (written before the first shard and never changed) and
 `shard-00000-of-00022.npy`, ... Each shard appears under its name only when it is whole, so the set
@@ -140,13 +140,13 @@ class _Layout:
         path = pathlib.Path(folder) / _DESCRIPTION
         if not path.is_file():
             raise ElqError(
-                f"{folder}: no entity embeddings here (embeddings.json is missing); "
+                f"{folder}: found no entity embeddings (embeddings.json is missing); "
                 "give the folder that encode_entities wrote"
             )
         content = read_json(path, dict[str, Any], _AGAIN)
         if content.get("format_version") not in (FORMAT_VERSION, _WITHOUT_CHECKSUMS):
             raise ElqError(
-                f"{path}: format version {content.get('format_version')!r}, this program reads "
+                f"{path}: found format_version {content.get('format_version')!r}, expected "
                 f"{FORMAT_VERSION}; {_AGAIN}"
             )
         return cls(folder, read_json(path, Description, _AGAIN))
@@ -217,7 +217,7 @@ class EmbeddingsWriter:
         if not record.check():
             if any(folder.glob("shard-*.npy")):
                 raise ElqError(
-                    f"{folder}: holds shards but no {_DESCRIPTION} to tell what they are; "
+                    f"{folder}: holds shards but no {_DESCRIPTION} that describes them; "
                     "remove them or give another folder"
                 )
             record.write()
@@ -325,7 +325,7 @@ class Embeddings:
         ):
             if expected is not None and found != expected:
                 raise ElqError(
-                    f"{folder}: embeddings of another {name} (fingerprint {found}, expected "
+                    f"{folder}: holds embeddings of another {name} (fingerprint {found}, expected "
                     f"{expected}); encode this catalogue with this encoder: "
                     "python -m elq_jax.encode_entities"
                 )
@@ -335,8 +335,8 @@ class Embeddings:
             missing = len(layout.missing_shards())
         if missing:
             raise ElqError(
-                f"{folder}: unfinished, {missing} of {layout.num_shards} shards are missing; run "
-                "encode_entities with the same settings again to resume"
+                f"{folder}: is unfinished, {missing} of {layout.num_shards} shards are missing; "
+                "run encode_entities with the same settings again to resume"
             )
         embeddings = cls(layout, [_open_shard(layout, i) for i in range(layout.num_shards)])
         if are_cheap(layout.folder.glob("*.npy")):
@@ -430,12 +430,12 @@ class Embeddings:
         if outside.any():
             raise ElqError(f"row {ids[outside.argmax()]}: expected 0 <= row < {len(self)}")
         ids = ids.astype(np.int64)
-        out = np.empty((len(ids), self.shape[1]), np.float32)
+        vectors = np.empty((len(ids), self.shape[1]), np.float32)
         owner = ids // self._layout.shard_rows
         for number in np.unique(owner):
-            chosen, shard = owner == number, self._shards[number]
-            out[chosen] = shard.float32(ids[chosen] - shard.start)
-        return out
+            chosen_mask, shard = owner == number, self._shards[number]
+            vectors[chosen_mask] = shard.float32(ids[chosen_mask] - shard.start)
+        return vectors
 
     def __getitem__(self, ids: Any) -> np.ndarray:
         """Returns float32 vectors as NumPy does: id -> [D], slice or list of ids -> [n, D]."""

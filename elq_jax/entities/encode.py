@@ -25,7 +25,7 @@ from elq_jax.storage.remote import Workdir
 from elq_jax.text.padding import bucket, pad_tokens
 
 TOKEN_BUCKETS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 192, 256, 384, 512)
-_BATCHES_IN_FLIGHT = 2  # the host prepares one while the devices work on the other
+_BATCHES_IN_FLIGHT = 2  # The host prepares a batch while the devices work on another.
 
 
 def open_encoder(settings: EncodingSettings) -> Model:
@@ -98,12 +98,12 @@ class CatalogueEncoder:
         tokens = self.model.tokenizer.encode_entities(titles, texts, config.max_entity_tokens)
         order = np.argsort([len(ids) for ids in tokens], kind="stable")
         starts = np.arange(0, len(order), self._batch_size)
-        # Short and long ones in turn, so that the rate so far says how long the rest takes.
+        # Short and long batches are mixed, so that the rate so far predicts the time left.
         starts = np.random.default_rng(0).permutation(starts)
         vectors = np.empty((len(tokens), config.vector_width), np.float32)
         running: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
 
-        def finish_one() -> None:
+        def finish_batch() -> None:
             rows, result = running.popleft()
             vectors[rows] = devices_lib.merge(result, self._devices, len(rows))
             if progress:
@@ -113,9 +113,9 @@ class CatalogueEncoder:
             rows = order[start : start + self._batch_size]
             running.append((rows, self._dispatch([tokens[row] for row in rows])))
             if len(running) == _BATCHES_IN_FLIGHT:
-                finish_one()
+                finish_batch()
         while running:
-            finish_one()
+            finish_batch()
         return vectors
 
     def _dispatch(self, tokens: list[np.ndarray]) -> jax.Array:
@@ -225,12 +225,12 @@ def encode_catalogue(
         progress(sum(rows) - sum(rows[shard] for shard in missing))
     index, count = jax.process_index(), jax.process_count()
     for first in range(0, len(missing), count):
-        together = missing[first : first + count]  # A shard for every process.
-        others = sum(rows[shard] for shard in together)
-        if index < len(together):
-            span = range(*writer.shard_range(together[index]))
+        shards = missing[first : first + count]  # A shard for every process.
+        others = sum(rows[shard] for shard in shards)
+        if index < len(shards):
+            span = range(*writer.shard_range(shards[index]))
             vectors = encoder.encode(catalogue.titles(span), catalogue.texts(span), progress)
-            writer.write_shard(together[index], vectors)
+            writer.write_shard(shards[index], vectors)
             others -= len(span)
         if progress and others:
             progress(others)

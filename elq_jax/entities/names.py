@@ -72,5 +72,5 @@ def normal_wikidata_id(text: str) -> str | None:
 
     Addresses are such as https://www.wikidata.org/wiki/Q42 and http://www.wikidata.org/entity/Q42.
     """
-    found = _WRITTEN_ID.fullmatch(text.strip())
-    return found["id"].upper() if found else None
+    match = _WRITTEN_ID.fullmatch(text.strip())
+    return match["id"].upper() if match else None

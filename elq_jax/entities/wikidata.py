@@ -30,12 +30,12 @@ def fill_wikidata_ids(catalogue: str | os.PathLike[str], table: str | os.PathLik
       the number of entities that still have no id.
 
     Raises:
-      ElqError: a file is missing, or not what it should be.
+      ElqError: a file is missing or damaged, or a line of the table has no title and id.
     """
     ids = read_wikidata_ids(table)
     path = pathlib.Path(catalogue)
     opened = Catalogue.open(path)
-    without = 0
+    missing = 0
     place = SCHEMA.get_field_index("wikidata_id")
     with atomic_write(path) as target:
         writer = CatalogueWriter(target)
@@ -45,12 +45,12 @@ def fill_wikidata_ids(catalogue: str | os.PathLike[str], table: str | os.PathLik
                 batch.column("title").to_pylist(),
                 strict=True,
             )
-            filled = [found or ids.get(title) for found, title in columns]
-            without += filled.count(None)
+            filled = [wikidata_id or ids.get(title) for wikidata_id, title in columns]
+            missing += filled.count(None)
             column = pa.array(filled, pa.string())
             writer.write(batch.set_column(place, SCHEMA.field(place), column))
         writer.finish(opened.fingerprint)
-    return without
+    return missing
 
 
 def read_wikidata_ids(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -64,11 +64,11 @@ def read_wikidata_ids(path: str | os.PathLike[str]) -> dict[str, str]:
     ids: dict[str, str] = {}
     with open_lines(path) as lines:
         for line_number, line in lines:
-            title, separator, found = decode_text(line, path, line_number).partition("\t")
+            title, separator, wikidata_id = decode_text(line, path, line_number).partition("\t")
             if not separator:
                 message = f"found {line[:60]!r}, expected title<TAB>Wikidata id"
                 raise DataError(message, path, line_number)
-            ids.setdefault(title, _checked(found, path, line_number))
+            ids.setdefault(title, _checked(wikidata_id, path, line_number))
     return ids
 
 
@@ -77,14 +77,17 @@ def _read_json(path: str | os.PathLike[str]) -> dict[str, str]:
         try:
             table = json.loads(b"".join(line for _, line in lines))
         except ValueError as error:
-            raise DataError(f"not JSON ({error})", path) from error
+            raise DataError(
+                f"not JSON ({error}); give an object title -> Wikidata id", path
+            ) from error
     if not isinstance(table, dict):
         message = f"found a {type(table).__name__}, expected an object title -> Wikidata id"
         raise DataError(message, path)
-    return {title: _checked(found, path) for title, found in table.items() if found is not None}
+    return {title: _checked(value, path) for title, value in table.items() if value is not None}
 
 
-def _checked(found: object, path: str | os.PathLike[str], line: int | None = None) -> str:
-    if not isinstance(found, str) or not WIKIDATA_ID.fullmatch(found):
-        raise DataError(f'found {found!r}, expected a Wikidata id such as "Q42"', path, line)
-    return found
+def _checked(value: object, path: str | os.PathLike[str], line: int | None = None) -> str:
+    """Returns a value that is a Wikidata id; raises a DataError for any other."""
+    if not isinstance(value, str) or not WIKIDATA_ID.fullmatch(value):
+        raise DataError(f'found {value!r}, expected a Wikidata id such as "Q42"', path, line)
+    return value

@@ -1,4 +1,4 @@
-"""Search over entity embeddings: `search(queries, k)` is the same for every index."""
+"""Searches entity embeddings; `search(queries, k)` is the same for every index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base class of every index, its files, and the registry that finds an index by name.
+"""Defines the base class of every index, its files, and the registry that finds it by name.
 
 A new index is one file:
 
@@ -184,7 +184,8 @@ class Index(abc.ABC):
         """
         if not self.has_files:
             raise ElqError(
-                f"index {self.name}: needs the embeddings only; there is nothing to save"
+                f"index {self.name}: has no files, since it is built from the embeddings at "
+                "every start; do not save it"
             )
         try:
             with atomic_folder(folder, "an index", is_saved) as temporary:
@@ -234,7 +235,7 @@ class Index(abc.ABC):
             )
         shape = tuple(embeddings.shape)
         if description.shape != shape or description.embeddings != fingerprint(embeddings):
-            raise ElqError(f"{folder}: built over other embeddings than these; {_AGAIN}")
+            raise ElqError(f"{folder}: was built from other embeddings than the linker's; {_AGAIN}")
         check_files(folder, description)
         try:
             settings = make_settings(cls.Settings, description.settings)
@@ -316,7 +317,8 @@ def check_queries(queries: np.ndarray, k: int, shape: tuple[int, int]) -> np.nda
     bad = first_bad_row(queries)
     if bad is not None:
         raise ElqError(
-            f"query {bad} holds NaN or infinity; check the parameters of the question encoder"
+            f"queries: row {bad} holds NaN or infinity; check the parameters of the question "
+            "encoder"
         )
     return queries
 

@@ -56,7 +56,7 @@ def compare(
     """
     queries = check_queries(queries, 1, embeddings.shape)
     if not len(queries):
-        raise ElqError("queries: none; expected at least one to measure with")
+        raise ElqError("queries: found none, expected at least one to measure with")
     kind = INDEXES.get(index)
     exact, open_seconds = _timed(lambda: ExactIndex(embeddings))
     report: dict[str, Any] = {
@@ -149,7 +149,7 @@ def read_queries(path: str | os.PathLike[str], embeddings: Embeddings) -> np.nda
     except ElqError as error:
         raise ElqError(f"{path}: {error}") from error
     if not len(queries):
-        raise ElqError(f"{path}: no query in it")
+        raise ElqError(f"{path}: holds no query; give an array [Q, D] with at least one row")
     return queries
 
 

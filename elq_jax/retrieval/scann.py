@@ -1,4 +1,4 @@
-"""Approximate search on the host with ScaNN, saved and reopened.
+"""Searches approximately on the host with ScaNN; the index is saved and reopened.
 
 | method      | how                                                     | chosen for     |
 | ----------- | ------------------------------------------------------- | -------------- |
@@ -201,7 +201,7 @@ class ScannIndex(Index):
         except (RuntimeError, ValueError, IndexError) as error:
             if isinstance(error, ElqError):
                 raise
-            raise ElqError(f"{folder}: ScaNN cannot open it ({error}); {_AGAIN}") from error
+            raise ElqError(f"{folder}: ScaNN cannot open this index ({error}); {_AGAIN}") from error
         return cls(embeddings, settings, _joined(parts, bounds))
 
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""A table of all entity vectors on devices: look-up, search, and softmax over all entities.
+"""Spreads all entity vectors over devices: look-up, search, and softmax over all entities.
 
 The one loop over chunks of rows (`Table._scan`) serves search and softmax, so that no array of all
 scores is ever held. Equal scores are ordered by row, as `jax.lax.top_k` of the whole would.
@@ -169,7 +169,7 @@ class Table(flax.struct.PyTreeNode):
           ElqError: k or chunk_size is out of range, or the widths differ.
         """
         if queries.shape[-1] != self.shape[1]:
-            raise ElqError(f"queries: width {queries.shape[-1]}, the table has {self.shape[1]}")
+            raise ElqError(f"queries: found width {queries.shape[-1]}, expected {self.shape[1]}")
         if not 1 <= k <= self.num_rows:
             raise ElqError(f"k = {k}: expected 1 <= k <= {self.num_rows} rows")
         if chunk_size < 1:

@@ -196,7 +196,7 @@ def test_nothing_but_bad_lines(tmp_path):
 def test_no_such_file_and_wrong_option(tmp_path):
     with pytest.raises(ElqError, match="no such file"):
         build_catalogue(tmp_path / "nothing.jsonl", tmp_path / "catalogue.arrow")
-    with pytest.raises(ElqError, match="on_error is 'ignore'"):
+    with pytest.raises(ElqError, match="on_error: 'ignore'; expected"):
         build(tmp_path, [entity("a")], on_error="ignore")
 
 
@@ -396,7 +396,7 @@ def test_damaged_rows_are_found_at_opening(tmp_path):
     whole = path.read_bytes()
     place = whole.index(b"some text")
     path.write_bytes(whole[:place] + b"S" + whole[place + 1 :])
-    with pytest.raises(DataError, match=r"catalogue\.arrow: damaged: SHA-256 of its rows is"):
+    with pytest.raises(DataError, match=r"catalogue\.arrow: damaged: the SHA-256 of its rows is"):
         Catalogue.open(path)
 
 
@@ -493,7 +493,9 @@ def test_an_arrow_file_is_told_by_its_content(tmp_path, name):
 
 
 def test_a_folder_given_as_a_catalogue(tmp_path):
-    with pytest.raises(ElqError, match=r"is a folder; give a file, such as the catalogue\.arrow"):
+    with pytest.raises(
+        ElqError, match=r"is a folder; give a file of entities, such as catalogue\.arrow"
+    ):
         open_or_build_catalogue(tmp_path, tmp_path / "out/catalogue.arrow")
 
 
@@ -501,6 +503,6 @@ def test_a_file_that_is_no_catalogue_is_not_replaced(tmp_path):
     source = write_lines(tmp_path / "entities.jsonl", [entity("Dune")])
     path = tmp_path / "catalogue.arrow"
     path.write_text("notes")
-    with pytest.raises(ElqError, match=r"catalogue\.arrow: exists and is no catalogue"):
+    with pytest.raises(ElqError, match=r"catalogue\.arrow: exists and is not a catalogue"):
         build_module.open_or_build_catalogue(source, path)
     assert path.read_text() == "notes"

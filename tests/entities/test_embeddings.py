@@ -114,7 +114,7 @@ def test_open_refuses_other_catalogue_or_encoder(tmp_path):
         Embeddings.open(tmp_path, "d", "e")
     with pytest.raises(ElqError, match="another encoder"):
         Embeddings.open(tmp_path, "c", "f")
-    with pytest.raises(ElqError, match="no entity embeddings here"):
+    with pytest.raises(ElqError, match="found no entity embeddings"):
         Embeddings.open(tmp_path / "absent")
 
 
@@ -181,7 +181,7 @@ def test_damage_is_noticed(tmp_path):
     kept = digests.read_text()
     for content, message in (
         ("", "holds no checksum"),
-        ("null", "found 'null', expected SHA-256"),
+        ("null", "found 'null', expected a SHA-256"),
         (kept.replace("00002", "00001"), "checksums of .*00001"),
     ):
         digests.write_text(content)
@@ -194,7 +194,7 @@ def test_damage_is_noticed(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 1}))
     assert Embeddings.open(tmp_path).check_digests() == [shard.name]  # as before there were any
     (tmp_path / "embeddings.json").write_text("{}")
-    with pytest.raises(ElqError, match="format version None, this program reads 2"):
+    with pytest.raises(ElqError, match="found format_version None, expected 2"):
         Embeddings.open(tmp_path)
     (tmp_path / "embeddings.json").unlink()
     with pytest.raises(ElqError, match=r"no embeddings\.json"):
@@ -214,7 +214,7 @@ def test_damage_is_noticed(tmp_path):
         ({"dtype": None}, r"at `\$.dtype`"),
         ({"shard_rows": 0}, r"at `\$.shard_rows`"),
         ({"catalogue_fingerprint": 3}, r"at `\$.catalogue_fingerprint`"),
-        ({"format_version": 3}, "format version 3, this program reads 2"),
+        ({"format_version": 3}, "found format_version 3, expected 2"),
     ],
 )
 def test_a_description_that_cannot_be(tmp_path, change, message):

@@ -638,7 +638,7 @@ def test_compiled_programs_are_kept_on_disk(folder, tmp_path):
     [
         ("model.safetensors", "model.safetensors: no such file"),
         ("catalogue.arrow", "catalogue.arrow: no such file"),
-        ("embeddings", "embeddings: no entity embeddings here"),
+        ("embeddings", "embeddings: found no entity embeddings"),
         ("tokenizer.json", "neither tokenizer.json nor vocab.txt"),
     ],
 )

@@ -196,7 +196,7 @@ def test_saving_follows_links_and_replaces_indexes_only(rounded, embeddings, tmp
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(ElqError, match="mine: exists and is not an index"):
         rounded.build(embeddings).save(tmp_path / "mine")
-    with pytest.raises(ElqError, match="there is nothing to save"):
+    with pytest.raises(ElqError, match="has no files, since it is built"):
         ExactIndex(embeddings).save(tmp_path / "exact")
     assert sorted(os.listdir(tmp_path)) == ["disk", "index", "mine"]
 

@@ -86,7 +86,7 @@ def test_bad_rows_and_queries(bad):
     index = ExactIndex(table.copy())
     queries = normal(3, 4)
     queries[1, 2] = bad
-    with pytest.raises(ElqError, match="query 1 holds NaN or infinity"):
+    with pytest.raises(ElqError, match="queries: row 1 holds NaN or infinity"):
         index.search(queries, 2)
     table[33, 1] = bad
     table[40, 1] = -bad

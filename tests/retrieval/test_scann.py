@@ -269,7 +269,7 @@ def test_bad_queries_and_tables(tree, table):
     broken = table.copy()
     broken[5, 2] = np.nan
     for search in (tree.search, ExactIndex(table).search):
-        with pytest.raises(ElqError, match="query 5 holds NaN"):
+        with pytest.raises(ElqError, match="queries: row 5 holds NaN"):
             search(broken[:9], 3)
         with pytest.raises(ElqError, match=r"expected \(Q, 16\)"):
             search(table[:, :7], 3)
@@ -362,7 +362,10 @@ def _resave(name, change):
         (_write_pickle, r"scann_docids\.pkl: no file of a ScaNN index; remove it"),
         (_elsewhere, r"scann_assets\.pbtxt: names '\.\./elsewhere/\S+', which is not beside it"),
         (lambda folder: (folder / "scann_assets.pbtxt").unlink(), r"scann_assets\.pbtxt: missing"),
-        (lambda folder: (folder / "ah_codebook.pb").write_bytes(b""), "ScaNN cannot open it"),
+        (
+            lambda folder: (folder / "ah_codebook.pb").write_bytes(b""),
+            "ScaNN cannot open this index",
+        ),
         (lambda folder: (folder / "dataset.npy").write_bytes(b""), r"dataset\.npy: damaged"),
         (_resave("dataset.npy", lambda x: x[:-1]), r"dataset\.npy: of shape .*, expected"),
         (_resave("hashed_dataset.npy", lambda x: x[:, 1:]), r"hashed_dataset\.npy: of shape"),

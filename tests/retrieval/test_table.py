@@ -245,7 +245,7 @@ def test_wrong_arguments():
     for k in (0, 21, -1):
         with pytest.raises(ElqError, match=f"k = {k}: expected 1 <= k <= 20"):
             table.nearest(normal(2, 4), k)
-    with pytest.raises(ElqError, match="width 5, the table has 4"):
+    with pytest.raises(ElqError, match="found width 5, expected 4"):
         table.nearest(normal(2, 5), 3)
     with pytest.raises(ElqError, match="chunk_size = 0"):
         table.nearest(normal(2, 4), 3, 0)
