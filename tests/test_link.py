@@ -652,6 +652,12 @@ def test_a_pipe_gets_the_lines_and_a_link_stays(linker, unbroken, tmp_path):
     reader.join(60)
     assert read == [whole]
     assert pipe.is_fifo()
+    pipe = pipe.rename(tmp_path / "pipe.gz")  # by its name
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    batch.link_file(linker, rows, pipe, {}, batch_size=2)
+    reader.join(60)
+    assert gzip.decompress(read[1]) == whole
 
     (tmp_path / "real.jsonl").write_text("old\n")
     link = tmp_path / "link.jsonl"
@@ -660,6 +666,16 @@ def test_a_pipe_gets_the_lines_and_a_link_stays(linker, unbroken, tmp_path):
     assert link.is_symlink()
     assert (tmp_path / "real.jsonl").read_bytes() == whole
     assert len(list(tmp_path.iterdir())) == 3
+    link = link.rename(tmp_path / "link.jsonl.gz")  # by the name that was given
+    batch.link_file(linker, rows, link, {}, batch_size=2)
+    assert gzip.decompress((tmp_path / "real.jsonl").read_bytes()) == whole
+
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ElqError, match="loop: a symbolic link that leads to itself"):
+        batch.link_file(linker, rows, tmp_path / "loop", {})
+    os.mkfifo(tmp_path / "other.part")
+    with pytest.raises(ElqError, match=r"other\.part: a pipe or device"):
+        batch.link_file(linker, rows, tmp_path / "other", {})
 
 
 def test_a_name_that_ends_in_gz(linker, unbroken, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, TypeVar
 
@@ -78,5 +79,7 @@ def _readable(types: str) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, dict) and value:
         return "an object {...}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no word for it.
     text = msgspec.json.encode(value).decode(errors="replace")
     return text if len(text) <= 60 else f"{text[:60]}..."

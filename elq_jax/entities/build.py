@@ -181,7 +181,9 @@ def _parse_entity(line: bytes, source: str | os.PathLike[str], line_number: int)
         wikidata_id = other if isinstance(other, str) and WIKIDATA_ID.fullmatch(other) else None
     elif not isinstance(wikidata_id, str) or not WIKIDATA_ID.fullmatch(wikidata_id):
         fail("wikidata_id", 'an id such as "Q42", or null')
-    aliases = record.get("aliases") or []
+    aliases = record.get("aliases")
+    if aliases in (None, ""):
+        aliases = []
     if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
         fail("aliases", "a list of strings")
     try:

@@ -33,7 +33,7 @@ def texts_of(texts: Iterable[str] | str, or_one: bool = False) -> list[str]:
 
 def stream_of(texts: Iterable[str]) -> Iterable[str]:
     """Returns an iterator over texts, without reading any; raises as `texts_of` does."""
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         kind = "one string" if isinstance(texts, str) else type(texts).__name__
         raise ElqError(f"texts: found {kind}; give a list of strings")
     return texts
@@ -83,6 +83,9 @@ def token_bounds(
       ElqError: not as many lists of spans as questions, or a span that is not in its text or that
         tokens do not express.
     """
+    for own in spans:
+        if not isinstance(own, Iterable):
+            raise ElqError(f"spans: found {type(own).__name__}, expected a list of (start, end)")
     if len(spans) != len(texts):
         raise ElqError(
             f"spans: found {len(spans)}, expected a list of spans for each of {len(texts)} texts"

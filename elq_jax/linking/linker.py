@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from elq_jax.core import devices as devices_lib
-from elq_jax.core.errors import ElqError
+from elq_jax.core.errors import ElqError, check_count
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings
 from elq_jax.linking import arguments, directory
@@ -228,6 +228,7 @@ class EntityLinker:
           the links of each question, in the order of the questions.
         """
         texts = arguments.stream_of(texts)
+        check_count("batch_size", batch_size)
 
         def links_of_questions() -> Iterator[list[Link]]:
             warned = False

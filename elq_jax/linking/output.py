@@ -76,12 +76,17 @@ class Stream:
     def __init__(self, path: pathlib.Path):
         self._path = path
         self._file: BinaryIO = os.fdopen(open_stream(path), "wb")
+        self._lines: Any = self._file
+        if is_gzip_name(path):
+            self._lines = gzip.GzipFile("", "wb", fileobj=self._file, mtime=0)
 
     def __enter__(self) -> Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):  # What could not be written fails again on closing.
+            self._lines.close()
+        with contextlib.suppress(OSError):
             self._file.close()
 
     def has(self, chunk: Sequence[Row]) -> bool:
@@ -91,11 +96,15 @@ class Stream:
     def write(self, lines: Iterable[bytes]) -> None:
         """Writes lines; the reader has them when this returns."""
         with full_disk(self._path):
-            self._file.writelines(lines)
+            self._lines.writelines(lines)
+            self._lines.flush()
             self._file.flush()
 
     def finish(self) -> None:
-        """Does nothing: all lines are written."""
+        """Ends the gzip, if it is one; all lines are written."""
+        with full_disk(self._path):
+            if self._lines is not self._file:
+                self._lines.close()
 
 
 def _part_paths(output: str | os.PathLike[str]) -> tuple[pathlib.Path, pathlib.Path]:
@@ -116,9 +125,12 @@ class PartFile:
     ):
         """Opens or makes `output`.part; the arguments are those of `open_output`."""
         self._output = pathlib.Path(os.path.realpath(output))
+        self._is_gzip = is_gzip_name(output)  # by the name given, wherever a link of it leads
         self.path, record = _part_paths(self._output)
         self._record = ResumeRecord(record, settings)
         make_folder(self.path.parent)
+        if is_stream(self.path):
+            raise ElqError(f"{self.path}: a pipe or device, expected unfinished lines; remove it")
         self._file: io.BufferedRandom = open(self.path, "a+b")  # noqa: SIM115 (closed in __exit__)
         self._appending = False
         try:
@@ -205,7 +217,7 @@ class PartFile:
         with full_disk(self.path, _FULL_DISK):
             self._file.flush()
             os.fsync(self._file.fileno())
-        if is_gzip_name(self._output):
+        if self._is_gzip:
             with full_disk(self._output, _FULL_DISK), atomic_write(self._output) as file:
                 self._file.seek(0)
                 # Without a name and a time, equal lines give equal files.

@@ -6,6 +6,7 @@ by a field, see `OTHER_FORMS`.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -143,6 +144,8 @@ def _parse(
     try:
         header = convert(row, TextRow)
         check_whole("field 'text'", header.text)
+        if isinstance(header.id, float) and not math.isfinite(header.id):
+            raise ElqError(f"field 'id': {header.id}; expected a finite number or a string")
         question = Question(str(line_number if header.id in (None, "") else header.id), header.text)
         form = next((name for field, name in OTHER_FORMS.items() if field in row), "plain")
         parse = RECORD_FORMS.get(form)

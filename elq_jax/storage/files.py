@@ -43,7 +43,8 @@ def user_path(text: str | os.PathLike[str]) -> pathlib.Path:
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError as error:
-        raise ElqError(f"{path}: {error}; write the path of the home folder out") from error
+        message = f"{path}: no such home folder; write the path of the home folder out"
+        raise ElqError(message) from error
 
 
 def user_address(text: str | os.PathLike[str]) -> pathlib.Path | str:
@@ -63,11 +64,14 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
     renamed onto it. Symbolic links are followed.
 
     Raises:
-      ElqError: `path` is a folder, a socket or a disk, which are neither files nor streams.
+      ElqError: `path` is a folder, a socket or a disk, which are neither files nor streams, or a
+        link to itself.
     """
     try:
         mode = os.stat(path).st_mode
-    except OSError:
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ElqError(f"{os.fspath(path)}: a symbolic link that leads to itself") from error
         return False  # It does not exist, or its folder cannot be read, which writing reports.
     if stat.S_ISREG(mode):
         return _is_descriptor(path)

@@ -22,6 +22,14 @@ T = TypeVar("T")
 
 GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
+# Kinds of files that are taken for text, by their first bytes.
+_OTHER_FILES = {
+    "bzip2": b"BZh",
+    "xz": b"\xfd7zXZ",
+    "zstd": b"\x28\xb5\x2f\xfd",
+    "zip": b"PK\x03\x04",
+    "Parquet": b"PAR1",
+}
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SAVE_AS_UTF_8 = "save the file as UTF-8 (iconv -f UTF-16 -t UTF-8)"
 
@@ -72,7 +80,8 @@ class LineReader:
                 self._read += len(line)
                 if number == 1:
                     self._check_first(line)
-                yield number, line.removeprefix(codecs.BOM_UTF8)
+                if line := line.removeprefix(codecs.BOM_UTF8):  # A mark alone is no line.
+                    yield number, line
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             message = f"not a whole gzip file ({error}); copy or download it again"
             raise DataError(message, self.name, number + 1) from error
@@ -85,6 +94,10 @@ class LineReader:
             raise DataError(message, self.name, 1)
         if line.startswith(_UTF_16):
             raise DataError(f"found UTF-16, expected UTF-8; {_SAVE_AS_UTF_8}", self.name, 1)
+        for kind, beginning in _OTHER_FILES.items():
+            if line.startswith(beginning):
+                message = f"found a {kind} file, expected lines of text or gzip; decompress it"
+                raise DataError(message, self.name, 1)
 
 
 @contextlib.contextmanager
@@ -95,7 +108,8 @@ def open_lines(path: str | os.PathLike[str]) -> Iterator[LineReader]:
       ElqError: there is no such file.
     """
     if not os.path.exists(path) or os.path.isdir(path):
-        raise ElqError(f"{os.fspath(path)}: no such file; give an existing .jsonl or .jsonl.gz")
+        found = "is a folder" if os.path.isdir(path) else "no such file"
+        raise ElqError(f"{os.fspath(path)}: {found}; give an existing .jsonl or .jsonl.gz")
     with open(path, "rb") as source:
         yield LineReader(source, path)
 

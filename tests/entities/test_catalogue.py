@@ -155,6 +155,7 @@ def test_fingerprint_is_of_titles_and_texts_in_order(tmp_path):
         ({"title": "x", "text": "", "wikidata_id": "P31"}, "field 'wikidata_id'"),
         ({"title": "x", "text": "", "aliases": "y"}, "field 'aliases'"),
         ({"title": "x", "text": "", "aliases": [1]}, "field 'aliases'"),
+        ({"title": "x", "text": "", "aliases": False}, "field 'aliases': found false, expected"),
         ('{"title": "\\ud800", "text": ""}', "surrogate"),
         ("", "blank line"),
     ],

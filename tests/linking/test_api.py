@@ -63,6 +63,10 @@ def test_a_stream_is_read_as_it_is_linked(linker):
     assert list(linker.pipe([])) == []
     with pytest.raises(ElqError, match="texts: found one string"):
         linker.pipe("who is obama")
+    with pytest.raises(ElqError, match="batch_size: -1; expected an integer, at least 1"):
+        linker.pipe([], batch_size=-1)
+    with pytest.raises(ElqError, match=r"spans: found NoneType, expected a list of \(start, end\)"):
+        linker.disambiguate("who is obama", None)
 
 
 def test_one_warning_that_names_the_caller(linker):

@@ -280,6 +280,23 @@ def test_offsets_count_unicode_characters(write):
     assert questions[0].text[mention.start : mention.end] == "amélie\u0301"
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"id": 1e400, "text": "who", "mentions": []}', "field 'id': inf; expected a finite"),
+        ('{"id": NaN, "text": "who", "mentions": []}', "field 'id': nan; expected a finite"),
+        (
+            '{"text": "who", "mentions": [[0, 3]], "row": [1e400]}',
+            r"'row\[0\]': found inf, expected",
+        ),
+    ],
+)
+def test_numbers_that_are_none(tmp_path, row, message):
+    (tmp_path / "q.jsonl").write_text(row)
+    with pytest.raises(DataError, match=rf"q\.jsonl:1: .*{message}"):
+        read_questions(tmp_path / "q.jsonl")
+
+
 def test_unlabelled_questions(write):
     path = write({"text": "who?"}, dune(), el4qa(tokenized_mention_idxs=...))
     questions, _ = read_questions(path, require_mentions=False)

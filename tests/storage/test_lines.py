@@ -1,6 +1,8 @@
 """Lines of files that are not quite what their names say."""
 
+import bz2
 import gzip
+import lzma
 
 import pytest
 
@@ -17,7 +19,7 @@ def test_marks_and_blank_lines(tmp_path):
         path.write_bytes(data)
         assert list(read_jsonl(path)) == [(1, {"a": 1}), (3, {"a": 2})]
         with open_lines(path) as lines:
-            assert len(list(lines.lines())) == 4
+            assert len(list(lines.lines())) == 3  # the last mark ends the file, and is no line
             assert lines.position == lines.size == len(data)
 
 
@@ -31,6 +33,10 @@ def test_marks_and_blank_lines(tmp_path):
         (b'[{"a": 1},\n{"a": 2}]\n', "expected one object a line, not an array"),
         (b'{\n  "a": 1\n}\n', "expected one object a line, not one over several lines"),
         (gzip.compress(b'{"a": 1}\n' * 999)[:-9], "not a whole gzip file"),
+        (gzip.compress(b'{"a": 1}\n') + b"more", "not a whole gzip file"),
+        (bz2.compress(b'{"a": 1}\n'), "found a bzip2 file, expected lines of text or gzip"),
+        (lzma.compress(b'{"a": 1}\n'), "found a xz file"),
+        (b"PK\x03\x04\x14\0", "found a zip file"),
     ],
 )
 def test_what_a_file_is_instead_is_named(tmp_path, content, message):
@@ -42,6 +48,6 @@ def test_what_a_file_is_instead_is_named(tmp_path, content, message):
 
 
 def test_no_such_file(tmp_path):
-    for path in (tmp_path, tmp_path / "none.jsonl"):
-        with pytest.raises(ElqError, match="no such file"):
+    for path, message in ((tmp_path, "is a folder"), (tmp_path / "none.jsonl", "no such file")):
+        with pytest.raises(ElqError, match=message):
             list(read_jsonl(path))
