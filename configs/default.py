@@ -35,6 +35,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.catalogue = ""
     config.train_files = ()
     config.train_repeats = ()  # Number of times each file is read in an epoch; (): once.
+    # Those of train_files whose labels leave out some mentions: names of the catalogue that are
+    # not labelled are neither right nor wrong in them.
+    config.partially_labelled = ()
+    config.neutral_single_words = "never"  # Names of one word too: "capitalised", "always".
     config.dev_file = ""
     config.length_buckets = (16, 24, 32, 64, 128, 256)  # Questions are padded to one of these.
     config.on_error = "stop"  # "skip" leaves out lines that cannot be used and reports them.
@@ -91,6 +95,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.question_encoder, config.entity_encoder, config.init_from = "minilm", "", ""
     config.catalogue, config.dev_file = "demo/catalogue.jsonl", "demo/dev.jsonl"
     config.train_files, config.train_repeats = ("demo/train.jsonl",), ()
+    config.partially_labelled = ()
     config.model.max_question_tokens = 12  # One length, so one program to compile.
     config.model.max_entity_tokens = 16
     for stage in (config.bi_encoder, config.joint):

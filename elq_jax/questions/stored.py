@@ -20,6 +20,7 @@ from elq_jax.storage.progress import progress
 from elq_jax.storage.resume import ResumeRecord
 
 if TYPE_CHECKING:
+    from elq_jax.questions.neutral import NeutralNames
     from elq_jax.questions.records import Question
     from elq_jax.text.tokenization import Tokenizer
 
@@ -72,6 +73,7 @@ def store_examples(
     max_mention_width: int | None = None,
     *,
     source: str,
+    neutral_names: NeutralNames | None = None,
 ) -> StoredExamples:
     """Tokenises questions into a folder, which appears when it is whole, or opens an earlier one.
 
@@ -85,6 +87,8 @@ def store_examples(
       max_length: largest T.
       max_mention_width: number of tokens above which a mention is reported, see `iter_examples`.
       source: fingerprint that identifies the questions.
+      neutral_names: names that become neutral spans of the questions; None: only the spans in the
+        questions are neutral.
 
     Raises:
       ElqError: `folder` holds something else, the disk is full, or a question cannot be used (see
@@ -97,6 +101,7 @@ def store_examples(
         "tokenizer": tokenizer.fingerprint,
         "max_length": max_length,
         "max_mention_width": max_mention_width,
+        "neutral_names": None if neutral_names is None else neutral_names.inputs,
     }
     record = ResumeRecord(folder / _INPUTS, inputs)
     recorded = record.read()
@@ -106,9 +111,10 @@ def store_examples(
             progress(f"tokenising {folder.name}", len(questions), "questions") as advance,
             atomic_folder(folder, "tokenised examples", _is_ours) as temporary,
         ):
-            examples = iter_examples(
-                _counted(questions, advance), tokenizer, max_length, max_mention_width, report
-            )
+            counted = _counted(questions, advance)
+            if neutral_names is not None:
+                counted = neutral_names.add_to(counted)
+            examples = iter_examples(counted, tokenizer, max_length, max_mention_width, report)
             _write(temporary, examples)
             problems = [asdict(problem) for problem in report.problems]
             write_json(temporary / _REPORT, {**vars(report), "problems": problems})

@@ -20,6 +20,7 @@ from elq_jax.entities import embeddings
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.losses import LINKING_LOSSES, create_linking_loss
 from elq_jax.model.elq import ElqConfig
+from elq_jax.questions.neutral import SINGLE_WORDS
 from elq_jax.storage.files import user_path
 from elq_jax.storage.hub import encoder_files
 from elq_jax.storage.remote import Workdir
@@ -43,8 +44,8 @@ _AT_LEAST_ZERO = (
 # Names of the settings; configs/default.py says what they mean.
 _OUTERMOST = (
     *("seed", "num_devices", "question_encoder", "entity_encoder", "init_from", "catalogue"),
-    *("train_files", "train_repeats", "dev_file", "length_buckets", "on_error", "stages"),
-    "recipe",
+    *("train_files", "train_repeats", "partially_labelled", "neutral_single_words", "dev_file"),
+    *("length_buckets", "on_error", "stages", "recipe"),
 )
 _STAGE = (
     *("batch_size", "num_epochs", "num_steps", "accumulate_steps", "learning_rate"),
@@ -89,6 +90,12 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"train_repeats: {len(config.train_repeats)} numbers; expected none, or one for each "
             f"of the {len(config.train_files)} train_files"
         )
+    _check_items("partially_labelled", config.partially_labelled, str, "paths of files")
+    for path in config.partially_labelled:
+        if path not in config.train_files:
+            files = ", ".join(config.train_files)
+            raise ElqError(f"partially_labelled: {path!r}; expected some of train_files: {files}")
+    _one_of("neutral_single_words", config.neutral_single_words, SINGLE_WORDS)
     for name in config.stages:
         _check_stage(name, config[name])
     _one_of("joint.table_dtype", config.joint.table_dtype, embeddings.DTYPES)

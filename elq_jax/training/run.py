@@ -16,6 +16,7 @@ from elq_jax.entities.embeddings import Embeddings
 from elq_jax.linking import directory
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model.bundle import PARTS, Model, is_linker_directory, read_description
+from elq_jax.questions.neutral import NeutralNames
 from elq_jax.questions.prepared import QuestionSource, prepare
 from elq_jax.questions.stored import StoredExamples, store_examples
 from elq_jax.storage import layout
@@ -209,7 +210,9 @@ class Run:
     def _open_examples(self) -> list[StoredExamples]:
         """Opens the tokenised examples of the training files, or makes them."""
         config, sets = self.model.config, []
-        for name in _train_splits(self.config):
+        names = NeutralNames(self.catalogue, self.config.neutral_single_words)
+        files = zip(_train_splits(self.config), self.config.train_files, strict=True)
+        for name, path in files:
             questions = self.questions[name]
             examples = store_examples(
                 questions,
@@ -218,6 +221,7 @@ class Run:
                 config.max_question_tokens,
                 config.max_mention_width,
                 source=questions.fingerprint,
+                neutral_names=names if path in self.config.partially_labelled else None,
             )
             say(f"{name}: {examples.report.summary()}")
             sets.append(examples)

@@ -336,6 +336,8 @@ def test_a_workdir_of_other_inputs_is_refused(config, tmp_path):
         ({"joint.learning_rate": -1e-4}, "joint.learning_rate: -0.0001; expected a number, at"),
         ({"joint.max_grad_norm": math.nan}, "joint.max_grad_norm: nan; expected a number, at"),
         ({"joint.warmup_fraction": 10.0}, "joint.warmup_fraction: 10.0; expected a share, 0 to 1"),
+        ({"partially_labelled": ("a.jsonl",)}, "'a.jsonl'; expected some of train_files: .*train"),
+        ({"neutral_single_words": "no"}, "neutral_single_words: 'no'; expected one of never"),
         ({"train_repeats": (1.0, 2.0)}, "train_repeats: 2 numbers; expected none, or one for each"),
     ],
 )
