@@ -4,18 +4,18 @@
         --catalogue entity.jsonl --embeddings all_entities_large.t7 --storage_dtype int8 \\
         --tokenizer bert-large-uncased --output elq_wiki
 
-writes what `EntityLinker.from_pretrained("elq_wiki")` opens. Without --embeddings, encode_entities
-computes them; without --catalogue, the result is a model to encode or train with. Files of torch of
-any age are read and written without torch, which need not be installed. The matrix is read in
-parts, so memory does not depend on its size. After a stop at any moment, or a full disk, the same
-command resumes; after any other error nothing is left behind.
+writes a folder that `EntityLinker.from_pretrained("elq_wiki")` opens. Without --embeddings, compute
+them afterwards with encode_entities. Without --catalogue, the result is a model for encode_entities
+and train. Torch need not be installed, and its files of any age can be read. The entity vectors are
+read in parts, so memory does not depend on their number. If a run is stopped or the disk is full,
+the same command resumes; after any other error nothing is left behind.
 
-With --entity_checkpoint instead of --checkpoint, BLINK's bi-encoder becomes a model to encode and
-train with; its mention head starts at random.
+With --entity_checkpoint and without --checkpoint, BLINK's bi-encoder becomes a model for
+encode_entities and train; the part that finds mentions starts at random.
 
     python -m elq_jax.convert --linker elq_wiki --to_torch elq.bin
 
-writes a state dict that the original loads, and its parameter file elq_params.txt.
+writes a checkpoint that the original ELQ can load, and its parameter file elq_params.txt.
 
 docs/migrating-from-elq.md describes every step.
 """
@@ -34,8 +34,10 @@ from elq_jax.storage import layout
 from elq_jax.storage.files import output_file
 
 _CONVERSION = SettingsFlags.define(Conversion, "convert")
-_LINKER = define_path("linker", "Linker directory to write --to_torch.")
-_TO_TORCH = define_path("to_torch", "State dict to write: OUT.bin.", parse=output_file)
+_LINKER = define_path("linker", "Linker directory that is written to --to_torch.")
+_TO_TORCH = define_path(
+    "to_torch", "File for a checkpoint that the original ELQ can load: elq.bin.", parse=output_file
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -56,7 +58,7 @@ def _from_torch() -> None:
     output = convert(conversion)
     if conversion.catalogue and not conversion.embeddings:
         print(
-            f"no embeddings yet: python -m elq_jax.encode_entities --encoder {output} "
+            f"no embeddings yet; make them: python -m elq_jax.encode_entities --encoder {output} "
             f"--catalogue {output / layout.CATALOGUE} --output {output}",
             file=sys.stderr,
         )

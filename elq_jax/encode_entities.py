@@ -3,15 +3,19 @@
     python -m elq_jax.encode_entities --catalogue entities.jsonl --encoder minilm \\
         --pooling mean --normalize --output catalogue/
 
-reads one JSON object per line (`title`, `text`, optional `wikidata_id` or `kb_idx`, `aliases`; also
-.jsonl.gz, and the published entity.jsonl without any change), and writes
+reads one JSON object per line, such as
 
-    catalogue/catalogue.arrow   the entities, memory-mapped when used; an entity's id is its row
+    {"title": "Dune (novel)", "text": "Dune is a 1965 novel by ...", "wikidata_id": "Q190192"}
+
+(wikidata_id and aliases are optional; the published entity.jsonl of the original ELQ can be read
+too), and writes
+
+    catalogue/catalogue.arrow   the entities; an entity is known by its row, counted from 0
     catalogue/embeddings/       their vectors, in shards
 
-After a stop at any moment, the same command resumes with the missing shards. Several hosts
+If a run is stopped, the same command resumes it with the missing shards. Several hosts that are
 started together (see elq_jax/train.py) encode different shards; --output is then on gs:// or on a
-disk that all of them see. It may be resumed with another number of hosts.
+disk that all of them see. A run may be resumed with another number of hosts.
 """
 
 from __future__ import annotations
@@ -24,10 +28,15 @@ from elq_jax.entities.settings import EncodingSettings
 from elq_jax.storage.files import user_address
 
 _CATALOGUE = define_path(
-    "catalogue", "Catalogue: .jsonl, .jsonl.gz, or a catalogue.arrow.", required=True
+    "catalogue",
+    "File of the entities: .jsonl, .jsonl.gz, or a catalogue.arrow that was made of one.",
+    required=True,
 )
 _OUTPUT = define_path(
-    "output", "Folder to write; may be on gs://.", parse=user_address, required=True
+    "output",
+    "Folder for catalogue.arrow and embeddings/; may be on gs://.",
+    parse=user_address,
+    required=True,
 )
 _SETTINGS = SettingsFlags.define(EncodingSettings, "encoding")
 

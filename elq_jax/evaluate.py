@@ -3,19 +3,25 @@
     python -m elq_jax.evaluate --linker my_linker --tune dev.jsonl --questions test.jsonl \\
         --output results/
 
-links every question once, at the low score of --floor, and counts at the threshold that is best on
-the --tune questions (or --threshold, or the linker's own). Several --questions are pooled. Shown
-are precision, recall and F1 with weak and strong matching: for the questions whose gold entities
-are all in the catalogue, and for all of them (gold outside the catalogue is then a miss); for
-mentions without their entities; the ranking of entities at the gold mentions; and questions per
-second. --output also receives
+chooses the threshold with the best F1 on the --tune questions, and prints how good the links of the
+--questions are at this threshold. Without --tune the threshold is --threshold, or the linker's own.
+Several files (a,b) are counted together. Printed are
+
+  - precision, recall and F1 of the links: for the questions whose gold entities are all in the
+    catalogue, and for all questions, where an entity outside the catalogue counts as missed. A weak
+    match is the right entity at a span that overlaps the gold mention, a strong match is the right
+    entity at exactly that span;
+  - the same for mentions alone, whatever their entity;
+  - how often the right entity comes first, and among the first ones, for the gold mentions;
+  - questions per second.
+
+--output names a folder for
 
     report.json    all numbers
     curve.png      precision and recall at all thresholds
     errors.jsonl   wrong and missing links, one line per error
 
---questions (and --tune) take several files as a,b. Several hosts started together (see
-elq_jax/train.py) share the work, and the first of them prints.
+Several hosts that are started together (see elq_jax/train.py) share the work; the first one prints.
 """
 
 from __future__ import annotations
@@ -30,11 +36,13 @@ from elq_jax.evaluation.options import Options
 from elq_jax.storage.files import make_results_folder
 
 _LINKER = LinkerFlags.define()
-_QUESTIONS = define_paths("questions", "Labelled questions, .jsonl or .jsonl.gz", required=True)
-_TUNE = define_paths(
-    "tune", "Labelled questions to choose the threshold on; never the ones to report on"
+_QUESTIONS = define_paths(
+    "questions", "Labelled questions to measure on, .jsonl or .jsonl.gz", required=True
 )
-_OUTPUT = define_path("output", "Folder for report.json, curve.png, errors.jsonl.")
+_TUNE = define_paths(
+    "tune", "Labelled questions to choose the threshold on, others than --questions"
+)
+_OUTPUT = define_path("output", "Folder for report.json, curve.png and errors.jsonl.")
 _OPTIONS = SettingsFlags.define(
     Options, "evaluate", tune=_TUNE, threshold=_LINKER.threshold, batch_size=_LINKER.batch_size
 )
@@ -42,11 +50,12 @@ _ORIGINAL = flags.DEFINE_enum(
     "original",
     None,
     ("labelled", "training"),
-    "Count the way the original does instead, for files of the EL4QA form: with their token ids, "
-    "cut to windows around the gold mentions, label_id not checked, mentions with [CLS] and "
-    "[SEP] allowed, positions in tokens. labelled: as its evaluation of labelled questions; "
-    "training: as its evaluation while it trains with a frozen entity encoder (thresholds and "
-    "numbers of candidates of its own, overlapping links, mentions of one token never found).",
+    "Way to count that gives the numbers of the original ELQ, for files in its form, EL4QA. "
+    "It uses their token ids, cuts questions to windows around the gold mentions, does not check "
+    "label_id, allows mentions with [CLS] and [SEP], and compares positions of tokens. labelled: "
+    "as in its evaluation of labelled questions. training: as in its evaluation during training, "
+    "with thresholds and numbers of candidates of its own, overlapping links, and no mentions of "
+    "one token.",
 )
 
 

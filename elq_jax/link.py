@@ -1,25 +1,25 @@
-"""Links the entities of questions.
+"""Finds the mentions of entities in questions, and links each to an entity of the catalogue.
 
     python -m elq_jax.link --linker my_linker "who wrote dune?"
     python -m elq_jax.link --linker my_linker --input questions.jsonl --output links.jsonl
     cat questions.txt | python -m elq_jax.link --linker my_linker > links.jsonl
     python -m elq_jax.link --linker my_linker
 
-Questions come from the command line, from --input, or from stdin (a question a line); without any,
-on a terminal, they are asked for. An input line of .jsonl is {"text": ..., "id": ...}, the id being
-optional. A line with "mentions": [[start, end], ...] gets a link for each of these mentions and
-no others. Links go to --output, or to stdout, a line of JSON for each question:
+Questions come from the command line, from --input, or from stdin, one per line. On a terminal
+without questions, a prompt asks for them. A line of a .jsonl file is {"text": ..., "id": ...}; the
+id is optional. If it also has "mentions": [[start, end], ...], these mentions are linked and no
+others. Links go to --output, or to stdout, as one line of JSON for each question:
 
     {"id": 1, "text": "who wrote dune?", "links": [{"start": 10, "end": 14, "mention": "dune",
      "title": "Dune (novel)", "wikidata_id": "Q190192", "row": 17, "score": -0.21,
      "mention_score": -0.02, "candidates": [{"title": ..., "score": ...}, ...]}]}
 
-start and end are characters of the text (end is one past the last), row is a row of the
-catalogue, scores are log-probabilities. A question longer than the model reads is linked up to the
-character "truncated_at". On a terminal the links are shown as coloured text instead.
+start and end count the characters of the text (end is one past the last), row is the entity's row
+in the catalogue, and scores are log-probabilities. A question that is longer than the model reads
+is linked up to the character "truncated_at". On a terminal, links are shown as coloured text.
 
-A run with --output that is stopped at any moment is resumed when the same command is given again.
-With --batch_size=1 each question is answered as soon as it is read.
+If a run with --output is stopped, the same command resumes it. With --batch_size=1 each question is
+answered as soon as it is read.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from elq_jax.linking.job import LinkJob
 from elq_jax.storage.files import output_file
 
 _LINKER = LinkerFlags.define()
-_INPUT = define_path("input", "Questions: .txt, .jsonl, or either with .gz.")
+_INPUT = define_path("input", "File of questions to link: .txt, .jsonl, .txt.gz or .jsonl.gz.")
 _OUTPUT = define_path(
     "output",
-    "Write lines of JSON here instead of to stdout; .gz means gzip.",
+    "File for the links, as lines of JSON; compressed if the name ends in .gz. By default they are "
+    "printed.",
     parse=functools.partial(output_file, may_be_gzip=True),
 )
 _JOB = SettingsFlags.define(

@@ -1,18 +1,21 @@
-"""Trains a linker.
+"""Trains a linker on labelled questions and a catalogue of entities.
 
     python -m elq_jax.train --config configs/webqsp.py --workdir runs/webqsp
 
-Settings are in the configuration file (configs/default.py lists them all); any of them can be
-changed on the command line: --config.joint.batch_size=128. The result is `workdir`/linker, a
-directory that the other programs take as --linker. Metrics go to metrics.jsonl and curves.png in
-the folder of each stage.
+The configuration file names the questions, the catalogue and all settings; configs/default.py
+explains each of them. Any setting can be changed on the command line, for instance
+--config.joint.batch_size=128. The result is WORKDIR/linker, a folder that the other programs take
+as --linker. Losses and scores are written to metrics.jsonl and curves.png in the folder of each
+stage.
 
-Stopped by SIGTERM or Ctrl-C, it saves and exits with status 75; killed in any other way, it loses
-what came after the last checkpoint. The same command resumes from there.
+The same command resumes a run that was stopped. After SIGTERM or Ctrl-C the run saves a checkpoint
+and exits with status 75. If it is killed in another way, the steps after its last checkpoint are
+taken again.
 
 On several hosts, start the same command on each of them, with JAX_COORDINATOR_ADDRESS (host:port of
-the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID set, or ELQ_JAX_DISTRIBUTED=1 where JAX knows the
-others by itself (TPU slices, Slurm). The workdir is then on gs:// or on a disk that all see.
+the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID set, or with ELQ_JAX_DISTRIBUTED=1 where JAX finds
+the other hosts by itself (TPU slices, Slurm). The workdir is then on gs:// or on a disk that all of
+them see.
 """
 
 from __future__ import annotations
@@ -27,12 +30,16 @@ from elq_jax.storage.files import user_address
 
 _CONFIG = define_config()
 _WORKDIR = define_path(
-    "workdir", "Folder of this run; may be on gs://.", parse=user_address, required=True
+    "workdir",
+    "Folder for everything that this run writes; may be on gs://.",
+    parse=user_address,
+    required=True,
 )
 _PROFILE = flags.DEFINE_integer(
     "profile",
     0,
-    "Number of steps of each stage to trace into WORKDIR/STAGE/profile, for TensorBoard or XProf.",
+    "Number of steps of each stage whose times are recorded in WORKDIR/STAGE/profile, for "
+    "TensorBoard or XProf.",
     lower_bound=0,
 )
 flags.mark_flag_as_required("config")

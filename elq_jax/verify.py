@@ -2,10 +2,10 @@
 
     python -m elq_jax.verify my_linker
 
-Every program checks a linker when it opens it: types and sizes in JSON files, that the parts belong
-together, checksums of files up to 256 MiB. This program also checks large files, every row of
-the catalogue and every entity vector, and takes a folder that encode_entities wrote, too. It names
-a damaged file and exits with status 2.
+Every program that opens a linker checks its JSON files, that its parts belong together, and the
+checksums of files up to 256 MiB. This program also checks larger files, every row of the catalogue
+and every entity vector. It takes folders that encode_entities wrote, too. If something is damaged,
+it names the file and exits with status 2.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from elq_jax.core.errors import ElqError
 def main(arguments: list[str]) -> None:
     """Verifies the folders of the command line and prints a line for each part."""
     if len(arguments) < 2:
-        raise ElqError("no folder given; expected one or more: python -m elq_jax.verify my_linker")
+        raise ElqError(
+            "no folder is given; give one or more, as in: python -m elq_jax.verify my_linker"
+        )
     from elq_jax.linking import directory
     from elq_jax.storage.files import user_path
 
     for folder in map(user_path, arguments[1:]):
-        for name, found in directory.verify(folder).items():
-            print(f"{folder / name.partition(',')[0]}: {found}", flush=True)
+        for name, finding in directory.verify(folder).items():
+            print(f"{folder / name.partition(',')[0]}: {finding}", flush=True)
     print("nothing is damaged", file=sys.stderr)
 
 

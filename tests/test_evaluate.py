@@ -267,7 +267,7 @@ def test_options_that_count_nothing():
     for options, message in (
         ({"threshold": float("inf")}, "--threshold: inf; no score exceeds it"),
         ({"floor": float("nan")}, "--floor: nan; no score exceeds it"),
-        ({"tune": ["dev.jsonl"], "threshold": -3.0}, "--tune, --threshold: either of them decides"),
+        ({"tune": ["dev.jsonl"], "threshold": -3.0}, "--tune, --threshold: both decide"),
     ):
         with pytest.raises(ElqError, match=message):
             Options(**options)
@@ -338,7 +338,7 @@ def test_program_counting_as_the_original(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--questions=a.jsonl", "b.jsonl"], "b.jsonl: unexpected; everything is given with"),
+        (["--questions=a.jsonl", "b.jsonl"], "b.jsonl: unexpected argument; expected only flags"),
         (["--questions=a.jsonl", "--tune=b.jsonl", "--threshold=-1"], "give one"),
         (["--questions=no/such.jsonl"], "no/such.jsonl: no such file"),
         (["--questions=a.jsonl", "--linker=no/linker"], "linker 'no/linker': n"),

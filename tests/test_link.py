@@ -508,7 +508,7 @@ def test_program_killed_and_given_again(folder, linker, write, tmp_path):
 
     status, _, errors = run(*arguments, "--on_error=skip")
     assert status == 0, errors
-    assert re.search(r"rows found done|1 rows skipped", errors)
+    assert re.search(r"rows already done|1 rows skipped", errors)
     rows[2] = inputs.Row(3, error=read(path, "skip")[2].error)
     batch.link_file(linker, rows, tmp_path / "expected.jsonl", {}, batch_size=2)
     assert output.read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
@@ -562,7 +562,7 @@ def test_program_says_what_is_wrong(folder, tmp_path, write):
     assert errors.startswith("error: threshold: 0.5; scores are log-probabilities, below 0")
     status, _, errors = run("--linker", folder, "--restart", "who wrote dune?")
     assert status == 2
-    assert errors.startswith("error: --restart without --output: ")
+    assert errors.startswith("error: --restart: only a run with --output ")
     process = start("--linker", folder, closed="<&-")
     assert process.communicate(timeout=120)[1].startswith(b"error: stdin is closed; give questions")
     assert process.returncode == 2

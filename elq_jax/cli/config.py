@@ -53,11 +53,11 @@ def own_configs() -> pathlib.Path:
 
 
 def find_config(name: str) -> pathlib.Path:
-    """Finds the file of a configuration; prints its path if it is another than `name`.
+    """Finds the file of a configuration; prints its path if it is not `name`.
 
     Args:
-      name: path of a file. If it does not exist, a configuration configs/NAME.py of this library is
-        looked up.
+      name: path of a file. If there is none, and the path is configs/NAME.py, the configuration of
+        that name that comes with this library is taken.
 
     Raises:
       ValueError: there is no such file.
@@ -90,7 +90,7 @@ def load_config(path: pathlib.Path, variant: str | None = None) -> ConfigDict:
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        # A ValueError is meant for the person who gave the variant, others for who wrote the file.
+        # A ValueError is about the variant; only the author of the file needs the line of others.
         place = f" (line {lines[-1]})" if lines and not isinstance(error, ValueError) else ""
         hint = f" (variant {variant!r})" if variant and variant not in str(error) else ""
         raise ValueError(f"{type(error).__name__}: {error}{place}{hint}") from error
@@ -111,8 +111,8 @@ def _import_file(path: pathlib.Path) -> types.ModuleType:
 def _make_importable(folder: pathlib.Path) -> None:
     """Lets a configuration file in `folder` import others from the package `configs`.
 
-    Files in `folder` come first, if it is named configs, then those that Python finds by itself,
-    then those that come with this library.
+    They are looked for in `folder`, if it is named configs, then where Python looks by itself, and
+    then in the configurations that come with this library.
     """
     package = sys.modules.get(PACKAGE)
     if package is None:
@@ -125,7 +125,7 @@ def _make_importable(folder: pathlib.Path) -> None:
 
 
 class _ListParser(tuple_parser.TupleParser):
-    """Reads lists: a.jsonl,b.jsonl as well as "('a.jsonl', 'b.jsonl')"; "" is an empty list."""
+    """Parses lists, a.jsonl,b.jsonl as well as "('a.jsonl', 'b.jsonl')"; "" is an empty list."""
 
     def parse(self, argument: object) -> tuple[object, ...]:
         if not isinstance(argument, str):
@@ -150,7 +150,7 @@ def _literal(text: str) -> object:
 
 
 class _ConfigParser(config_flags.ConfigFileFlagParser):
-    """Parses --config with one-line errors where ml_collections raises a traceback."""
+    """Parses --config, with errors in one line where ml_collections has a traceback."""
 
     def parse(self, path: str) -> ConfigDict:
         file, colon, variant = path.partition(":")
@@ -171,7 +171,9 @@ class _ConfigParser(config_flags.ConfigFileFlagParser):
         Raises:
           ValueError: a setting exists nowhere.
         """
-        from elq_jax.training import configuration  # It imports JAX: not for --help.
+        from elq_jax.training import (
+            configuration,
+        )  # Not at the top: it imports JAX, and --help should not wait.
 
         chosen = config.copy_and_resolve_references()
         for setting in overrides:  # They may choose another loss than the file does.

@@ -1,4 +1,4 @@
-"""Flags that several programs share: of a linker, of an index, of any settings dataclass.
+"""Defines flags that several programs share: of a linker, of an index, of a settings dataclass.
 
 Flags defined here are shown by the --help of the program that asked for them.
 """
@@ -29,10 +29,11 @@ flags.disclaim_key_flags()
 
 T = TypeVar("T")
 _INDEX_HELP = {
-    "auto": "How entities are searched: exact, scann, or package.module:name of an index of your "
-    "own; auto: with the saved index if there is one, else exact.",
-    "scann": "What to build: scann, or package.module:name of an index of your own; exact only "
-    "measures the search that needs no index.",
+    "auto": "Index that finds the entities: exact compares with all of them; scann is approximate "
+    "and faster, and build_index makes it; package.module:name is an index of your own. auto takes "
+    "the index that was saved with the linker, or exact if there is none.",
+    "scann": "Kind of index to build: scann, or package.module:name for an index of your own. "
+    "exact builds nothing and only measures the speed of exact search.",
 }
 
 
@@ -40,7 +41,7 @@ def define_index(default: str) -> flags.FlagHolder[str]:
     """Defines --index, a name in `INDEXES`, as a flag of the calling module.
 
     Args:
-      default: value without the flag: "auto", which is then allowed too, or "scann".
+      default: value without the flag: "scann", or "auto", which is an allowed value only then.
     """
 
     def registry() -> Registry[Any]:
@@ -121,10 +122,10 @@ def _in_words(annotation: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class SettingsFlags(Generic[T]):
-    """Flags made from the fields of a settings dataclass; see `define`."""
+    """Holds flags that were made from the fields of a settings dataclass; see `define`."""
 
     settings: type[T]
-    names: Mapping[str, str]  # of the flags, by those of the fields
+    names: Mapping[str, str]  # names of flags by names of fields
     own: Mapping[str, flags.FlagHolder[Any]]  # flags that the program defined itself
 
     @classmethod
@@ -163,7 +164,8 @@ class SettingsFlags(Generic[T]):
 def define_settings_of(registry: Registry[Any], flag: str, default: str) -> SettingsFlags[Any]:
     """Defines flags for the `Settings` of the entry that another flag names on the command line.
 
-    A name that is not in the registry defines none; the other flag's own parser refuses it.
+    If that name is not in the registry, the flags are those of the default; the parser of the other
+    flag refuses the name later.
 
     Args:
       registry: registry of classes with an attribute `Settings`.
@@ -179,7 +181,7 @@ def define_settings_of(registry: Registry[Any], flag: str, default: str) -> Sett
 
 @dataclasses.dataclass(frozen=True)
 class LinkerFlags:
-    """The flags of a program that opens a linker; made by `define`, once per process."""
+    """Holds the flags of a program that opens a linker; `define` makes them, once per process."""
 
     linker: flags.FlagHolder[str]
     preset: flags.FlagHolder[str | None]
@@ -195,48 +197,60 @@ class LinkerFlags:
     def define(cls) -> LinkerFlags:
         """Defines the flags for the calling module."""
         return cls(
-            linker=define_path("linker", "Linker directory.", parse=_linker_name, required=True),
+            linker=define_path(
+                "linker",
+                "Linker to use: a linker directory, as train and convert write it, or the name of "
+                "one on the Hugging Face hub, owner/name.",
+                parse=_linker_name,
+                required=True,
+            ),
             preset=flags.DEFINE_enum(
                 "preset",
                 None,
                 tuple(PRESETS),
-                "Settings that the original ELQ was published with; --threshold, --max_mentions "
-                "and --candidates win over them.",
+                "Name of settings that the original ELQ was published with. --threshold, "
+                "--max_mentions and --candidates take precedence over them.",
             ),
             threshold=flags.DEFINE_float(
                 "threshold",
                 None,
-                "Keep links with a higher score, a log-probability below 0; by default the "
-                "linker's own.",
+                "Score that a link must exceed: a log-probability, so a number below 0. A lower "
+                "threshold gives more links, and more wrong ones. By default the linker's own.",
             ),
             max_mentions=flags.DEFINE_integer(
                 "max_mentions",
                 None,
-                "Largest number of mentions in a question; by default the linker's own.",
+                "Largest number of mentions that are looked for in a question. By default the "
+                "linker's own.",
                 lower_bound=1,
             ),
             candidates=flags.DEFINE_integer(
                 "candidates",
                 None,
-                "Number of entities retrieved for a mention; their probabilities add up to 1; by "
-                "default the linker's own.",
+                "Number of candidate entities that are looked up and compared for each mention. "
+                "The score of a link is its probability among these, so another number changes "
+                "scores a little. By default the linker's own.",
                 lower_bound=1,
             ),
             whole_words=flags.DEFINE_bool(
                 "whole_words",
                 None,
-                "Whether no mention may begin or end inside a word, as beatles does in "
-                "beatlesmania; by default the linker's own.",
+                "Whether a mention must consist of whole words, so that beatles is no mention in "
+                "beatlesmania. By default the linker's own.",
             ),
             index=define_index("auto"),
             dtype=flags.DEFINE_enum(
                 "dtype",
                 "float32",
                 ("float32", "bfloat16"),
-                "Type of the encoder's matrix products.",
+                "Number format in which the question encoder computes. bfloat16 is faster on GPUs, "
+                "TPUs and some CPUs, and changes scores slightly.",
             ),
             batch_size=flags.DEFINE_integer(
-                "batch_size", 64, "Number of questions encoded at a time.", lower_bound=1
+                "batch_size",
+                64,
+                "Number of questions encoded at a time. More need more memory.",
+                lower_bound=1,
             ),
         )
 

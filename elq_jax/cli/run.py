@@ -25,27 +25,28 @@ def run(
     takes_arguments: bool = False,
     is_resumable: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Runs a program: parses flags, prints user errors as one line (exit 2), Ctrl-C exits 130.
+    """Runs a program: parses its flags, and prints errors of the user as one line.
 
-    Closed streams do not stop a program: where stdout or stderr is closed, its output is discarded.
-    `sys.stdin` is None where stdin is closed.
+    The exit status is 2 after such an error, and 130 after Ctrl-C. Closed streams do not stop a
+    program: what it prints on a closed stdout or stderr is discarded, and `sys.stdin` is None where
+    stdin is closed.
 
     Args:
-      main: function of the arguments in `sys.argv` that are not flags, as UTF-8 in any locale.
+      main: function of those arguments in `sys.argv` that are not flags, as UTF-8 in any locale.
       takes_arguments: whether there may be arguments besides the program's name.
       is_resumable: function that says, with the flags parsed, whether the same command resumes an
         interrupted run.
     """
 
-    # Whether each kind of accelerator is there is not news; JAX says it at this level.
+    # JAX reports at a lower level which kinds of accelerators are missing; that is no news.
     logging.set_verbosity(logging.WARNING)
 
     def guarded(arguments: list[str]) -> int | None:
         try:
             if len(arguments) > 1 and not takes_arguments:
                 raise ElqError(
-                    f"{arguments[1]}: unexpected; everything is given with flags, which begin "
-                    "with -- (--help shows all)"
+                    f"{arguments[1]}: unexpected argument; expected only flags such as "
+                    "--name=value, which --help lists"
                 )
             return main([_utf8(argument) for argument in arguments])
         except KeyboardInterrupt:
@@ -79,7 +80,8 @@ def describe_error(error: Exception) -> str | None:
     if isinstance(error, ElqError):
         return str(error)
     if isinstance(error, OSError):
-        return str(error)
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return f"{' -> '.join(names)}: {error.strerror}" if names and error.strerror else str(error)
     text = str(error).strip().partition("\n")[0]
     if (
         isinstance(error, MemoryError)
@@ -90,13 +92,14 @@ def describe_error(error: Exception) -> str | None:
         )
     ):
         return (
-            f"out of memory ({text or type(error).__name__}); use a smaller --batch_size, a "
-            "smaller --table_dtype, or a machine or device with more memory"
+            f"out of memory ({text or type(error).__name__}); give a smaller batch size or a "
+            "smaller number format, such as bfloat16, or take a device with more memory"
         )
     if isinstance(error, RuntimeError) and text.startswith("Unable to initialize backend"):
         return (
-            f"{text}; JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS')!r}: set it to cpu, or "
-            "leave it out to take what is here"
+            f"{text}; the environment variable JAX_PLATFORMS is "
+            f"{os.environ.get('JAX_PLATFORMS')!r}: set it to cpu, or unset it to use the devices "
+            "that this machine has"
         )
     return None
 
@@ -104,14 +107,14 @@ def describe_error(error: Exception) -> str | None:
 def open_closed_streams() -> None:
     """Opens /dev/null in place of closed stdin, stdout or stderr, as `>&-` and daemons leave them.
 
-    Otherwise the next file that is opened would take the place of the stream, and get what
-    libraries print there. `sys.stdin` stays None, so that a program can tell.
+    Otherwise the next file that is opened would take the place of the stream, and what libraries
+    print would be written into it. `sys.stdin` stays None, so that a program can tell.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # The lowest that is free, which is this one.
+            os.open(os.devnull, os.O_RDWR)  # It gets the lowest free number, which is this one.
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
@@ -126,8 +129,8 @@ def start_jax(*, several_processes: bool = False) -> None:
       several_processes: whether the program can be one of several that work together.
 
     Raises:
-      ElqError: there is no such device, the other processes are not found, or there is too little
-        memory to load the libraries.
+      ElqError: a device that was asked for is missing, the other processes are not found, or there
+        is too little memory to load the libraries.
     """
     machine.check_address_space()
     from elq_jax.core import devices
@@ -153,7 +156,7 @@ def define_path(
       help: text of --help.
       parse: function from text to value: `files.user_path`, `files.output_file` for a file to be
         written, `files.user_address` for a folder that may be on object storage.
-      default: default, as text.
+      default: text of the default value.
       required: whether the flag must be given.
     """
     return flags.DEFINE(_PathParser(parse), name, default, help, required=required)
@@ -176,7 +179,7 @@ class _PathParser(flags.ArgumentParser):
         self._parse = parse
 
     def parse(self, argument: Any) -> Any:
-        return self._parse(argument)  # An ElqError is a ValueError, of which absl makes its own.
+        return self._parse(argument)  # absl turns a ValueError, such as ElqError, into its own.
 
     def flag_type(self) -> str:
         return "path"
@@ -199,8 +202,8 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
     except flags.Error as error:
         print(f"error: {error}\n--help shows all flags", file=sys.stderr)
         sys.exit(2)
-    except SystemExit as asked:  # --help was shown, with which absl exits as if it were an error.
-        sys.exit(0 if asked.code == 1 else asked.code)
+    except SystemExit as shown_help:  # absl exits with 1 after --help, as if it were an error.
+        sys.exit(0 if shown_help.code == 1 else shown_help.code)
 
 
 def _format_warning(

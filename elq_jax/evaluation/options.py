@@ -20,14 +20,14 @@ class Options:
       threshold: score that links must exceed; None: the best threshold on `tune`, or else the
         linker's own.
       batch_size: number of questions encoded at a time.
-      metric: F1 that is highest at the threshold chosen on --tune.
+      metric: F1 that is best at the threshold chosen on --tune: with weak or strong matches.
       floor: lowest score of the links that are made; thresholds above it can be tried without
         linking again.
-      on_error: action at a line that cannot be used.
-      speed: whether to link twice more, to measure questions per second.
+      on_error: action at a line that cannot be used: stop, or skip it and report it.
+      speed: whether to measure questions per second, for which all questions are linked twice more.
 
     Raises:
-      ElqError: two ways to choose the threshold, or a threshold that no score can exceed.
+      ElqError: `tune` and `threshold` are both given, or no score can exceed a threshold.
     """
 
     tune: Sequence[str | os.PathLike[str]] = ()
@@ -40,10 +40,10 @@ class Options:
 
     def __post_init__(self):
         if self.tune and self.threshold is not None:
-            raise ElqError("--tune, --threshold: either of them decides the threshold; give one")
+            raise ElqError("--tune, --threshold: both decide the threshold; give one of them")
         for name, score in (("threshold", self.threshold), ("floor", self.floor)):
             if score is not None and not score < math.inf:
                 raise ElqError(
-                    f"--{name}: {score}; no score exceeds it, so nothing would be linked; give a "
+                    f"--{name}: {score}; no score exceeds it, so nothing would be linked. Give a "
                     "negative number such as -4.5"
                 )

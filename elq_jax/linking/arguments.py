@@ -1,4 +1,4 @@
-"""Checks of the arguments of a linker: texts and spans."""
+"""Checks the arguments of a linker: texts and spans."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from elq_jax.text.tokenization import EncodedQuestion
 
 
 def texts_of(texts: Iterable[str] | str, or_one: bool = False) -> list[str]:
-    """Returns a list of texts from any iterable; the type of each text is checked later.
+    """Returns a list of the texts of any iterable; the type of each text is checked later.
 
     Args:
       texts: iterable of texts.
@@ -42,24 +42,28 @@ def stream_of(texts: Iterable[str]) -> Iterable[str]:
 def check_bounds(
     encoded: Sequence[EncodedQuestion], bounds: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
-    """Returns the token bounds of spans as arrays [M, 2] int32.
+    """Checks the token bounds of spans; returns them as arrays [M, 2] int32, one per question.
+
+    Args:
+      encoded: tokens of the questions.
+      bounds: arrays, one per question, [M, 2] int: first and last token (inclusive).
 
     Raises:
-      ElqError: not as many as questions, or positions that a question does not have.
+      ElqError: there are not as many arrays as questions, or a question has no such token.
     """
     if len(encoded) != len(bounds):
         raise ElqError(
-            f"bounds: found {len(bounds)}, expected one for each of {len(encoded)} texts"
+            f"bounds: found {len(bounds)}, expected one array for each of {len(encoded)} texts"
         )
-    checked = [np.asarray(own, np.int32).reshape(-1, 2) for own in bounds]
-    for number, (question, own) in enumerate(zip(encoded, checked, strict=True)):
-        for start, end in own.tolist():
+    arrays = [np.asarray(array, np.int32).reshape(-1, 2) for array in bounds]
+    for number, (question, array) in enumerate(zip(encoded, arrays, strict=True)):
+        for start, end in array.tolist():
             if not 0 <= start <= end < len(question.ids):
                 raise ElqError(
-                    f"bounds[{number}]: [{start}, {end}]; expected first and last token of "
-                    f"{len(question.ids)}, counted from 0"
+                    f"bounds[{number}]: [{start}, {end}]; expected the first and the last token of "
+                    f"a span, from 0 to {len(question.ids) - 1}"
                 )
-    return checked
+    return arrays
 
 
 def token_bounds(
@@ -80,8 +84,8 @@ def token_bounds(
       one array per question, [M, 2] int32: first and last token (inclusive).
 
     Raises:
-      ElqError: not as many lists of spans as questions, or a span that is not in its text or that
-        tokens do not express.
+      ElqError: there are not as many lists of spans as questions, or a span is not in its text or
+        does not consist of whole tokens.
     """
     for own in spans:
         if not isinstance(own, Iterable):
@@ -92,10 +96,10 @@ def token_bounds(
         )
     bounds = []
     names = range(len(texts)) if names is None else names
-    for name, text, own, question in zip(names, texts, spans, encoded, strict=True):
+    for name, text, text_spans, question in zip(names, texts, spans, encoded, strict=True):
         mentions = tuple(
             Mention(*_span(span, f"question {name}, mention {place}", text), -1)
-            for place, span in enumerate(own)
+            for place, span in enumerate(text_spans)
         )
         aligned = align_mentions(Question(str(name), text, mentions), question)
         if aligned.problems:
@@ -105,12 +109,13 @@ def token_bounds(
 
 
 def _span(span: Any, place: str, text: str) -> tuple[int, int]:
+    """Returns a span as (start, end), or raises an ElqError that begins with `place`."""
     try:
         start, end = span
-        whole = all(isinstance(x, numbers.Integral) and not isinstance(x, bool) for x in span)
+        is_pair = all(isinstance(x, numbers.Integral) and not isinstance(x, bool) for x in span)
     except (TypeError, ValueError):
-        whole = False
-    if not whole or not 0 <= start < end <= len(text):
+        is_pair = False
+    if not is_pair or not 0 <= start < end <= len(text):
         raise ElqError(
             f"{place}: {span!r}; expected (start, end), characters of the text with 0 <= start < "
             f"end <= {len(text)}"
@@ -122,16 +127,18 @@ def warn_of_cuts(scored: ScoredSpans, longest: int, stacklevel: int) -> bool:
     """Warns once if some questions were too long to be read whole.
 
     Args:
-      scored: questions.
-      longest: T at most.
-      stacklevel: distance of the frame to blame; 1 is this function's.
+      scored: scored questions.
+      longest: largest T.
+      stacklevel: number of the stack frame that the warning names; 1 is that of this function.
 
     Returns:
-      whether there were any.
+      whether any question was too long.
     """
     questions = zip(scored.texts, scored.encoded, strict=True)
     cut = [
-        (text, found.truncated_at) for text, found in questions if found.truncated_at is not None
+        (text, question.truncated_at)
+        for text, question in questions
+        if question.truncated_at is not None
     ]
     if cut:
         text, end = cut[0]

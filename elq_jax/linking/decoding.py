@@ -1,4 +1,4 @@
-"""Decoders: choose mentions that do not overlap from scored spans, in NumPy.
+"""Chooses mentions that do not overlap from scored spans, in NumPy.
 
 A decoder of your own is one file: a frozen dataclass whose fields are its settings.
 
@@ -30,13 +30,13 @@ from elq_jax.text.tokenization import EncodedQuestion
 
 DECODERS: Registry[type[Decoder]] = Registry("decoder", "elq_jax.linking.decoding")
 
-# What a token may be in a mention; the roles of a token are a sum of these.
+# Roles that a token may have in a mention; a token has a sum of them.
 INSIDE, FIRST, LAST, MEANINGFUL = 1, 2, 4, 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Decoded:
-    """Mentions of Q questions, one row per mention: those of a question together, best first.
+    """Holds the mentions of Q questions, one row per mention, those of a question best first.
 
     Attributes:
       question: [m] int32, number of the question, ascending.
@@ -78,20 +78,20 @@ class Decoder(abc.ABC):
     def prune_threshold(self, threshold: float) -> float:
         """Returns the log p(mention) that a span must exceed to be searched for.
 
-        By default this is `threshold`, which loses no link: a joint score is never above
+        By default this is `threshold`, which loses no link, since a joint score is never above
         log p(mention).
         """
         return threshold
 
     def roles(self, question: EncodedQuestion, unknown_id: int) -> np.ndarray:
-        """Returns what each token may be in a mention; no other span takes one of the K places.
+        """Returns the roles that each token may have; no other span takes one of the K places.
 
-        A span is searched for if 1. all its tokens are INSIDE, 2. its first is FIRST, 3. its last
-        is LAST, 4. one of them is MEANINGFUL. Here: any span of real tokens but [CLS] and [SEP], of
-        which not all are [UNK].
+        A span may be a mention if 1. all its tokens are INSIDE, 2. the first is FIRST, 3. the last
+        is LAST, 4. one of them is MEANINGFUL. This method allows all spans without [CLS] and [SEP]
+        whose tokens are not all [UNK].
 
         Args:
-          question: tokens.
+          question: tokens of the question.
           unknown_id: id of [UNK], which stands for any word outside the vocabulary.
 
         Returns:
@@ -103,7 +103,7 @@ class Decoder(abc.ABC):
         return roles
 
     def decode(self, spans: ScoredSpans, threshold: float) -> Decoded:
-        """Chooses mentions, if all that exceed the threshold were searched for.
+        """Chooses mentions, after a check that all spans above the threshold were searched for.
 
         Raises:
           ElqError: the threshold is below the one the questions were scored at.
@@ -111,7 +111,7 @@ class Decoder(abc.ABC):
         if threshold < spans.scored_at:
             raise ElqError(
                 f"threshold {threshold:g} is below {spans.scored_at:g}, at which the questions "
-                "were scored; score them again at the lower one"
+                "were scored; score them again at the lower threshold"
             )
         return self(spans, threshold)
 
@@ -132,9 +132,9 @@ class Joint(Decoder):
 
     The joint score of a mention and a candidate is the log softmax over the mention's C retrieved
     candidates plus the log sigmoid of the span logit (Li et al., 2020, section 2.3; the softmax
-    runs over the retrieved candidates, not over the catalogue, as in the original code). A mention
-    is as good as its best candidate; it must be above the threshold. Equal scores: the span that
-    comes first wins. All comparisons are strict, in float64.
+    runs over the retrieved candidates, not over the catalogue, as in the original code). The score
+    of a mention is that of its best candidate, and must exceed the threshold. Of equal scores, the
+    span that comes first wins. All comparisons are strict, in float64.
 
     Attributes:
       whole_words: whether no mention may begin or end inside a word ("beatles" in "beatlesmania").
@@ -249,12 +249,12 @@ def decode_known(spans: ScoredSpans, characters: Sequence[Any]) -> Decoded:
 
 
 def make_links(texts: Sequence[str], decoded: Decoded, catalogue: Catalogue) -> list[list[Link]]:
-    """Puts the names of entities to the mentions that a decoder chose.
+    """Makes links of the mentions that a decoder chose, with the names of their entities.
 
     Args:
       texts: Q questions.
       decoded: their mentions.
-      catalogue: the entities.
+      catalogue: catalogue of the entities.
 
     Returns:
       the links of each question, in the order of `decoded`.
@@ -284,7 +284,10 @@ def make_links(texts: Sequence[str], decoded: Decoded, catalogue: Catalogue) -> 
         )
         mention = texts[number][start:end]
         if not candidates:
-            raise ElqError(f"the index found no entity for {mention!r}")
+            raise ElqError(
+                f"the index found no entity for the mention {mention!r}, expected at least one; "
+                "build the index again, or take --index=exact"
+            )
         row, (title, wikidata_id) = candidates[0].row, entities[candidates[0].row]
         links[number].append(
             Link(start, end, mention, title, wikidata_id, row, score, mention_score, candidates)

@@ -92,16 +92,16 @@ def copy_linker(
 ) -> None:
     """Copies a linker directory (hard links where possible) with other linking defaults."""
     source = pathlib.Path(source)
-    described = dataclasses.replace(bundle.read_description(source), linking=linking)
+    description = dataclasses.replace(bundle.read_description(source), linking=linking)
     if source.resolve() in pathlib.Path(folder).resolve().parents:
-        raise ElqError(f"{folder}: lies in the directory to be copied; give another place")
+        raise ElqError(f"{folder}: lies inside the directory that is copied; give another folder")
     if pathlib.Path(folder).exists() and source.samefile(folder):
-        described.write(source)
+        description.write(source)
         return
     with _replacing(folder) as temporary:
         link_or_copy(source, temporary)
         (temporary / layout.CONFIG).unlink()
-        described.write(temporary)
+        description.write(temporary)
 
 
 def _replacing(folder: str | os.PathLike[str]) -> contextlib.AbstractContextManager[pathlib.Path]:
@@ -146,28 +146,28 @@ def open_embeddings(folder: str | os.PathLike[str], catalogue: Catalogue) -> Emb
     """Opens the entity vectors of a linker directory without reading them.
 
     Raises:
-      ElqError: there are none, or they are unfinished, damaged, or of another catalogue or another
-        entity encoder than the directory's (as far as both encoders are known).
+      ElqError: there are no vectors, or they are unfinished, damaged, or of another catalogue or
+        another entity encoder than the directory's (if both encoders are known).
     """
     folder = pathlib.Path(folder)
     embeddings = Embeddings.open(folder / layout.EMBEDDINGS, catalogue.fingerprint)
     expected = bundle.read_description(folder).entity_encoder
-    found = embeddings.encoder_fingerprint
-    if expected and found and expected != found:
+    recorded = embeddings.encoder_fingerprint
+    if expected and recorded and expected != recorded:
         raise ElqError(
-            f"{embeddings.folder}: embeddings of another entity encoder (fingerprint {found}) than "
-            f"the one in {folder / 'model.safetensors'} ({expected}); remove the folder and encode "
-            f"the catalogue again: python -m elq_jax.encode_entities --encoder {folder} "
+            f"{embeddings.folder}: embeddings of another entity encoder (fingerprint {recorded}) "
+            f"than the one in {folder / 'model.safetensors'} ({expected}); remove the folder and "
+            f"encode the catalogue again: python -m elq_jax.encode_entities --encoder {folder} "
             f"--catalogue {folder / layout.CATALOGUE} --output {folder}"
         )
     return embeddings
 
 
 def read_linking(folder: str | os.PathLike[str], linking: Mapping[str, Any]) -> LinkingSettings:
-    """Checks what config.json of a linker directory says of how it links.
+    """Reads the settings of linking in config.json of a linker directory.
 
     Raises:
-      DataError: a setting that there is not, or a value that it cannot have.
+      DataError: there is no such setting, or its value is out of range.
     """
     try:
         return LinkingSettings.from_dict(linking)
@@ -179,43 +179,46 @@ def verify(folder: str | os.PathLike[str]) -> dict[str, str]:
     """Reads everything in a linker directory, or in a folder of encode_entities, and checks it.
 
     Returns:
-      a line about each part; a part that older versions wrote has no checksums.
+      a line about each part, by its name; parts that older versions wrote have no checksums.
 
     Raises:
       ElqError: a part is damaged or does not fit the others, or the folder has no parts.
     """
     folder = pathlib.Path(folder)
-    found: dict[str, str] = {}
+    findings: dict[str, str] = {}
     present = _parts_that_belong_together(folder)
     if layout.CONFIG in present:
-        described = bundle.read_description(folder)
-        read_linking(folder, described.linking)
-        agree = described.check_files(folder)
+        description = bundle.read_description(folder)
+        read_linking(folder, description.linking)
+        agree = description.check_files(folder)
         Model.open(folder)
         names = f"{layout.PARAMETERS}, {layout.TOKENIZER}"
-        found[names] = "checksums agree" if agree else "can be read, no checksums"
+        findings[names] = "checksums agree" if agree else "can be read, no checksums"
     catalogue: Catalogue | None = None
     if layout.CATALOGUE in present:
         catalogue = Catalogue.open(folder / layout.CATALOGUE)
         has_checksum = catalogue.check_bytes()
         catalogue.check_fingerprint()
         agree = "checksum and fingerprint agree" if has_checksum else "fingerprint agrees"
-        found[layout.CATALOGUE] = f"{len(catalogue):,} entities, {agree}"
+        findings[layout.CATALOGUE] = f"{len(catalogue):,} entities, {agree}"
     if layout.EMBEDDINGS in present:
-        found[layout.EMBEDDINGS] = _verify_embeddings(folder, catalogue)
+        findings[layout.EMBEDDINGS] = _verify_embeddings(folder, catalogue)
     if layout.INDEX in present:
         check_files(folder / layout.INDEX, read_description(folder / layout.INDEX))
-        found[layout.INDEX] = "checksums agree"
-    if not found:
-        raise ElqError(f"{folder}: nothing to verify; expected a linker directory")
-    return found
+        findings[layout.INDEX] = "checksums agree"
+    if not findings:
+        raise ElqError(
+            f"{folder}: nothing to verify; expected a linker directory, or a folder that "
+            "encode_entities wrote"
+        )
+    return findings
 
 
 def _parts_that_belong_together(folder: pathlib.Path) -> set[str]:
-    """Names of what is in a folder, links to nothing too.
+    """Lists the names in a folder, broken symbolic links too.
 
     Raises:
-      ElqError: a part is there without the one that it is of.
+      ElqError: a part is there, but not the part that it belongs to.
     """
     names = set(os.listdir(folder)) if folder.is_dir() else set()
     for part, needed in (
@@ -225,7 +228,7 @@ def _parts_that_belong_together(folder: pathlib.Path) -> set[str]:
     ):
         if part in names and needed not in names:
             raise ElqError(
-                f"{folder / needed}: missing, and {part} is there; copy the folder again"
+                f"{folder / needed}: missing, but {part} needs it; copy the whole folder again"
             )
     return names
 

@@ -1,4 +1,4 @@
-"""Jobs of linking: questions from a file, a list, stdin or a prompt; links to a file or stdout."""
+"""Runs jobs of linking, from a file, a list, stdin or a prompt to a file or stdout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class LinkJob:
-    """A job says where questions come from, how they are read, and where their links go.
+    """Says where questions come from, how they are read, and where their links go.
 
         job = LinkJob(pathlib.Path("questions.jsonl"), pathlib.Path("links.jsonl"))
         tally = job.run(lambda: linker)
@@ -31,12 +31,14 @@ class LinkJob:
       input: path of a file of questions; None: those that `run` is given, or stdin.
       output: path of a file for lines of JSON; None: stdout.
       batch_size: number of questions encoded at a time.
-      input_format: form of the input; auto: by its name, stdin as txt.
-      on_error: action at a line that is no question: stop, or skip it with a report and an output
-        line {"id", "error"}.
-      given_mentions: whether the mentions that lines carry are linked; --nogiven_mentions finds
-        mentions in every line, to try a linker on labelled questions.
-      format: form of the links on stdout; auto: text on a terminal, else lines of JSON.
+      input_format: form of the input: lines of text or of JSON. auto goes by the name of the file,
+        and reads stdin as text.
+      on_error: action at a line that is not a question: stop, or skip it, which reports it and
+        writes {"id", "error"} in its place.
+      given_mentions: whether "mentions" of an input line are linked and no others; with
+        --nogiven_mentions they are ignored, for instance to try a linker on labelled questions.
+      format: form of the links on stdout: coloured text or lines of JSON. auto takes text on a
+        terminal and JSON elsewhere.
       restart: whether to start over instead of resuming what an interrupted run left.
     """
 
@@ -52,19 +54,19 @@ class LinkJob:
     def run(
         self, open_linker: Callable[[], EntityLinker], questions: Sequence[str] = ()
     ) -> Tally | None:
-        """Links the questions; on a terminal without any, asks for questions until there are none.
+        """Links the questions; on a terminal without questions, asks for them at a prompt.
 
         Args:
-          open_linker: function that opens the linker. It is called when the input is known to be
-            readable, since a large linker takes a while.
+          open_linker: function that opens the linker. It is called after the input was opened,
+            since a large linker takes a while.
           questions: questions to link instead of `input` and stdin.
 
         Returns:
-          the counts of what was linked; None where questions were asked for.
+          the counts of what was linked; None after a prompt.
 
         Raises:
-          ElqError: settings that exclude each other, an input that cannot be read, an output that
-            cannot be written, a line that is no question (with `on_error` "stop").
+          ElqError: settings exclude each other, the input cannot be read, the output cannot be
+            written, or a line is not a question (with `on_error` "stop").
         """
         source, is_prompt, as_text = self._plan(questions)
         reading = self.input_format, self.on_error, self.given_mentions
@@ -72,7 +74,7 @@ class LinkJob:
             if not questions:
                 check_output(self.output, self.input or sys.stdin.fileno())
             if total == 0:
-                print(f"{self.input}: no questions in it", file=sys.stderr)
+                print(f"warning: {self.input} has no questions", file=sys.stderr)
             linker = open_linker()
 
             from rich.console import Console
@@ -96,7 +98,7 @@ class LinkJob:
             )
 
     def _plan(self, questions: Sequence[str]) -> tuple[Any, bool, bool]:
-        """Returns the source of questions, whether they are asked for, whether links are text."""
+        """Returns the source of questions, whether it is a prompt, and whether links are text."""
         source = questions or self.input or (sys.stdin and sys.stdin.buffer)
         from_stdin = source is not None and not questions and not self.input
         is_prompt = from_stdin and sys.stdin.isatty()
@@ -106,15 +108,15 @@ class LinkJob:
         for is_wrong, message in (
             (
                 self.format == "text" and self.output,
-                "--format=text and --output: files are lines of JSON; give one",
+                "--format=text, --output: files hold lines of JSON, not text; leave one out",
             ),
             (
                 questions and self.input,
-                "questions on the command line and --input: give one of them",
+                "--input: questions are also given on the command line; give one of them",
             ),
             (
                 self.restart and not self.output,
-                "--restart without --output: only a file can be resumed",
+                "--restart: only a run with --output can be resumed or restarted; give --output",
             ),
             (
                 source is None,
@@ -124,7 +126,10 @@ class LinkJob:
                 not self.output and is_closed(sys.stdout),
                 "stdout is closed; give a file with --output",
             ),
-            (is_prompt and not as_text, "no questions; type some, or give --input or stdin"),
+            (
+                is_prompt and not as_text,
+                "no questions; give them on the command line, with --input, or on stdin",
+            ),
         ):
             if is_wrong:
                 raise ElqError(message)

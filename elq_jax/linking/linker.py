@@ -1,4 +1,4 @@
-"""EntityLinker, the public API: links the mentions of questions to entities."""
+"""Links the mentions of questions to entities: `EntityLinker`, the public API."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class EntityLinker:
       tokenizer: tokenizer of questions.
       catalogue: catalogue of entities.
       index: index that is searched.
-      scorer: device half, which runs the question encoder.
-      folder: directory that this linker was opened from; None if it was made in memory or its
-        parameters are others.
+      scorer: scorer, which runs the question encoder on the devices.
+      folder: directory that this linker was opened from; None if it was made in memory, or has got
+        other parameters since.
     """
 
     def __init__(
@@ -249,7 +249,7 @@ class EntityLinker:
           texts: question, or any number of them.
           spans: half-open character offsets (start, end) of the mentions of the question; a list of
             such lists for several questions.
-          batch_size: questions encoded at a time.
+          batch_size: number of questions encoded at a time.
 
         Returns:
           a link for every span, in the order of `spans`, whatever its score. The score is
@@ -275,12 +275,15 @@ class EntityLinker:
     def score_batch(
         self, texts: Iterable[str], threshold: float | None = None, batch_size: int = 64
     ) -> ScoredSpans:
-        """Finds spans and their candidates; `decode` makes links of them at several thresholds.
+        """Finds and scores the spans of questions that may be mentions, with their candidates.
+
+        `decode` makes links of them. It runs no model, so it can be called at many thresholds.
 
         Args:
           texts: iterable of questions.
-          threshold: lowest threshold that `decode` can use later; the settings' own by default.
-          batch_size: questions encoded at a time.
+          threshold: lowest threshold that `decode` may be called with later; None: the settings'
+            own.
+          batch_size: number of questions encoded at a time.
         """
         texts = arguments.texts_of(texts)
         return self.score_encoded(texts, self.encode(texts), threshold, batch_size)[0]
@@ -307,18 +310,19 @@ class EntityLinker:
 
         Args:
           texts: questions.
-          encoded: their tokens.
-          threshold: as for `score_batch`.
-          batch_size: questions encoded at a time.
+          encoded: tokens of the questions.
+          threshold: lowest threshold that `decode` may be called with later; None: the settings'
+            own.
+          batch_size: number of questions encoded at a time.
           bounds: arrays, one per question, [M, 2] int: first and last token (inclusive) of spans to
-            score besides.
-          find: whether the model finds spans; if not, only those at `bounds` are scored.
+            score as well.
+          find: whether the model finds spans; otherwise only those at `bounds` are scored.
 
         Returns:
           spans that the model finds, and the spans at `bounds` in their order.
 
         Raises:
-          ElqError: not as many bounds as texts, or positions that a question does not have.
+          ElqError: there are not as many bounds as texts, or a question has no such token.
         """
         check_process()
         settings = self.settings.at(threshold)
@@ -332,7 +336,7 @@ class EntityLinker:
         return tuple(ScoredSpans(texts, encoded, *spans, settings.threshold) for spans in columns)
 
     def decode(self, scored: ScoredSpans, threshold: float | None = None) -> list[list[Link]]:
-        """Returns the links of scored questions in text order; fast, since no model is run.
+        """Makes links of scored questions, in the order of the text; runs no model.
 
         Raises:
           ElqError: the threshold is below the one the questions were scored at.
@@ -340,7 +344,7 @@ class EntityLinker:
         settings = self.settings.at(threshold)
         decoded = settings.decoding.decode(scored, settings.threshold)
         links = make_links(scored.texts, decoded, self.catalogue)
-        return [sorted(found, key=lambda link: link.start) for found in links]
+        return [sorted(question_links, key=lambda link: link.start) for question_links in links]
 
 
 def _reopen(

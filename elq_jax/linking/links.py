@@ -1,4 +1,4 @@
-"""Results of linking: links, their candidates, and scored spans before decoding."""
+"""Defines the results of linking: links, their candidates, and scored spans before decoding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from elq_jax.text.tokenization import EncodedQuestion
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class ScoredSpans:
-    """Spans of Q questions with their candidates, one row per span: n rows in all.
+    """Holds the spans of Q questions with their candidates, one row per span, n rows in all.
 
     Attributes:
       texts: texts of the Q questions.
@@ -38,7 +38,7 @@ class ScoredSpans:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Candidate:
-    """One entity that a mention may mean.
+    """Describes one entity that a mention may mean.
 
     Attributes:
       row: row of the catalogue.
@@ -55,7 +55,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Link:
-    """One mention of a question and the entity it is linked to.
+    """Describes one mention of a question and the entity that it is linked to.
 
     Attributes:
       start: first character of the mention in the question.
@@ -64,8 +64,8 @@ class Link:
       title: title of the entity.
       wikidata_id: Wikidata id of the entity, if the catalogue has one.
       row: row of the entity in the catalogue.
-      score: joint log-probability, log p(mention) + log p(entity | mention); another decoder than
-        ours may rank mentions by something else.
+      score: joint log-probability, log p(mention) + log p(entity | mention), unless the decoder
+        ranks mentions by something else.
       mention_score: log p(mention); 0 for a mention whose place the caller gave.
       candidates: best entities for the mention, the linked one first.
     """

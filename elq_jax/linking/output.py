@@ -35,7 +35,7 @@ def check_output(
     """Raises an ElqError if writing `output` would overwrite the input.
 
     Args:
-      output: file to write, as for `open_output`; None where there is none.
+      output: path of the file to write, as for `open_output`; None if links are printed.
       source: path, or descriptor, of the input.
 
     Raises:
@@ -59,11 +59,11 @@ def open_output(
     Args:
       output: path of a file, which is replaced when all lines are written; or of a pipe, a device
         or an open descriptor such as /dev/stdout, which gets each line at once.
-      settings: everything that the lines depend on besides the rows, as for a `ResumeRecord`.
+      settings: values that the lines depend on besides the rows, as for a `ResumeRecord`.
       restart: whether to remove lines that an interrupted run left.
 
     Raises:
-      ElqError: no file can be written there; an earlier run wrote lines with other settings; or
+      ElqError: no file can be written there, an earlier run wrote lines with other settings, or
         another process is writing them.
     """
     path = output_file(output, may_be_gzip=True)
@@ -71,7 +71,7 @@ def open_output(
 
 
 class Stream:
-    """A pipe or a device that takes each line at once; nothing can be resumed."""
+    """Writes lines to a pipe or a device at once, so that nothing can be resumed."""
 
     def __init__(self, path: pathlib.Path):
         self._path = path
@@ -84,7 +84,8 @@ class Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # What could not be written fails again on closing.
+        # Closing tries once more to write what could not be written.
+        with contextlib.suppress(OSError):
             self._lines.close()
         with contextlib.suppress(OSError):
             self._file.close()
@@ -114,7 +115,7 @@ def _part_paths(output: str | os.PathLike[str]) -> tuple[pathlib.Path, pathlib.P
 
 
 class PartFile:
-    """A file of result lines in the making: `output`.part, and beside it the settings.
+    """Writes lines to `output`.part, beside its settings; the file becomes `output` when whole.
 
     Attributes:
       path: path of the lines.
@@ -147,7 +148,7 @@ class PartFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # What could not be written for want of space fails a second time on closing.
+        # Closing tries once more to write what did not fit on the disk.
         with contextlib.suppress(OSError):
             self._file.close()
 
@@ -166,12 +167,15 @@ class PartFile:
 
     def _other(self, reason: str) -> ElqError:
         return ElqError(
-            f"{self.path}: the interrupted run that left it is not this one ({reason}); repeat its "
-            "command to resume it, or start over with --restart"
+            f"{self.path}: left by an interrupted run that differs from this one ({reason}); "
+            "repeat that run's command to resume it, or start over with --restart"
         )
 
     def has(self, chunk: Sequence[Row]) -> bool:
-        """Returns whether the next lines are already written; if only some are, cuts them off.
+        """Returns whether the lines of the next rows are written; if only some are, cuts them off.
+
+        Args:
+          chunk: the next rows.
 
         Raises:
           ElqError: the lines are those of other rows.
@@ -187,12 +191,12 @@ class PartFile:
                 self._appending = True
                 return False
             try:
-                found = json.loads(line)
-                is_same = found["id"] == row.id and _is_of(found, row)
+                result = json.loads(line)
+                is_same = result["id"] == row.id and _is_of(result, row)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise self._other(f"it holds {line[:40]!r}") from error
             if not is_same:
-                raise self._other(f"it has id {found['id']!r} where the input has {row.id!r}")
+                raise self._other(f"it has id {result['id']!r} where the input has {row.id!r}")
         return True
 
     def write(self, lines: Iterable[bytes]) -> None:
@@ -230,7 +234,7 @@ class PartFile:
 
 
 def _is_of(line: Mapping[str, Any], row: Row) -> bool:
-    """Returns whether a line of the output has the id of a row."""
+    """Returns whether a line of the output, which has the id of a row, is of that row."""
     if row.error is not None or (row.spans is not None and "error" in line):
         return line.get("error") == row.error or row.error is None
     spans = [(link["start"], link["end"]) for link in line["links"]]

@@ -1,4 +1,4 @@
-"""Which process may use a linker."""
+"""Checks which process may use a linker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 from elq_jax.core.errors import ElqError
 
-_process: int | None = None  # the one in which a linker was first used
+_process: int | None = None  # id of the process in which a linker was first used
 
 
 def check_process() -> None:

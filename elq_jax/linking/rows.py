@@ -31,12 +31,12 @@ _SHOWN = 20  # messages of one kind
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Linked:
-    """The links of a row.
+    """Holds a row and its links.
 
     Attributes:
       row: row of the input.
-      links: links in the order of the text; none if the row is not a question.
-      truncated_at: number of the character from which on the text was not read; None if all was.
+      links: links in the order of the text; none if the row cannot be used.
+      truncated_at: number of the first character that was not read; None if all were read.
     """
 
     row: Row
@@ -56,31 +56,30 @@ def link_rows(
       linker: linker with the wanted settings.
       rows: rows, as many as fit in memory.
       batch_size: number of questions encoded at a time.
-      on_error: action at a row whose mentions no tokens express: "stop", or "skip" to return the
-        row with its `error`.
+      on_error: action at a row with a mention that does not consist of whole tokens: "stop", or
+        "skip" to return the row with its `error`.
 
     Returns:
       links of each row, in the order of the rows.
 
     Raises:
-      ElqError: such a row (`on_error="stop"`).
+      ElqError: a mention does not consist of whole tokens (`on_error="stop"`).
     """
     rows = _with_checked_spans(linker, rows, on_error)
     results: dict[int, Linked] = {i: Linked(row) for i, row in enumerate(rows) if row.error}
-    given = [i for i, row in enumerate(rows) if row.error is None and row.spans is not None]
+    known = [i for i, row in enumerate(rows) if row.error is None and row.spans is not None]
     plain = [i for i, row in enumerate(rows) if row.error is None and row.spans is None]
     scored = linker.score_batch([rows[i].text for i in plain], None, batch_size)
     for i, question, links in zip(plain, scored.encoded, linker.decode(scored), strict=True):
         results[i] = Linked(rows[i], links, question.truncated_at)
-    spans = [rows[i].spans for i in given]
-    of_given = linker.disambiguate([rows[i].text for i in given], spans, batch_size)
-    for i, links in zip(given, of_given, strict=True):
+    texts, spans = [rows[i].text for i in known], [rows[i].spans for i in known]
+    for i, links in zip(known, linker.disambiguate(texts, spans, batch_size), strict=True):
         results[i] = Linked(rows[i], links)
     return [results[i] for i in range(len(rows))]
 
 
 def _with_checked_spans(linker: EntityLinker, rows: Sequence[Row], on_error: OnError) -> list[Row]:
-    """Returns the rows; a row whose mentions no tokens express gets an error."""
+    """Returns the rows; a row with a mention that does not consist of whole tokens has an error."""
     checked = []
     for row in rows:
         if row.error is None and row.spans:
@@ -132,14 +131,13 @@ def link_all(
     on_error: OnError = "stop",
     restart: bool = False,
 ) -> Tally:
-    """Links rows to a file, which resumes what is there, or to stdout, with a progress bar.
+    """Links rows to a file or to stdout, with a progress bar; resumes an interrupted file.
 
     Args:
-      linker, rows, batch_size, on_error: as for `link_file`.
-      output: file to write; None: stdout.
-      total: number of rows, for the bar; None: there is no bar.
-      console: as for `link_and_show`.
-      restart: as for `link_file`.
+      linker, rows, batch_size, on_error, restart: arguments of `link_file`.
+      output: path of the file to write; None: stdout.
+      total: number of rows, for the progress bar; None: no bar is shown.
+      console: console that shows links as text; None: lines of JSON.
 
     Returns:
       the counts of what was linked and what was not.
@@ -152,7 +150,7 @@ def link_all(
         if output is None:
             link_and_show(linker, rows, console, **options)
         else:
-            settings = everything_that_matters(linker)
+            settings = settings_of_links(linker)
             link_file(linker, rows, output, settings, restart=restart, **options)
     return tally
 
@@ -178,9 +176,9 @@ def link_file(
       linker: linker with the wanted settings.
       rows: rows; may be more than fit in memory.
       output: path of the file; a name that ends in .gz is written as gzip.
-      settings: everything the lines depend on besides the rows, as JSON values.
-      batch_size: questions encoded at a time.
-      on_error: as for `link_rows`.
+      settings: values that the lines depend on besides the rows, as JSON.
+      batch_size: number of questions encoded at a time.
+      on_error: action at a row that cannot be linked, see `link_rows`.
       restart: whether to remove the lines of an earlier call instead of resuming it.
       progress: function called after the lines of each chunk are written, with its rows and their
         `Linked`; None in place of these if an earlier call wrote the lines.
@@ -212,7 +210,7 @@ def link_and_show(
     """Links rows to stdout, as lines of JSON or coloured text, until its reader closes it.
 
     Args:
-      linker, rows, batch_size, on_error, progress: as for `link_file`.
+      linker, rows, batch_size, on_error, progress: arguments of `link_file`.
       console: console that shows links as text; None: lines of JSON.
     """
     for chunk in chunks(rows, batch_size):
@@ -223,7 +221,7 @@ def link_and_show(
             sys.stdout.buffer.writelines(shown)
             sys.stdout.buffer.flush()
         except BrokenPipeError:
-            # `| head`: nothing is left to be written at exit.
+            # The reader, such as `| head`, is gone; Python must not flush to it at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             has_reader = False
         if progress:
@@ -251,11 +249,11 @@ class Tally:
 
     def __init__(self, advance: Callable[[int], None] | None = None):
         self._advance = advance or (lambda count: None)
-        self._linked = self._given = self._done_before = self._skipped = self._cut = 0
+        self._linked = self._known = self._done_before = self._skipped = self._cut = 0
         self._started = time.monotonic()
 
     def add(self, rows: Sequence[Row], linked: Sequence[Linked] | None) -> None:
-        """Counts a chunk; to be passed to `link_file` as `progress`."""
+        """Counts a chunk of rows; an argument `progress` of `link_file`."""
         if linked is None:
             self._done_before += len(rows)
             return
@@ -270,7 +268,7 @@ class Tally:
                 self._say(self._skipped, f"skipped: {row.error}")
                 continue
             self._linked += 1
-            self._given += row.spans is not None
+            self._known += row.spans is not None
             if result.truncated_at is not None:
                 self._cut += 1
                 size = f"{result.truncated_at:,} of {len(row.text):,} characters"
@@ -280,10 +278,10 @@ class Tally:
         """Returns a line with the number of questions and links, speed and memory."""
         seconds = time.monotonic() - self._started
         parts = [f"{self._linked:,} questions in {seconds:.1f} s ({self._linked / seconds:,.1f}/s)"]
-        if self._given:
-            parts.append(f"{self._given:,} of them with their mentions given")
+        if self._known:
+            parts.append(f"{self._known:,} of them with mentions from the input")
         if self._done_before:
-            parts.append(f"{self._done_before:,} rows found done")
+            parts.append(f"{self._done_before:,} rows already done by an earlier run")
         if self._skipped:
             parts.append(f"{self._skipped:,} rows skipped")
         if self._cut:
@@ -298,8 +296,8 @@ class Tally:
             print("(more of these are counted, not shown)", file=sys.stderr)
 
 
-def everything_that_matters(linker: EntityLinker) -> dict[str, Any]:
-    """Returns all that links depend on besides the input, to compare when a run resumes."""
+def settings_of_links(linker: EntityLinker) -> dict[str, Any]:
+    """Returns everything that links depend on besides the input, to compare when a run resumes."""
     files = [path for path in sorted(linker.folder.rglob("*")) if path.is_file()]
     return {
         **linker.settings.to_dict(),

@@ -30,7 +30,7 @@ from elq_jax.text.padding import (
 from elq_jax.text.tokenization import EncodedQuestion
 
 T = TypeVar("T")
-BATCHES_IN_FLIGHT = 16  # bounds memory, however many questions are given at once
+BATCHES_IN_FLIGHT = 16  # bounds memory, whatever the number of questions
 
 
 def chunks(questions: Iterable[T], batch_size: int) -> Iterator[list[T]]:
@@ -47,7 +47,7 @@ def chunks(questions: Iterable[T], batch_size: int) -> Iterator[list[T]]:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Search:
-    """Conditions of the spans to find in each question.
+    """Holds the conditions of the spans to find in each question.
 
     Attributes:
       roles: arrays, one per question, [T] uint8, see `Decoder.roles`.
@@ -83,7 +83,7 @@ class Search:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class SpanVectors:
-    """Spans of several questions, one row per span.
+    """Holds the spans of several questions, one row per span.
 
     Attributes:
       question: [n] int32, number of the question.
@@ -123,14 +123,14 @@ class Scorer:
 
         def score(params, input_ids, mask, roles, bounds, threshold, k, keep_any):
             hidden, logits = apply(params, input_ids, mask)
-            given = apply(params, hidden, bounds, method="mention_vectors")
+            known_vectors = apply(params, hidden, bounds, method="mention_vectors")
             if not k:
-                return (given,)
+                return (known_vectors,)
             allowed = allowed_spans(roles, max_width)
             logits = jnp.where(allowed, logits, -jnp.inf)
             logits, bounds, keep = spans.prune(logits, k, threshold, keep_any)
             vectors = apply(params, hidden, bounds, method="mention_vectors")
-            return given, logits, bounds, keep, vectors
+            return known_vectors, logits, bounds, keep, vectors
 
         self._score = devices_lib.parallel(score, devices, static=(6, 7))
         self._params = model.params["question"]
@@ -166,7 +166,7 @@ class Scorer:
         longest: int,
         batch_size: int,
         search: Search | None = None,
-        given: Sequence[np.ndarray] | None = None,
+        known: Sequence[np.ndarray] | None = None,
     ) -> Iterator[tuple[SpanVectors, SpanVectors]]:
         """Encodes questions once: finds spans, and reads the vectors of spans at known bounds.
 
@@ -175,14 +175,14 @@ class Scorer:
           longest: largest T.
           batch_size: number of questions encoded at a time.
           search: conditions of the spans to find; None: no spans are found.
-          given: arrays, one per question, [M, 2] int: inclusive bounds of spans to read.
+          known: arrays, one per question, [M, 2] int: inclusive bounds of spans to read.
 
         Yields:
-          found spans and spans at `given` bounds, of up to 16 batches. Batches hold questions of
+          found spans and spans at `known` bounds, of up to 16 batches. Batches hold questions of
           similar length; within a batch, spans are in the order of its questions.
         """
         self.place()
-        most = max((len(bounds) for bounds in given), default=0) if given else 0
+        most = max((len(bounds) for bounds in known), default=0) if known else 0
         if most:
             most = 1 << (most - 1).bit_length()  # few widths, few compilations
         lengths = [len(question.ids) for question in encoded]
@@ -190,23 +190,25 @@ class Scorer:
         batches = iter(length_sorted_batches(lengths, batch_size, buckets, BATCH_BUCKETS))
         while group := list(itertools.islice(batches, BATCHES_IN_FLIGHT)):
             # All are dispatched before the first result is waited for.
-            outputs = [self._dispatch(encoded, batch, search, given, most) for batch in group]
+            outputs = [self._dispatch(encoded, batch, search, known, most) for batch in group]
             results = [
                 devices_lib.merge(output, self._devices, len(batch.indices))
                 for batch, output in zip(group, outputs, strict=True)
             ]
-            found, looked_at = [], []
+            found_parts, known_parts = [], []
             for batch, (vectors, *rest) in zip(group, results, strict=True):
-                looked_at.append(_given(batch.indices, given, vectors))
-                found.append(_found(batch.indices, *rest) if rest else _given([], given, vectors))
-            yield _concatenate(found), _concatenate(looked_at)
+                known_parts.append(_known_spans(batch.indices, known, vectors))
+                found_parts.append(
+                    _found_spans(batch.indices, *rest) if rest else _known_spans([], known, vectors)
+                )
+            yield _concatenate(found_parts), _concatenate(known_parts)
 
     def _dispatch(
         self,
         encoded: Sequence[EncodedQuestion],
         batch: EvaluationBatch,
         search: Search | None,
-        given: Sequence[np.ndarray] | None,
+        known: Sequence[np.ndarray] | None,
         most: int,
     ) -> Any:
         """Starts the encoder on one batch; returns device arrays without waiting for them."""
@@ -217,9 +219,9 @@ class Scorer:
         for row, i in enumerate(batch.indices):
             if search:
                 roles[row, : len(search.roles[i])] = search.roles[i]
-            if given:
-                bounds[row, : len(given[i])] = given[i]
-        # A token [PAD] inside of a question is padding to the original.
+            if known:
+                bounds[row, : len(known[i])] = known[i]
+        # A token [PAD] inside a question is padding, as in the original.
         mask &= input_ids != self._pad_id
         roles *= mask
         arrays = {"input_ids": input_ids, "mask": mask, "roles": roles, "bounds": bounds}
@@ -237,16 +239,16 @@ class Scorer:
 def find_candidates(
     parts: Iterable[Sequence[SpanVectors]], index: Index, count: int
 ) -> list[tuple[np.ndarray, ...]]:
-    """Searches for the entities of spans; those of one element of `parts` are one search.
+    """Searches for the entities of spans; the spans of each element of `parts` are one search.
 
     Args:
-      parts: found and given spans of some batches, and so on, as a `Scorer` yields them.
+      parts: pairs of found and known spans, as a `Scorer` yields them.
       index: index over E entities.
       count: C, number of entities found for each span.
 
     Returns:
-      of the found and of the given spans the arrays of `ScoredSpans`: question, bounds, logits,
-      scores and rows, in the order of the questions.
+      two tuples of arrays, one of the found and one of the known spans, as in `ScoredSpans`:
+      question, bounds, logits, scores and rows, in the order of the questions.
     """
     empty = (
         np.zeros(0, np.int32),
@@ -255,24 +257,24 @@ def find_candidates(
         np.zeros((0, count), np.float32),
         np.zeros((0, count), np.int32),
     )
-    columns = [[[values] for values in empty] for _ in ("found", "given")]
-    for both in parts:
-        vectors = np.concatenate([part.vectors for part in both])
+    columns = [[[values] for values in empty] for _ in ("found", "known")]
+    for pair in parts:
+        vectors = np.concatenate([part.vectors for part in pair])
         if not len(vectors):
             continue
         scores, rows = index.search(vectors, count)
-        ends = [len(both[0].vectors)]
-        for own, part, *found in zip(
-            columns, both, np.split(scores, ends), np.split(rows, ends), strict=True
+        ends = [len(pair[0].vectors)]
+        for lists, part, *candidates in zip(
+            columns, pair, np.split(scores, ends), np.split(rows, ends), strict=True
         ):
-            for column, values in zip(
-                own, (part.question, part.bounds, part.logits, *found), strict=True
-            ):
-                column.append(values)
-    whole = [tuple(map(np.concatenate, own)) for own in columns]
-    orders = [np.argsort(question, kind="stable") for question, *_ in whole]
+            arrays = part.question, part.bounds, part.logits, *candidates
+            for array_list, array in zip(lists, arrays, strict=True):
+                array_list.append(array)
+    spans_of_all = [tuple(map(np.concatenate, lists)) for lists in columns]
+    orders = [np.argsort(question, kind="stable") for question, *_ in spans_of_all]
     return [
-        tuple(values[order] for values in own) for own, order in zip(whole, orders, strict=True)
+        tuple(array[order] for array in arrays)
+        for arrays, order in zip(spans_of_all, orders, strict=True)
     ]
 
 
@@ -316,7 +318,7 @@ def _are_placed(params: Mapping[str, Any], devices: Sequence[jax.Device]) -> boo
     )
 
 
-def _found(
+def _found_spans(
     indices: np.ndarray, logits: np.ndarray, bounds: np.ndarray, keep: np.ndarray, vectors: Any
 ) -> SpanVectors:
     """Returns the spans found in a batch [B, K, ...], one row per span."""
@@ -325,15 +327,15 @@ def _found(
     return SpanVectors(np.asarray(indices, np.int32)[row], *cells)
 
 
-def _given(
-    indices: Sequence[int], given: Sequence[np.ndarray] | None, vectors: np.ndarray
+def _known_spans(
+    indices: Sequence[int], known: Sequence[np.ndarray] | None, vectors: np.ndarray
 ) -> SpanVectors:
     """Returns the spans at known bounds, padded vectors [B, M, D], one row per span."""
-    counts = np.array([len(given[i]) for i in indices] if given else [], np.int64)
+    counts = np.array([len(known[i]) for i in indices] if known else [], np.int64)
     question = np.repeat(np.asarray(indices, np.int32)[: len(counts)], counts)
     row = np.repeat(np.arange(len(counts)), counts)
     column = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    bounds = [np.reshape(given[i], (-1, 2)) for i in indices] if given else []
+    bounds = [np.reshape(known[i], (-1, 2)) for i in indices] if known else []
     return SpanVectors(
         question,
         np.concatenate([np.zeros((0, 2), np.int32), *bounds]).astype(np.int32),

@@ -1,4 +1,4 @@
-"""Settings of linking, the "linking" part of config.json."""
+"""Defines the settings of linking, which are the "linking" part of config.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from elq_jax.linking.decoding import DECODERS, Decoder
 if TYPE_CHECKING:
     from elq_jax.model.elq import ElqConfig
 
-# Files of before had these beside the other settings: what they were where nobody set them.
+# Older files have these beside the other settings; the values are their defaults.
 _OLD = {
     "threshold_type": "joint",
     "mention_threshold": None,
@@ -28,10 +28,10 @@ _OLD_DECODER = "elq_jax.original.decoding:original"
 
 @dataclasses.dataclass(frozen=True)
 class LinkingSettings:
-    """Settings that decide how scores become links; the "linking" part of config.json.
+    """Holds the settings that decide how scores become links.
 
     Attributes:
-      threshold: score that links must exceed; a log-probability, so below 0.
+      threshold: score that links must exceed: a log-probability, so a number below 0.
       max_mentions: K, largest number of mentions searched for in a question.
       num_candidates: C, number of entities retrieved for a mention; the linking softmax runs over
         them.
@@ -127,12 +127,11 @@ class LinkingSettings:
           ElqError: the decoder, or one of its settings, is unknown or of another type.
         """
         kind = DECODERS.get(self.decoder)
-        own = [field.name for field in dataclasses.fields(kind)]
+        decoder_names = [field.name for field in dataclasses.fields(kind)]
         for name in self.decoder_settings:
-            if name not in own:
-                shared = [field.name for field in dataclasses.fields(self)]
-                known = ", ".join([*shared, *own])
-                raise ElqError(f"setting {name!r}: unknown; expected one of {known}")
+            if name not in decoder_names:
+                names = [field.name for field in dataclasses.fields(self)] + decoder_names
+                raise ElqError(f"setting {name!r}: unknown; expected one of {', '.join(names)}")
         return make_settings(kind, self.decoder_settings)
 
 

@@ -20,7 +20,8 @@ _HELP = """\
 Type a question to link it. Other lines:
   :t -2.0   set the threshold (a log-probability, 0 at most; lower gives more links)
             and show the last question again
-  :c 3      show so many candidates of each link, and the last question again
+  :c 3      set how many candidates of each link are shown (here 3), and show the last question
+            again
   :h        this help
   an empty line, or Ctrl-D, ends"""
 
@@ -79,14 +80,14 @@ def _colour(number: int) -> str:
 
 
 def _printable(text: str) -> str:
-    """Replaces each control character, which a terminal would obey."""
-    return _CONTROL.sub(lambda found: " " if found[0].isspace() else "\ufffd", text)
+    """Replaces control characters, which a terminal would obey."""
+    return _CONTROL.sub(lambda match: " " if match[0].isspace() else "\ufffd", text)
 
 
 class Session:
-    """A prompt that links each question typed at it.
+    """Links each question that is typed at a prompt.
 
-    A question is scored once, for every threshold; another threshold only decodes again.
+    A question is scored once, for all thresholds; another threshold only decodes it again.
 
     Args:
       linker: linker with the settings to begin with.

@@ -61,21 +61,23 @@ class ScannSettings:
     """Settings of a ScaNN index. Brute force uses none of them, `ah` none of the tree's.
 
     Attributes:
-      method: kind of search: of all vectors, of product codes, or of product codes in the leaves of
-        a tree; auto: by the number of entities (below 20,000, to 100,000, above).
+      method: kind of search: brute_force compares all vectors, ah short codes of all vectors, and
+        tree_ah the codes in some leaves of a tree. auto takes the first below 20,000 entities, the
+        second up to 100,000, and the third above.
       num_leaves: number of leaves of the tree; by default twice the square root of the entities.
-      leaves_to_search: number of leaves searched for a query, a quarter by default; more is slower
-        and finds more.
+      leaves_to_search: number of leaves searched for a query, by default a quarter of them. More
+        leaves take longer and find more.
       training_sample_size: number of entities that tree and codes are trained on.
-      dimensions_per_block: number of dimensions per 4-bit code; fewer is slower and finds more.
-      anisotropic_threshold: threshold T of the paper, which weights errors of the codes along a
-        vector more than errors across it; 0.2 suits unit vectors; none: off.
-      reorder: number of entities taken from the codes (at least 2k) and scored again by their
-        vectors.
-      reorder_dtype: number format of those vectors; the smaller ones save memory and disk and
-        round the scores.
-      part_rows: largest number of entities in a part of the index; by default as many as take 1 GiB
-        of float32.
+      dimensions_per_block: number of dimensions that share a 4-bit code. Fewer take longer and find
+        more.
+      anisotropic_threshold: threshold T of the ScaNN paper, which gives errors of the codes along a
+        vector more weight than errors across it. 0.2 suits vectors of unit length; none: off.
+      reorder: number of entities that the codes find (at least 2k) and whose scores are computed
+        again from their vectors.
+      reorder_dtype: number format of those vectors; the smaller ones save memory and disk space and
+        round scores a little.
+      part_rows: largest number of entities in a part of the index, by default as many as take 1 GiB
+        in float32.
     """
 
     method: Literal["auto", "brute_force", "ah", "tree_ah"] = "auto"

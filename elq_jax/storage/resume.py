@@ -148,11 +148,11 @@ class ResumeRecord:
 def resumable_folder(
     folder: str | os.PathLike[str], inputs: Mapping[str, Any], records: Sequence[str] = ()
 ) -> Iterator[pathlib.Path]:
-    """Yields a folder named `folder.partial` that becomes `folder` when the block succeeds.
+    """Yields a temporary folder, `folder.partial`, that becomes `folder` when the block succeeds.
 
-    After an interrupt, a kill or a full disk it stays, and the next call with the same inputs
-    resumes with it; a call with other inputs begins again. Any other ElqError removes it, since the
-    inputs have to be changed anyway.
+    If the block is interrupted or killed, or the disk is full, the temporary folder stays. The next
+    call with the same inputs yields it with its files, to be resumed; a call with other inputs
+    empties it first. After any other ElqError it is removed, since only other inputs can help.
 
     Args:
       folder: path that is absent, or an empty folder.

@@ -34,8 +34,8 @@ def test_arguments_without_dashes(program):
     done = run("-m", f"elq_jax.{program}", *PROGRAMS[program], "config.joint.num_steps=5")
     assert done.returncode == 2
     assert done.stderr == (
-        "error: config.joint.num_steps=5: unexpected; everything is given with flags, which begin "
-        "with -- (--help shows all)\n"
+        "error: config.joint.num_steps=5: unexpected argument; expected only flags such as "
+        "--name=value, which --help lists\n"
     )
 
 
@@ -213,11 +213,11 @@ def test_arguments_in_a_locale_that_cannot_say_them(tmp_path):
 @pytest.mark.parametrize(
     ("then", "message"),
     [
-        ("raise MemoryError", "out of memory (MemoryError); use a smaller --batch_size"),
-        ("open('/no/where')", "[Errno 2] No such file or directory: '/no/where'"),
+        ("raise MemoryError", "out of memory (MemoryError); give a smaller batch size"),
+        ("open('/no/where')", "/no/where: No such file or directory"),
         (
             "import jax; raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 3 GiB\\n...')",
-            "out of memory (RESOURCE_EXHAUSTED: 3 GiB); use a smaller --batch_size",
+            "out of memory (RESOURCE_EXHAUSTED: 3 GiB); give a smaller batch size",
         ),
     ],
 )

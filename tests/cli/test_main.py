@@ -56,7 +56,7 @@ def test_help_does_not_wait_for_jax():
 def test_flags_and_arguments_reach_the_program():
     done = elq_jax("train", "--workdir=no/where", "--config=configs/demo.py", "extra")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: extra: unexpected; everything is given with flags")
+    assert done.stderr.startswith("error: extra: unexpected argument; expected only flags")
 
 
 def test_modules_of_the_folder_are_found(tmp_path):
@@ -95,7 +95,7 @@ def test_verify(tmp_path):
     path = tmp_path / "catalogue.arrow"
     assert found.stdout == f"{path}: 1 entities, checksum and fingerprint agree\n"
     path.write_bytes(path.read_bytes().replace(b"title", b"titel", 1))
-    for arguments, message in (([tmp_path], f"error: {path}: "), ([], "error: no folder given")):
+    for arguments, message in (([tmp_path], f"error: {path}: "), ([], "error: no folder is given")):
         found = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
         assert (found.returncode, found.stdout) == (2, "")
         assert message in found.stderr

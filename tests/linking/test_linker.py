@@ -305,10 +305,10 @@ def test_arguments_that_cannot_be(folder, linker):
         EntityLinker.from_pretrained(folder, dtype="fp16")
     encoded = ["who is obama"], linker.encode(["who is obama"])
     with pytest.raises(
-        ElqError, match=r"bounds\[0\]: \[1, 200\]; expected first and last token of"
+        ElqError, match=r"bounds\[0\]: \[1, 200\]; expected the first and the last token"
     ):
         linker.score_encoded(*encoded, bounds=[np.array([[1, 200]])])
-    with pytest.raises(ElqError, match="bounds: found 0, expected one for each"):
+    with pytest.raises(ElqError, match="bounds: found 0, expected one array for each"):
         linker.score_encoded(*encoded, bounds=[])
 
 
@@ -359,7 +359,7 @@ def test_save_pretrained_spares_other_folders(linker, tmp_path):
 def test_save_pretrained_from_and_to_relative_paths(copy, tmp_path, monkeypatch):
     monkeypatch.chdir(copy.parent)
     linker = EntityLinker.from_pretrained(copy.name, devices=one_device())
-    with pytest.raises(ElqError, match="lies in the directory to be copied"):
+    with pytest.raises(ElqError, match="lies inside the directory that is copied"):
         linker.save_pretrained(copy / "sub")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")

@@ -177,6 +177,6 @@ def test_found_and_given_in_one_pass(linker):
     np.testing.assert_array_equal(given.rows, rows)
     np.testing.assert_allclose(given.scores, scores, atol=2e-5)
     with pytest.raises(
-        ElqError, match=r"bounds\[1\]: \[0, 2\]; expected first and last token of 2"
+        ElqError, match=r"bounds\[1\]: \[0, 2\]; expected the first and the last token"
     ):
         linker.score_encoded(texts, encoded, bounds=[[], [[0, 2]], [], []])
