@@ -248,7 +248,7 @@ def test_program_lists_gold_that_cannot_be_found(folder, tmp_path):
     for line in (
         f"{path}: 4 questions, 4 mentions (row 2, row_refused 1, unresolved 2)",
         "line 1, question 1, mention 'ohio': title 'No Such Title'",
-        "line 2, question 2, mention 'ohio': title None, wikidata_id None, row 500",
+        "line 2, question 2, mention 'ohio': row 500: not in the catalogue",
         f"{path}:5: mentions[0] = [7, 4) is reversed",
         "question 3, mention 0 [8, 10) 'ba': it begins or ends inside a token",
         "question 4, mention 0 [163, 168) 'obama': the question is cut at character 120",
