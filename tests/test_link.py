@@ -395,6 +395,16 @@ def test_full_disk(linker, unbroken, tmp_path, monkeypatch, room):
     assert output.read_bytes() == whole
 
 
+def test_output_that_is_a_file_of_the_linker(linker):
+    catalogue = linker.folder / "catalogue.arrow"
+    content = catalogue.read_bytes()
+    with pytest.raises(
+        ElqError, match=r"catalogue\.arrow: is a file of the linker .*another output"
+    ):
+        batch.link_all(linker, [], catalogue)
+    assert catalogue.read_bytes() == content
+
+
 def test_output_that_is_a_folder(linker, tmp_path):
     with pytest.raises(ElqError, match="is a folder; give the name of a file"):
         batch.link_file(linker, [], tmp_path, {})

@@ -19,7 +19,7 @@ from elq_jax.core.strings import check_whole
 from elq_jax.entities.catalogue import SCHEMA, Catalogue, CatalogueWriter, Fingerprint
 from elq_jax.entities.embeddings import recorded_catalogue
 from elq_jax.entities.names import WIKIDATA_ID
-from elq_jax.storage.files import atomic_write
+from elq_jax.storage.files import atomic_write, is_stream
 from elq_jax.storage.layout import CATALOGUE, EMBEDDINGS
 from elq_jax.storage.lines import LineReader, open_lines, parse_object
 from elq_jax.storage.progress import progress
@@ -224,6 +224,8 @@ def open_or_build_catalogue(
     source, path = pathlib.Path(source), pathlib.Path(path)
     if source.is_dir():
         raise ElqError(f"{source}: is a folder; give a file of entities, such as {CATALOGUE}")
+    if is_stream(path):  # or a folder, which it refuses
+        raise ElqError(f"{path}: a pipe or device; give another folder, or remove it")
     if path.is_file() and not _has_arrow_header(path):
         raise ElqError(f"{path}: exists and is not a catalogue; give another folder, or remove it")
     if _is_read_as_arrow(source):

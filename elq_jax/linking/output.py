@@ -51,6 +51,13 @@ def check_output(
             )
 
 
+def check_outside(output: str | os.PathLike[str], linker: pathlib.Path) -> None:
+    """Raises an ElqError if writing `output` would replace a file of a linker directory."""
+    final = pathlib.Path(os.path.realpath(output))
+    if final.exists() and pathlib.Path(os.path.realpath(linker)) in final.parents:
+        raise ElqError(f"{output}: is a file of the linker {linker}; give another output")
+
+
 def open_output(
     output: str | os.PathLike[str], settings: Mapping[str, Any], restart: bool = False
 ) -> PartFile | Stream:

@@ -18,7 +18,7 @@ from elq_jax.core.machine import peak_memory
 from elq_jax.linking import arguments
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.links import Link
-from elq_jax.linking.output import open_output
+from elq_jax.linking.output import check_outside, open_output
 from elq_jax.linking.scoring import chunks
 from elq_jax.linking.terminal import print_links
 from elq_jax.questions.rows import Row
@@ -150,6 +150,7 @@ def link_all(
         if output is None:
             link_and_show(linker, rows, console, **options)
         else:
+            check_outside(output, linker.folder)
             settings = settings_of_links(linker)
             link_file(linker, rows, output, settings, restart=restart, **options)
     return tally

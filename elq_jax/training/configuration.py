@@ -102,6 +102,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     _one_of("encode.storage_dtype", config.encode.storage_dtype, embeddings.DTYPES)
     _one_of("encode.dtype", config.encode.dtype, COMPUTE_DTYPES)
     check_count("encode.batch_size", config.encode.batch_size)
+    check_count("seed", config.seed, least=0)
+    if config.eval.max_questions is not None:
+        check_count("eval.max_questions", config.eval.max_questions)
     _one_of("eval.metric", config.eval.metric, ("weak", "strong"))
     _one_of("on_error", config.on_error, ("stop", "skip"))
     LinkingSettings.from_dict(config.linking)

@@ -466,6 +466,14 @@ def test_a_catalogue_of_before_without_a_checksum(tmp_path):
     assert not opened.check_bytes()
 
 
+def test_a_pipe_where_the_catalogue_goes(tmp_path):
+    """It was waited for."""
+    (tmp_path / "a.jsonl").write_text(json.dumps({"title": "Dune", "text": ""}))
+    os.mkfifo(tmp_path / "catalogue.arrow")
+    with pytest.raises(ElqError, match=r"catalogue\.arrow: a pipe or device"):
+        open_or_build_catalogue(tmp_path / "a.jsonl", tmp_path / "catalogue.arrow")
+
+
 def test_a_catalogue_from_a_pipe_is_built_every_time(tmp_path):
     """As `--catalogue <(zcat entities.jsonl.gz)` of a shell; nothing records what was in it."""
     path = tmp_path / "catalogue.arrow"
