@@ -74,8 +74,8 @@ def run(
 def describe_error(error: Exception) -> str | None:
     """Returns one line that tells a person about an exception; None for a fault of the program.
 
-    Besides errors in the input, these are files that cannot be read or written, too little memory,
-    and a missing accelerator.
+    Besides errors in the input, these are files that cannot be read or written, and too little
+    memory.
     """
     if isinstance(error, ElqError):
         return str(error)
@@ -94,12 +94,6 @@ def describe_error(error: Exception) -> str | None:
         return (
             f"out of memory ({text or type(error).__name__}); give a smaller batch size or a "
             "smaller number format, such as bfloat16, or take a device with more memory"
-        )
-    if isinstance(error, RuntimeError) and text.startswith("Unable to initialize backend"):
-        return (
-            f"{text}; the environment variable JAX_PLATFORMS is "
-            f"{os.environ.get('JAX_PLATFORMS')!r}: set it to cpu, or unset it to use the devices "
-            "that this machine has"
         )
     return None
 

@@ -151,15 +151,15 @@ class CandidateScorer:
     ) -> Candidates:
         """Returns the candidates of the search and those by name; the arguments are as above."""
         named = self.names.find(mentions)
-        found, column = np.nonzero(rows >= 0)
-        searched = rows[found, column].astype(np.int64)
+        mention, column = np.nonzero(rows >= 0)
+        searched = rows[mention, column].astype(np.int64)
         size = len(self.names)
-        is_new = ~np.isin(named.texts * size + named.rows, found * size + searched)
+        is_new = ~np.isin(named.texts * size + named.rows, mention * size + searched)
         owner, row = named.texts[is_new], named.rows[is_new].astype(np.int64)
         new_vectors = self._vectors[row].astype(np.float32, copy=False)
         new = np.einsum("nd,nd->n", vectors[owner], new_vectors)
-        owners, all_rows = np.concatenate([found, owner]), np.concatenate([searched, row])
-        all_products = np.concatenate([products[found, column], new]).astype(np.float64)
+        owners, all_rows = np.concatenate([mention, owner]), np.concatenate([searched, row])
+        all_products = np.concatenate([products[mention, column], new]).astype(np.float64)
         order = np.argsort(owners, kind="stable")
         owners, all_rows, all_products = owners[order], all_rows[order], all_products[order]
         columns = {"product": relative(owners, all_products, len(mentions))}

@@ -86,9 +86,9 @@ def test_configurations_that_cannot_be_used(arguments, message):
 @pytest.mark.parametrize(
     ("program", "flag", "reason"),
     [
-        ("link", "--linker=", "'': expected the path of a file or folder"),
-        ("evaluate", "--questions=a.jsonl,", "'': expected the path of a file or folder"),
-        ("build_index", "--embeddings=", "'': expected the path of a file or folder"),
+        ("link", "--linker=", "'': expected the path of a file or folder; give one"),
+        ("evaluate", "--questions=a.jsonl,", "'': expected the path of a file or folder; give one"),
+        ("build_index", "--embeddings=", "'': expected the path of a file or folder; give one"),
         ("encode_entities", "--encoder=", "found nothing; give a value, or leave the flag out"),
         ("convert", "--catalogue=", "found nothing; give a value, or leave the flag out"),
         ("encode_entities", "--max_tokens=2", "expected `int` >= 3"),
@@ -240,7 +240,7 @@ def test_an_accelerator_that_is_not_here(tmp_path, platform):
     status, _, errors, _ = show(tmp_path, then=then, JAX_PLATFORMS=platform)
     assert status == 2
     assert "Traceback" not in errors
-    assert f"JAX_PLATFORMS is '{platform}': set it to cpu" in errors.splitlines()[-1]
+    assert f"JAX_PLATFORMS is '{platform}'; set it to cpu" in errors.splitlines()[-1]
 
 
 def test_a_limit_on_memory_that_no_library_gets_along_with(tmp_path):
