@@ -288,12 +288,12 @@ class _Parts:
         self, queries: np.ndarray, final_num_neighbors: int, **options: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the best rows of all parts; missing ones have a NaN score and come last."""
-        found = []
+        nearest = []
         for part, (start, stop) in zip(self.parts, itertools.pairwise(self._bounds), strict=True):
             k = min(final_num_neighbors, stop - start)
             rows, scores = part.search_batched_parallel(queries, final_num_neighbors=k, **options)
-            found.append((rows.astype(np.int64) + start, scores))
-        rows, scores = (np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True))
+            nearest.append((rows.astype(np.int64) + start, scores))
+        rows, scores = (np.concatenate(arrays, axis=1) for arrays in zip(*nearest, strict=True))
         best = np.argsort(-scores, axis=1, kind="stable")[:, :final_num_neighbors]
         return np.take_along_axis(rows, best, axis=1), np.take_along_axis(scores, best, axis=1)
 

@@ -295,7 +295,9 @@ def test_a_workdir_of_other_inputs_is_refused(config, tmp_path):
     ):
         EntityLinker.from_pretrained(run)
     shutil.rmtree(linker)
-    with pytest.raises(ElqError, match=f"not come to its end; resume .*, which writes {linker}"):
+    with pytest.raises(
+        ElqError, match=f"unfinished training run; resume .*, which writes {linker}"
+    ):
         EntityLinker.from_pretrained(run)
 
 
