@@ -5,7 +5,7 @@
 
 chooses the threshold with the best F1 on the --tune questions, and prints how good the links of the
 --questions are at this threshold. Without --tune the threshold is --threshold, or the linker's own.
-Several files (a,b) are counted together. Printed are
+Printed are
 
   - precision, recall and F1 of the links: for the questions whose gold entities are all in the
     catalogue, and for all questions, where an entity outside the catalogue counts as missed. A weak
@@ -13,13 +13,26 @@ Several files (a,b) are counted together. Printed are
     entity at exactly that span;
   - the same for mentions alone, whatever their entity;
   - how often the right entity comes first, and among the first ones, for the gold mentions;
+  - how well the probabilities of links agree with the share of right links;
   - questions per second.
+
+    python -m elq_jax.evaluate --linker my_linker --questions a/dev.jsonl,b/dev.jsonl \\
+        --against other_results/ --perturb
+
+prints one table with a row for each file and their mean, in which each file counts as much. With
+--tune a/dev.jsonl,b/dev.jsonl the threshold with the best mean is chosen. Files joined by a plus
+sign are counted together, in one row: --questions test.jsonl+test_oov.jsonl. --against compares
+with an earlier run on the same questions: differences of F1, their 95% intervals and p-values.
+--perturb links the questions again with emoji, capitals, typos and the like, and prints what each
+costs.
 
 --output names a folder for
 
-    report.json    all numbers
-    curve.png      precision and recall at all thresholds
-    errors.jsonl   wrong and missing links, one line per error
+    report.json        all numbers
+    predictions.jsonl  links of each question, in the form that link writes; for --against
+    errors.jsonl       wrong and missing links, one line per error
+    curve.png          precision and recall at all thresholds
+    calibration.png    share of right links by probability, and among the most probable links
 
 Several hosts that are started together (see elq_jax/train.py) share the work; the first one prints.
 """
@@ -31,20 +44,30 @@ import sys
 from absl import flags
 
 from elq_jax.cli.flags import LinkerFlags, SettingsFlags
-from elq_jax.cli.run import define_path, define_paths, run, start_jax
-from elq_jax.evaluation.options import Options
+from elq_jax.cli.run import define_path, define_path_sets, run, start_jax
+from elq_jax.evaluation.options import FILES, Options
 from elq_jax.storage.files import make_results_folder
 
 _LINKER = LinkerFlags.define()
-_QUESTIONS = define_paths(
+_QUESTIONS = define_path_sets(
     "questions", "Labelled questions to measure on, .jsonl or .jsonl.gz", required=True
 )
-_TUNE = define_paths(
+_TUNE = define_path_sets(
     "tune", "Labelled questions to choose the threshold on, others than --questions"
 )
-_OUTPUT = define_path("output", "Folder for report.json, curve.png and errors.jsonl.")
+_OUTPUT = define_path("output", f"Folder for {', '.join(FILES[:-1])} and {FILES[-1]}.")
+_AGAINST = define_path(
+    "against",
+    "Earlier run on the same questions to compare with: the folder that it wrote as --output, its "
+    "predictions.jsonl, or what link wrote.",
+)
 _OPTIONS = SettingsFlags.define(
-    Options, "evaluate", tune=_TUNE, threshold=_LINKER.threshold, batch_size=_LINKER.batch_size
+    Options,
+    "evaluate",
+    tune=_TUNE,
+    against=_AGAINST,
+    threshold=_LINKER.threshold,
+    batch_size=_LINKER.batch_size,
 )
 _ORIGINAL = flags.DEFINE_enum(
     "original",
@@ -64,7 +87,7 @@ def main(arguments: list[str]) -> None:
     del arguments
     options = _OPTIONS.value()
     if _OUTPUT.value:  # before hours of work
-        make_results_folder(_OUTPUT.value, ("report.json", "errors.jsonl", "curve.png"))
+        make_results_folder(_OUTPUT.value, FILES)
     start_jax(several_processes=True)
     from rich.console import Console
 

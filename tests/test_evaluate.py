@@ -182,7 +182,7 @@ def run(*arguments):
 
 
 def test_program(folder, linker, questions, tmp_path):
-    """The threshold comes from one set of questions; the two others are pooled."""
+    """The threshold comes from one set; two others are a row each, and compared with themselves."""
     tune, one, two = questions[:4], questions[4:9], questions[9:]
     output = tmp_path / "results"
     done = run(
@@ -220,15 +220,45 @@ def test_program(folder, linker, questions, tmp_path):
     assert {kind: errors.count(kind) for kind in report["errors"]} == report["errors"]
     assert (output / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in output.iterdir()) == [
+        "calibration.png",
         "curve.png",
         "errors.jsonl",
+        "predictions.jsonl",
         "report.json",
     ]
-    for shown in ("in catalogue", f"{report['all']['weak']['f1']:.3f}", "questions/s", "recall@10"):
+    for shown in ("pooled", f"{report['mean']['all']['weak']['f1']:.3f}", "questions/s", "R@10"):
         assert shown in done.stdout
     assert "questions/s from text to links (second" in done.stdout
     assert f"best strong F1 on --tune: {best:.3f}, at threshold {threshold:.3f}" in done.stderr
     assert f"{tmp_path / 'one.jsonl'}: {len(one)} questions" in done.stderr
+
+    for part, questions_of_set in zip(report["sets"], (one, two), strict=True):
+        counts = slow_counts(linker, questions_of_set, threshold)
+        assert part["all"]["weak"]["f1"] == pytest.approx(counts.weak_f1)
+
+    # Pooled, against the predictions of the first run, and perturbed.
+    done = run(
+        f"--linker={folder}",
+        f"--questions={tmp_path / 'one.jsonl'}+{tmp_path / 'two.jsonl'}",
+        f"--threshold={threshold + 1}",
+        f"--against={output}",
+        "--perturb",
+        "--nospeed",
+        f"--output={tmp_path / 'other'}",
+    )
+    assert done.returncode == 0, done.stderr
+    other = json.loads((tmp_path / "other" / "report.json").read_text())
+    [part] = other["sets"]
+    assert part["name"] == "one+two"
+    found = other["against"]["sets"]["one+two"]["strong"]
+    assert found["other_f1"] == pytest.approx(report["all"]["strong"]["f1"])
+    wanted = slow_counts(linker, one + two, threshold + 1).strong_f1
+    assert found["f1"] == pytest.approx(wanted)
+    upper = other["perturb"]["perturbations"]["upper_case"]["sets"]["one+two"]
+    assert upper["changed"] == len(one + two)
+    assert upper["weak"]["cost"] == pytest.approx(0.0)  # The tokenizer ignores case.
+    for shown in ("in catalogue", "recall@10", "no question mark", "95% interval"):
+        assert shown in done.stdout
 
 
 def test_program_lists_gold_that_cannot_be_found(folder, tmp_path):
@@ -341,6 +371,8 @@ def test_program_counting_as_the_original(folder, tmp_path):
         (["--questions=a.jsonl", "b.jsonl"], "b.jsonl: unexpected argument; expected only flags"),
         (["--questions=a.jsonl", "--tune=b.jsonl", "--threshold=-1"], "give one"),
         (["--questions=no/such.jsonl"], "no/such.jsonl: no such file"),
+        (["--questions=a.jsonl+no/such.jsonl"], "a.jsonl: no such file"),
+        (["--questions=a.jsonl", "--original=training", "--perturb"], "combined with --original"),
         (["--questions=a.jsonl", "--linker=no/linker"], "linker 'no/linker': n"),
         (
             ["--questions=a.jsonl", f"--output={__file__}"],

@@ -156,14 +156,28 @@ def define_path(
     return flags.DEFINE(_PathParser(parse), name, default, help, required=required)
 
 
-def define_paths(
+def define_path_sets(
     name: str, help: str, *, required: bool = False
-) -> flags.FlagHolder[list[pathlib.Path]]:
-    """Defines a flag of the calling module that takes paths as `a,b` and may be repeated."""
-    default = None if required else []
-    flag = _PathsFlag(_PathParser(user_path), None, name, default, help)
-    flag.help = f"{help}; several as a,b."
+) -> flags.FlagHolder[list[tuple[pathlib.Path, ...]]]:
+    """Defines a flag of the calling module that takes sets of paths as `a,b+c`.
+
+    That is a set of one file and a set of two. A name with a + that exists is one file.
+    """
+    flag = _PathsFlag(_PathSetParser(), None, name, None if required else [], help)
+    flag.help = f"{help}; several as a,b; files that are pooled as a+b."
     return flags.DEFINE_flag(flag, required=required)
+
+
+class _PathSetParser(flags.ArgumentParser):
+    syntactic_help = "one or several paths"
+
+    def parse(self, argument: Any) -> tuple[pathlib.Path, ...]:
+        whole = user_path(argument)
+        parts = [argument] if whole.exists() else str(argument).split("+")
+        return tuple(map(user_path, parts))
+
+    def flag_type(self) -> str:
+        return "paths"
 
 
 class _PathParser(flags.ArgumentParser):

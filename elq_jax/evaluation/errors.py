@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from elq_jax.evaluation.matching import Gold, Predicted, QuestionResult
-from elq_jax.questions.records import LinkRow
+from elq_jax.evaluation.predictions import LinkRecords
 
 if TYPE_CHECKING:
     from elq_jax.entities.catalogue import Catalogue
@@ -38,21 +36,8 @@ def list_errors(
       among the candidates of the prediction (None: absent or not known).
     """
     errors = [(result, *error) for result in results for error in _of_question(result, threshold)]
-    rows = sorted({link.row for _, _, *pair in errors for link in pair if link and link.row >= 0})
-    names: dict[int, tuple[str | None, str | None]] = {}
-    if catalogue is not None and rows:
-        columns = catalogue.titles(rows), catalogue.wikidata_ids(rows)
-        names = dict(zip(rows, zip(*columns, strict=True), strict=True))
-
-    def record_of(link: Gold | Predicted | None, text: str) -> dict[str, Any] | None:
-        if link is None:
-            return None
-        title, wikidata_id = names.get(link.row, (getattr(link, "title", None), None))
-        mention = text[link.start : link.end]
-        row = LinkRow(link.start, link.end, mention, title, wikidata_id, link.row)
-        record = msgspec.to_builtins(row)
-        return record if isinstance(link, Gold) else record | {"score": round(link.score, 6)}
-
+    links = [link for _, _, *pair in errors for link in pair if link]
+    record_of = LinkRecords((link.row for link in links), catalogue)
     records = []
     for result, kind, gold, predicted in errors:
         is_ranked = gold and predicted and gold.row >= 0 and gold.row in predicted.candidates
@@ -61,8 +46,8 @@ def list_errors(
                 "id": result.id,
                 "text": result.text,
                 "error": kind,
-                "gold": record_of(gold, result.text),
-                "predicted": record_of(predicted, result.text),
+                "gold": record_of(gold, result.text) if gold else None,
+                "predicted": record_of(predicted, result.text) if predicted else None,
                 "gold_rank": predicted.candidates.index(gold.row) if is_ranked else None,
             }
         )

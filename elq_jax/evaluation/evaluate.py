@@ -1,7 +1,7 @@
 """Measures a linker on labelled questions, for the program `evaluate` and for notebooks.
 
-outcome = evaluate(linker, ["test.jsonl"], Options(tune=["dev.jsonl"]))
-outcome.report["all"]["weak"]["f1"]
+outcome = evaluate(linker, ["a/test.jsonl", "b/test.jsonl"], Options(tune=["a/dev.jsonl"]))
+outcome.report["mean"]["all"]["weak"]["f1"]
 """
 
 from __future__ import annotations
@@ -10,20 +10,25 @@ import abc
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from elq_jax.core.errors import ElqError
 from elq_jax.core.machine import describe_machine, peak_memory
 from elq_jax.core.registry import Registry
 from elq_jax.evaluation import show
-from elq_jax.evaluation.options import Options
+from elq_jax.evaluation.comparison import compare_runs, pool, report_of_sets
+from elq_jax.evaluation.matching import QuestionResult, links_for_calibration
+from elq_jax.evaluation.options import Options, PathSet
+from elq_jax.evaluation.perturb import PERTURBATIONS, changed_questions, perturbation_report
 from elq_jax.evaluation.predict import predict
+from elq_jax.evaluation.predictions import PREDICTIONS, read_predictions, write_predictions
 from elq_jax.evaluation.scores import Evaluation
+from elq_jax.evaluation.sets import QuestionSet, paths_of, read_sets
 from elq_jax.evaluation.speed import measure_speed
+from elq_jax.evaluation.sweep import best_common_threshold
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.questions.examples import AlignmentReport
-from elq_jax.questions.read import read_questions
 from elq_jax.questions.records import Question
 from elq_jax.storage.files import write_json
 from elq_jax.storage.progress import progress
@@ -53,29 +58,27 @@ class Outcome(abc.ABC):
         write_json(pathlib.Path(folder) / "report.json", self.report)
 
 
-Procedure = Callable[[EntityLinker, Sequence[str | os.PathLike[str]], Options], Outcome]
+Procedure = Callable[[EntityLinker, Sequence[PathSet], Options], Outcome]
 EVALUATIONS: Registry[Procedure] = Registry("evaluation", "elq_jax.evaluation.evaluate")
 
 
 @EVALUATIONS.register("standard")
 def evaluate(
-    linker: EntityLinker,
-    questions: Sequence[str | os.PathLike[str]],
-    options: Options | None = None,
+    linker: EntityLinker, questions: Sequence[PathSet], options: Options | None = None
 ) -> Evaluated:
-    """Measures a linker on labelled questions.
+    """Measures a linker on sets of labelled questions.
 
     With `options.tune`, the threshold is the one that is best on those other questions. Progress
     and problems of the files are printed on stderr.
 
     Args:
       linker: linker to measure.
-      questions: paths of labelled questions, counted together.
+      questions: path of a file, or paths of several that are pooled, for each set.
       options: settings of the evaluation.
 
     Returns:
-      an outcome whose report has the keys of `describe_linker` and `Evaluation.report`, and
-      questions (counts of each file), floor, tune, machine, speed and peak_memory_bytes.
+      an outcome whose report has the keys of `describe_linker` and `report_of_sets`, and questions
+      (counts of each file), floor, tune, against, perturb, machine, speed and peak_memory_bytes.
 
     Raises:
       ElqError: a file cannot be used, or the linker's scores are not log-probabilities.
@@ -86,34 +89,83 @@ def evaluate(
             f"the linker's decoder {linker.settings.decoding} ranks links by something else than "
             'joint scores, whose thresholds evaluate needs; open the linker with decoder="joint"'
         )
-    tune, tune_files = read_files(linker, options.tune, options.on_error)
-    labelled, files = read_files(linker, questions, options.on_error)
+    tune = read_sets(linker.catalogue, options.tune, options.on_error)
+    sets = read_sets(linker.catalogue, questions, options.on_error)
+    labelled = [question for part in sets for question in part.questions]
     _warn_of_same(options.tune, questions)
+    others = None
+    if options.against is not None:
+        others = read_predictions(options.against, linker.catalogue, labelled)
     threshold = linker.settings.threshold if options.threshold is None else options.threshold
     floor = min(options.floor, threshold)
+    files = [file for part in sets for file in part.files]
     report = describe_linker(linker) | {"questions": files, "floor": floor}
     if tune:
-        sweep = _predict("tuning", linker, tune, floor, options.batch_size).sweep
-        threshold, f1 = sweep.best_threshold(options.metric), float(sweep.f1(options.metric).max())
+        threshold, report["tune"] = _choose_threshold(linker, tune, floor, options)
         report["threshold_from"] = "--tune"
-        report["tune"] = {"questions": tune_files, "metric": options.metric, "f1": f1}
-        _say(f"best {options.metric} F1 on --tune: {f1:.3f}, at threshold {threshold:.3f}")
-        if not f1:
-            _say(
-                "warning: no link in the --tune questions is right, so the threshold chosen on "
-                "them means nothing; does this linker fit these questions?"
-            )
-    evaluation = _predict(
-        "linking", linker, labelled, floor, options.batch_size, at_gold_spans=True
-    )
-    report |= evaluation.report(threshold)
+    evaluations = _predict("linking", linker, sets, floor, options.batch_size, at_gold_spans=True)
+    report |= report_of_sets(evaluations, threshold, seed=options.seed)
+    if others is not None:
+        compared = compare_runs(evaluations, threshold, others, seed=options.seed)
+        report["against"] = {"path": os.fspath(options.against)} | compared
+    if options.perturb:
+        report["perturb"] = _perturb(linker, sets, evaluations, threshold, options)
     report["machine"] = describe_machine()
     report["batch_size"] = options.batch_size
     if options.speed:
         texts = [question.text for question in labelled]
         report["speed"] = measure_speed(linker, texts, threshold, options.batch_size)
     report["peak_memory_bytes"] = peak_memory()
-    return Evaluated(report, evaluation, linker.catalogue)
+    return Evaluated(report, pool([*evaluations.values()]), linker.catalogue)
+
+
+def _choose_threshold(
+    linker: EntityLinker, tune: Sequence[QuestionSet], floor: float, options: Options
+) -> tuple[float, dict[str, Any]]:
+    """Returns the threshold with the best F1, in the mean over sets, and a report of it."""
+    evaluations = _predict("tuning", linker, tune, floor, options.batch_size)
+    sweeps = [evaluation.sweep for evaluation in evaluations.values()]
+    threshold, f1 = best_common_threshold(sweeps, options.metric)
+    mean = float(f1.mean())
+    report = {
+        "questions": [file for part in tune for file in part.files],
+        "metric": options.metric,
+        "f1": mean,
+        "sets": dict(zip(evaluations, f1.tolist(), strict=True)),
+    }
+    shown = "".join(f", {name} {value:.3f}" for name, value in report["sets"].items())
+    shown = f" (mean{shown})" if len(tune) > 1 else ""
+    _say(f"best {options.metric} F1 on --tune: {mean:.3f}{shown}, at threshold {threshold:.3f}")
+    if not mean:
+        _say(
+            "warning: no link in the --tune questions is right, so the threshold chosen on "
+            "them means nothing; does this linker fit these questions?"
+        )
+    return threshold, report
+
+
+def _perturb(
+    linker: EntityLinker,
+    sets: Sequence[QuestionSet],
+    evaluations: Mapping[str, Evaluation],
+    threshold: float,
+    options: Options,
+) -> dict[str, Any]:
+    """Links the questions that each perturbation changes, and reports what it costs."""
+    changed = {
+        name: {part.name: changed_questions(part.questions, name, options.seed) for part in sets}
+        for name in PERTURBATIONS
+    }
+    clean = {name: evaluation.results for name, evaluation in evaluations.items()}
+    total = sum(len(part) for of_sets in changed.values() for part in of_sets.values())
+    with progress("linking perturbed questions", total, "questions") as advance:
+
+        def link(questions: Sequence[Question]) -> Sequence[QuestionResult]:
+            settings = {"batch_size": options.batch_size, "progress": advance}
+            return predict(linker, questions, threshold, **settings).results
+
+        costs = perturbation_report(clean, changed, link, threshold)
+    return {"seed": options.seed, "perturbations": costs}
 
 
 def describe_linker(linker: EntityLinker) -> dict[str, Any]:
@@ -144,79 +196,56 @@ class Evaluated(Outcome):
         show.print_report(console, self.report)
 
     def write(self, folder: str | os.PathLike[str]) -> None:
-        """Writes report.json, errors.jsonl and curve.png."""
+        """Writes report.json, predictions.jsonl, errors.jsonl, curve.png and calibration.png."""
         super().write(folder)
         folder, threshold = pathlib.Path(folder), self.report["threshold"]
+        results = self.evaluation.results
+        write_predictions(folder / PREDICTIONS, results, threshold, self._catalogue)
         errors = self.evaluation.errors(threshold, self._catalogue)
         show.write_errors(folder / "errors.jsonl", errors)
         title, evaluation = "in catalogue", self.evaluation.in_catalogue()
         if not evaluation.results:
             title, evaluation = "all", self.evaluation
         show.plot_precision_recall(folder / "curve.png", evaluation.sweep, threshold, title)
-
-
-def read_files(
-    linker: EntityLinker,
-    paths: Sequence[str | os.PathLike[str]],
-    on_error: str = "stop",
-    **options: Any,
-) -> tuple[list[Question], list[dict[str, Any]]]:
-    """Reads labelled questions for a linker; prints on stderr how their gold was found.
-
-    Args:
-      linker: linker whose catalogue the gold is looked up in.
-      paths: paths of the files.
-      on_error: action at a line that cannot be used, see `read_questions`.
-      **options: further arguments of `read_questions`.
-
-    Returns:
-      the questions of all files together, and the counts of each file.
-    """
-    questions, files = [], []
-    for path in paths:
-        questions_of_file, resolution = read_questions(path, linker.catalogue, on_error, **options)
-        _say(resolution.summary())
-        questions += questions_of_file
-        files.append(
-            {
-                "path": os.fspath(path),
-                "questions": resolution.questions,
-                "mentions": resolution.mentions,
-                "gold": dict(resolution.counts),
-                "skipped": len(resolution.skipped),
-            }
+        show.plot_calibration(
+            folder / "calibration.png",
+            *links_for_calibration(results, threshold),
+            sum(len(result.gold) for result in results),
         )
-    return questions, files
 
 
 def _predict(
     description: str,
     linker: EntityLinker,
-    questions: Sequence[Question],
+    sets: Sequence[QuestionSet],
     floor: float,
     batch_size: int,
     at_gold_spans: bool = False,
-) -> Evaluation:
-    with progress(description, len(questions), "questions") as advance:
-        evaluation = predict(
-            linker,
-            questions,
-            floor,
-            batch_size=batch_size,
-            at_gold_spans=at_gold_spans,
-            progress=advance,
-        )
-    if evaluation.problems:
-        mentions = sum(len(question.mentions) for question in questions)
-        _say(AlignmentReport(len(questions), mentions, list(evaluation.problems)).summary())
-    return evaluation
+) -> dict[str, Evaluation]:
+    """Links the questions of each set; says which gold mentions no link can be equal to."""
+    evaluations = {}
+    total = sum(len(part.questions) for part in sets)
+    with progress(description, total, "questions") as advance:
+        for part in sets:
+            evaluations[part.name] = predict(
+                linker,
+                part.questions,
+                floor,
+                batch_size=batch_size,
+                at_gold_spans=at_gold_spans,
+                progress=advance,
+            )
+    for part in sets:
+        if problems := evaluations[part.name].problems:
+            mentions = sum(len(question.mentions) for question in part.questions)
+            _say(AlignmentReport(len(part.questions), mentions, list(problems)).summary())
+    return evaluations
 
 
-def _warn_of_same(
-    tune: Sequence[str | os.PathLike[str]], questions: Sequence[str | os.PathLike[str]]
-) -> None:
-    for path in tune:
-        if any(os.path.samefile(path, other) for other in questions):
+def _warn_of_same(tune: Sequence[PathSet], questions: Sequence[PathSet]) -> None:
+    others = [path for path_set in questions for path in paths_of(path_set)]
+    for path in (path for path_set in tune for path in paths_of(path_set)):
+        if any(os.path.samefile(path, other) for other in others):
             _say(
                 f"warning: {os.fspath(path)} is in --tune and in --questions; its scores are too "
                 "good, since the threshold was chosen on the same questions"

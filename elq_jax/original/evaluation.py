@@ -9,16 +9,16 @@ the question. The program `evaluate` finds the two as "elq_jax.original.evaluati
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from elq_jax.core.errors import ElqError
-from elq_jax.evaluation.evaluate import EVALUATIONS, Outcome, describe_linker, read_files
+from elq_jax.evaluation.evaluate import EVALUATIONS, Outcome, describe_linker
 from elq_jax.evaluation.matching import Counts, Triple, count_matches
-from elq_jax.evaluation.options import Options
+from elq_jax.evaluation.options import Options, PathSet
+from elq_jax.evaluation.sets import read_sets
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.links import ScoredSpans
 from elq_jax.linking.scoring import BATCHES_IN_FLIGHT
@@ -30,7 +30,7 @@ from elq_jax.text.windows import QuestionWindow, question_window
 if TYPE_CHECKING:
     import rich.console
 
-Paths = Sequence[str | os.PathLike[str]]
+Paths = Sequence[PathSet]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -333,7 +333,11 @@ def _read_questions(
 ) -> tuple[list[Question], dict[str, Any]]:
     if options.tune:
         raise ElqError("--tune: cannot be combined with --original; give --threshold instead")
-    questions, files = read_files(
-        linker, paths, options.on_error, trust_rows=True, allow_overlaps=True
+    if options.against is not None or options.perturb:
+        raise ElqError("--against, --perturb: cannot be combined with --original; leave them out")
+    sets = read_sets(
+        linker.catalogue, paths, options.on_error, trust_rows=True, allow_overlaps=True
     )
+    questions = [question for part in sets for question in part.questions]
+    files = [file for part in sets for file in part.files]
     return questions, describe_linker(linker) | {"questions": files}

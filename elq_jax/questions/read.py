@@ -19,6 +19,7 @@ from elq_jax.core.registry import Registry
 from elq_jax.core.strings import check_whole
 from elq_jax.core.typed import convert
 from elq_jax.questions.records import (
+    OUT_OF_CATALOGUE,
     GoldLists,
     LinksRow,
     Mention,
@@ -196,7 +197,8 @@ def _parse_links(
     links = convert(row, LinksRow).links
     spans = [(link.start, link.end) for link in links]
     check_spans(spans, "links", len(question.text), "characters", allow_overlaps)
-    mentions = []
+    mentions: list[Mention] = []
+    rows: list[int | None] = []
     for number, link in enumerate(links):
         place, quoted = f"links[{number}]", question.text[link.start : link.end]
         if link.mention is not None and link.mention != quoted:
@@ -204,10 +206,14 @@ def _parse_links(
                 f"{place}: 'mention' is {link.mention!r}, but the text has {quoted!r} at "
                 f"[{link.start}, {link.end}); offsets count characters from 0, not bytes"
             )
-        if link.title is None and link.wikidata_id is None and link.row is None:
-            raise ElqError(f"{place}: {_NO_GOLD}")
+        row = link.row
+        if not link.title and not link.wikidata_id and not isinstance(row, int):
+            if row is msgspec.UNSET:
+                raise ElqError(f"{place}: {_NO_GOLD}")
+            row = OUT_OF_CATALOGUE
+        rows.append(row if isinstance(row, int) else None)
         mentions.append(_mention((link.start, link.end), link.title, link.wikidata_id))
-    return replace(question, mentions=tuple(mentions)), [link.row for link in links]
+    return replace(question, mentions=tuple(mentions)), rows
 
 
 _RENAMED = ("title", "row")  # Their former names are "entity" and "label_id".

@@ -5,7 +5,8 @@ A line that `elq_jax.link` writes is
     {"id": 1, "text": "who wrote dune?", "links": [{"start": 10, "end": 14, "mention": "dune",
      "title": "Dune (novel)", "wikidata_id": "Q190192", "row": 17, "score": -0.21, ...}]}
 
-and is read as a labelled question. A shorter form, for people to write, is
+and is read as a labelled question. A link of something that is not in the catalogue has neither
+title nor Wikidata id, and its row is null. A shorter form, for people to write, is
 
     {"id": 1, "text": "who wrote dune?", "mentions": [[10, 14]], "title": ["Dune (novel)"]}
 
@@ -105,7 +106,7 @@ class LinkRow(msgspec.Struct, frozen=True):
     mention: str | None = None
     title: str | None = None
     wikidata_id: str | None = None
-    row: _Row | None = None
+    row: _Row | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class LinksRow(msgspec.Struct, frozen=True):

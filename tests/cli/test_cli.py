@@ -133,14 +133,14 @@ def test_interrupted(program, arguments, is_resumable):
 SHOWN = """
 import sys
 from absl import flags
-from elq_jax.cli.run import define_path, define_paths, run
+from elq_jax.cli.run import define_path, define_path_sets, run
 from elq_jax.core.machine import is_closed
 from elq_jax.storage.files import output_file, user_address
 
 PATH = define_path("path", "A path.", default="~/default")
 OUTPUT = define_path("output", "A file.", parse=output_file)
 ADDRESS = define_path("address", "A folder.", parse=user_address)
-PATHS = define_paths("paths", "Files.")
+PATHS = define_path_sets("paths", "Files.")
 
 def main(arguments):
     with open({out!r}, "w", encoding="utf-8", errors="surrogateescape") as file:
@@ -171,16 +171,18 @@ def show(tmp_path, *arguments, then="pass", closed="", **environment):
 
 
 def test_paths_of_flags(tmp_path):
+    (tmp_path / "c+d").touch()
     status, _, _, lines = show(
         tmp_path,
         "--output=~/x.jsonl",
         "--address=gs://bucket/run",
-        "--paths=a,~/b",
-        "--paths=c",
+        f"--paths=a,~/b+{tmp_path}/d",
+        f"--paths={tmp_path}/c+d",
     )
     assert status == 0
     assert lines[:3] == ["/home/ada/default", "/home/ada/x.jsonl", "gs://bucket/run"]
-    assert lines[3] == str([pathlib.Path("a"), pathlib.Path("/home/ada/b"), pathlib.Path("c")])
+    sets = (["a"], ["/home/ada/b", tmp_path / "d"], [tmp_path / "c+d"])
+    assert lines[3] == str([tuple(map(pathlib.Path, paths)) for paths in sets])
     status, _, errors, lines = show(tmp_path / "no", "--output=new/")
     assert (status, lines) == (2, [])
     assert errors.startswith("error: flag --output=new/: new/: ends in /; expected the name of a")

@@ -201,6 +201,13 @@ def test_links_are_gold(write, catalogue):
     assert read_questions(write(linked(title=None, wikidata_id=None)))[0][0].mentions[0].row == 0
 
 
+def test_a_link_to_nothing_is_gold_outside_the_catalogue(write, catalogue):
+    nil = linked(row=None, title=None, wikidata_id=None)
+    questions, report = read_questions(write(nil, linked(row=None)), catalogue)
+    assert [q.mentions[0].row for q in questions] == [-1, 0]
+    assert report.counts == {"out_of_catalogue": 1, "wikidata_id": 1}
+
+
 def test_rows_go_to_their_own_mentions(write, catalogue):
     first = {"text": "amazon and paris", "mentions": [[11, 16], [0, 6]]}
     first["entity"] = ["Paris (mythology)", "Amazon"]
@@ -242,7 +249,10 @@ BAD_ROWS = [
     (linked(start="10"), r"'links\[0\].start': found \"10\", expected an integer"),
     (linked(end=16), r"links\[0\] = \[10, 16\) is out of range"),
     (linked(start=9), r"links\[0\]: 'mention' is 'dune', but the text has ' dune' at \[9, 14\)"),
-    (linked(row=None, title=None, wikidata_id=None), r"links\[0\]: the gold entities are missing"),
+    (
+        linked() | {"links": [{"start": 10, "end": 14}]},
+        r"links\[0\]: the gold entities are missing",
+    ),
     (linked() | {"mentions": []}, "found both 'mentions' and 'links'"),
     (el4qa(tokenized_text_ids=[]), "field 'tokenized_text_ids'"),
     (el4qa(tokenized_text_ids=["who"]), "field 'tokenized_text_ids'"),
