@@ -32,8 +32,8 @@ class NeutralNames:
       1. it is the name of an entity of the catalogue: its title, with or without the qualifier in
          parentheses, or an alias, however written (see `names.normal_names`),
       2. it overlaps no gold mention,
-      3. it has 2 to 8 words without its article, or is a single word that `single_words` allows,
-      4. one of its words is no function word such as "who" or "is".
+      3. at least two of its words, of which there are at most 8, are no function words such as
+         "who" or "to"; or it is a single word, besides an article, that `single_words` allows.
 
     Attributes:
       catalogue: catalogue of the names.
@@ -91,20 +91,19 @@ class NeutralNames:
 
 
 def name_spans(text: str, single_words: SingleWords = "never") -> Iterator[Span]:
-    """Yields the spans of whole words that may be names; see conditions 3 and 4 of `NeutralNames`.
+    """Yields the spans of whole words that may be names; see condition 3 of `NeutralNames`.
 
     A possessive is no part of the name: of "Obama's wife", there are "Obama" and "Obama's wife".
     """
     words = [match.span() for match in WORD.finditer(text)]
     lowered = [text[start:end].lower() for start, end in words]
     for first, (start, _) in enumerate(words):
-        for last in range(first, min(first + _MOST_WORDS + 1, len(words))):
-            content = lowered[first : last + 1]
-            if content[0] in ARTICLES:
-                content = content[1:]
-            if not 1 <= len(content) <= _MOST_WORDS or FUNCTION_WORDS.issuperset(content):
-                continue
-            if len(content) == 1 and not _is_allowed(text, words, last, single_words):
+        for last in range(first, min(first + _MOST_WORDS, len(words))):
+            content = [word for word in lowered[first : last + 1] if word not in FUNCTION_WORDS]
+            is_single = last == first + (lowered[first] in ARTICLES)
+            if len(content) < 2 and not (
+                content and is_single and _is_allowed(text, words, last, single_words)
+            ):
                 continue
             end = words[last][1]
             yield start, end
