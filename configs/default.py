@@ -35,8 +35,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.catalogue = ""
     config.train_files = ()
     config.train_repeats = ()  # Number of times each file is read in an epoch; (): once.
-    # Those of train_files whose labels leave out some mentions: names of the catalogue that are
-    # not labelled are neither right nor wrong in them.
+    # Whether the labels of each file leave out mentions, (): of none. In such a file, unlabelled
+    # names of the catalogue are neither right nor wrong.
     config.partially_labelled = ()
     config.neutral_single_words = "never"  # Names of one word too: "capitalised", "always".
     config.dev_file = ""

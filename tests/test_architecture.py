@@ -56,12 +56,12 @@ def test_every_package_has_a_floor():
 
 
 def test_every_package_is_installed():
-    """setuptools takes a list, since configs/ is installed as elq_jax.configs."""
+    """setuptools takes a list, since configs/ and demo/ are installed as parts of elq_jax."""
     setup = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages = {path.parent.relative_to(ROOT.parent) for path in ROOT.rglob("__init__.py")}
     names = {".".join(package.parts) for package in packages}
-    assert sorted(setup["packages"]) == sorted(names | {"elq_jax.configs"})
-    assert setup["package-dir"] == {"elq_jax.configs": "configs"}
+    assert sorted(setup["packages"]) == sorted(names | {"elq_jax.configs", "elq_jax.demo"})
+    assert setup["package-dir"] == {"elq_jax.configs": "configs", "elq_jax.demo": "demo"}
 
 
 @pytest.mark.parametrize("package", [package for floor in FLOORS for package in floor])

@@ -57,7 +57,7 @@ def test_catalogue_is_well_formed(catalogue):
     assert len(ids) >= 300
     assert all(re.fullmatch(r"Q[1-9]\d*", identifier) for identifier in ids)
     for entity in catalogue:
-        assert set(entity) == {"title", "text", "wikidata_id", "aliases"}
+        assert set(entity) - {"kind"} == {"title", "text", "wikidata_id", "aliases"}
         assert 20 < len(entity["text"]) < 400, entity["title"]
         assert entity["text"].endswith("."), entity["title"]
         assert len(set(entity["aliases"])) == len(entity["aliases"]), entity["title"]

@@ -23,7 +23,7 @@ def environment(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("install")
     source = folder / "source"
     source.mkdir()
-    for name in ("elq_jax", "configs", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("elq_jax", "configs", "demo", "pyproject.toml", "README.md", "LICENSE"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
         copy(ROOT / name, source / name)
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)

@@ -156,6 +156,12 @@ def define_path(
     return flags.DEFINE(_PathParser(parse), name, default, help, required=required)
 
 
+def define_paths(name: str, help: str) -> flags.FlagHolder[list[pathlib.Path]]:
+    """Defines a flag of the calling module that takes paths as `a,b` and may be repeated."""
+    flag = _PathsFlag(_PathParser(user_path), None, name, [], f"{help}; several as a,b.")
+    return flags.DEFINE_flag(flag)
+
+
 def define_path_sets(
     name: str, help: str, *, required: bool = False
 ) -> flags.FlagHolder[list[tuple[pathlib.Path, ...]]]:

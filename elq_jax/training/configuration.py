@@ -85,16 +85,13 @@ def check(config: ml_collections.ConfigDict) -> None:
     _check_items("train_files", config.train_files, str, "paths of files")
     _check_items("train_repeats", config.train_repeats, numbers.Real, "numbers")
     _check_items("length_buckets", config.length_buckets, numbers.Integral, "numbers of tokens")
-    if len(config.train_repeats) not in (0, len(config.train_files)):
-        raise ElqError(
-            f"train_repeats: {len(config.train_repeats)} numbers; expected none, or one for each "
-            f"of the {len(config.train_files)} train_files"
-        )
-    _check_items("partially_labelled", config.partially_labelled, str, "paths of files")
-    for path in config.partially_labelled:
-        if path not in config.train_files:
-            files = ", ".join(config.train_files)
-            raise ElqError(f"partially_labelled: {path!r}; expected some of train_files: {files}")
+    _check_items("partially_labelled", config.partially_labelled, bool, "True or False")
+    for name, what in (("train_repeats", "numbers"), ("partially_labelled", "values")):
+        if len(config[name]) not in (0, len(config.train_files)):
+            raise ElqError(
+                f"{name}: {len(config[name])} {what}; expected none, or one for each of the "
+                f"{len(config.train_files)} train_files"
+            )
     _one_of("neutral_single_words", config.neutral_single_words, SINGLE_WORDS)
     for name in config.stages:
         _check_stage(name, config[name])

@@ -211,8 +211,9 @@ class Run:
         """Opens the tokenised examples of the training files, or makes them."""
         config, sets = self.model.config, []
         names = NeutralNames(self.catalogue, self.config.neutral_single_words)
-        files = zip(_train_splits(self.config), self.config.train_files, strict=True)
-        for name, path in files:
+        splits = _train_splits(self.config)
+        is_partial = self.config.partially_labelled or [False] * len(splits)
+        for name, has_neutral_names in zip(splits, is_partial, strict=True):
             questions = self.questions[name]
             examples = store_examples(
                 questions,
@@ -221,7 +222,7 @@ class Run:
                 config.max_question_tokens,
                 config.max_mention_width,
                 source=questions.fingerprint,
-                neutral_names=names if path in self.config.partially_labelled else None,
+                neutral_names=names if has_neutral_names else None,
             )
             say(f"{name}: {examples.report.summary()}")
             sets.append(examples)

@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 PROGRAMS = {
     "train": ["--config=configs/demo.py", "--workdir=no/where"],
     "encode_entities": ["--catalogue=none.jsonl", "--output=no/where"],
+    "synthesize": ["--catalogue=no/where", "--output=no/questions.jsonl"],
     "evaluate": ["--linker=no/linker", "--questions=none.jsonl"],
     "build_index": ["--linker=no/linker"],
     "convert": ["--linker=no/linker"],

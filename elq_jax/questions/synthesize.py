@@ -1,0 +1,511 @@
+"""Makes labelled questions for a catalogue from patterns, without any label of its own.
+
+A question is a function of the seed and its number alone: a pattern, a shape, for each slot one of
+the entities nearest to an entity of the wanted kind, a name of it that says which entity is meant,
+and noise. So an interrupted run is resumed with the next line, and any part of the questions can be
+made by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gzip
+import json
+import math
+import os
+import pathlib
+import random
+import shutil
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from elq_jax.core.errors import ElqError
+from elq_jax.entities.catalogue import Catalogue
+from elq_jax.entities.embeddings import Embeddings
+from elq_jax.entities.encode import CatalogueEncoder, open_encoder
+from elq_jax.entities.name_index import NameIndex
+from elq_jax.entities.settings import EncodingSettings
+from elq_jax.questions import shapes
+from elq_jax.questions.kinds import nearest_queries, nearest_rows
+from elq_jax.questions.patterns import (
+    SHIPPED,
+    Pattern,
+    PatternEntities,
+    pattern_files,
+    read_pattern_entities,
+    read_patterns,
+    shipped_folder,
+)
+from elq_jax.questions.settings import SynthesisSettings
+from elq_jax.questions.shapes import Noise, Piece
+from elq_jax.storage import layout
+from elq_jax.storage.files import atomic_write, full_disk, is_gzip_name, lock_file, make_folder
+from elq_jax.storage.progress import progress
+from elq_jax.storage.resume import ResumeRecord
+
+_FORMAT = 1  # Raised when the same inputs give other questions.
+_AT_ONCE = 2048  # Questions whose entities are looked for together.
+_DRAWN = 12  # Entities drawn for a slot, of which the first with a usable name are taken.
+_ATTEMPTS = 30  # Patterns tried for a question.
+_MOST_WORDS = 6  # of a name
+_DEV_PATTERNS = 10  # One in so many patterns is for development questions.
+
+Part = Literal["train", "dev"]
+
+
+def synthesize(
+    folder: pathlib.Path,
+    output: pathlib.Path,
+    settings: SynthesisSettings,
+    patterns: Sequence[pathlib.Path] = (),
+    pattern_entities: pathlib.Path | None = None,
+    dev_output: pathlib.Path | None = None,
+) -> Counter[str]:
+    """Writes labelled questions about the entities of a catalogue; resumes an interrupted call.
+
+    Development questions are made from patterns of their own: one in ten, by their ids.
+    A line is {"id", "text", "mentions", "title", "row", "source": {"pattern", "shape", "noise"}}.
+    Progress goes to stderr.
+
+    Args:
+      folder: path of a folder that `encode_entities` wrote.
+      output: path of the file of questions, which appears when it is whole; .gz is gzip.
+      settings: settings of the questions.
+      patterns: paths of patterns, see `elq_jax.questions.patterns`, or `SHIPPED`, which stands for
+        those of this library, as () does.
+      pattern_entities: path of the entities that patterns come with; None: those of this library.
+      dev_output: path of the file of development questions; None: none are written.
+
+    Returns:
+      the number of questions in `output` of each shape.
+
+    Raises:
+      ElqError: an input cannot be used, `output` holds the beginning of other questions, or the
+        disk is full.
+    """
+    files = pattern_files(patterns or [pathlib.Path(SHIPPED)])
+    entities = pattern_entities or shipped_folder() / "catalogue.jsonl"
+    synthesizer = Synthesizer.open(folder, settings, files, entities)
+    inputs = {
+        "format": _FORMAT,
+        "settings": dataclasses.asdict(settings),
+        "catalogue": synthesizer.catalogue.path,
+        "embeddings": synthesizer.embeddings.fingerprint,
+        "patterns": {str(number): path for number, path in enumerate(files)},
+        "pattern_entities": entities,
+    }
+    if dev_output is not None:
+        _write(synthesizer, "dev", dev_output, settings.dev_questions, inputs)
+    return _write(synthesizer, "train", output, settings.questions, inputs)
+
+
+def _write(
+    synthesizer: Synthesizer,
+    part: Part,
+    output: pathlib.Path,
+    total: int,
+    inputs: Mapping[str, Any],
+) -> Counter[str]:
+    """Writes the first `total` questions of a part; see `synthesize`."""
+    with _Lines(output, {**inputs, "part": part}) as lines:
+        with progress(f"writing {output.name}", total, "questions") as advance:
+            advance(lines.count)
+            while lines.count < total:
+                last = min((lines.count // _AT_ONCE + 1) * _AT_ONCE, total)
+                made = synthesizer.questions(range(lines.count, last), part)
+                lines.write([json.dumps(line, ensure_ascii=False) + "\n" for line in made])
+                advance(len(made))
+        return lines.finish()
+
+
+class _Plan(NamedTuple):
+    """What is decided of a question before its entities are looked for.
+
+    Attributes:
+      rng: random choices that are still to be made.
+      pattern: pattern of the question.
+      shape: shape of the question.
+      kinds: for each slot, the number of the entity that shows the kind; None for any.
+    """
+
+    rng: random.Random
+    pattern: Pattern
+    shape: shapes.Shape
+    kinds: list[int | None]
+
+
+class Synthesizer:
+    """Makes questions for a catalogue.
+
+    Args:
+      catalogue: catalogue of E entities.
+      embeddings: vectors of its entities.
+      pattern_vectors: [P, D] vectors of the entities that patterns come with.
+      pattern_kinds: kinds of these entities, None where unknown.
+      styles: patterns by style, which are drawn in proportion to the square roots of their numbers
+        of patterns, so that a large file does not hide the others. One in ten patterns is for
+        development questions only.
+      settings: settings of the questions.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        embeddings: Embeddings,
+        pattern_vectors: np.ndarray,
+        pattern_kinds: Sequence[str | None],
+        styles: Mapping[str, Sequence[Pattern]],
+        settings: SynthesisSettings,
+    ):
+        self.catalogue, self.embeddings = catalogue, embeddings
+        self._pattern_vectors, self._settings = pattern_vectors, settings
+        self._styles = {"train": _part_of(styles, "train"), "dev": _part_of(styles, "dev")}
+        self._kinds = pattern_kinds
+        nearest = nearest_queries(embeddings, pattern_vectors)
+        self._kind_of = np.array(pattern_kinds, object)[nearest] if len(pattern_vectors) else None
+        self._noise = Noise(
+            settings.no_capitals,
+            settings.no_question_mark,
+            settings.no_apostrophes,
+            settings.typos,
+            settings.symbols,
+        )
+        self._names = NameIndex.build(catalogue)
+        self._neighbours = max(1, min(settings.neighbours, len(catalogue) // 20))
+
+    @classmethod
+    def open(
+        cls,
+        folder: pathlib.Path,
+        settings: SynthesisSettings,
+        files: Sequence[pathlib.Path],
+        entities: pathlib.Path,
+    ) -> Synthesizer:
+        """Reads catalogue and patterns; the arguments are those of `synthesize`.
+
+        Raises:
+          ElqError: an input cannot be used.
+        """
+        catalogue = Catalogue.open(folder / layout.CATALOGUE)
+        embeddings = Embeddings.open(folder / layout.EMBEDDINGS, catalogue.fingerprint)
+        pattern_catalogue, known = read_pattern_entities(entities)
+        styles: dict[str, list[Pattern]] = {}
+        for path in files:
+            own, left_out = read_patterns(path, catalogue, pattern_catalogue, known)
+            count = sum(map(len, own.values()))
+            print(f"{path}: {count:,} patterns, {left_out:,} left out", file=sys.stderr)
+            for style, patterns in own.items():
+                styles.setdefault(style, []).extend(patterns)
+        needed = any(
+            kind >= len(catalogue)
+            for patterns in styles.values()
+            for pattern in patterns
+            for slot in pattern.slots
+            for kind in slot.kinds
+        )
+        vectors = np.zeros((0, embeddings.shape[1]), np.float32)
+        if needed:
+            vectors = _encode(known, embeddings, settings)
+        return cls(catalogue, embeddings, vectors, known.kinds, styles, settings)
+
+    def questions(self, numbers: Sequence[int], part: Part = "train") -> list[dict[str, Any]]:
+        """Makes the questions of some numbers, as objects of lines.
+
+        Args:
+          numbers: numbers of the questions, each of which is made by itself.
+          part: part of the patterns, "train" or "dev".
+
+        Raises:
+          ElqError: no pattern that is drawn can be filled with entities of the catalogue.
+        """
+        lines: dict[int, dict[str, Any]] = {}
+        for attempt in range(_ATTEMPTS):
+            plans = {n: self._plan(part, n, attempt) for n in numbers if n not in lines}
+            near = self._nearest(plans.values())
+            drawn = {
+                number: [self._draw(kind, near, plan.rng) for kind in plan.kinds]
+                for number, plan in plans.items()
+            }
+            rows = {row for slots in drawn.values() for own in slots for row in own}
+            names = _UsableNames(self.catalogue, self._names, np.array(sorted(rows), np.int64))
+            for number, plan in plans.items():
+                line = self._line(plan, drawn[number], near, names)
+                if line is not None:
+                    lines[number] = {"id": f"synthetic-{part}-{number}", **line}
+        for number in numbers:
+            if number not in lines:
+                raise ElqError(
+                    f"question {number}: {_ATTEMPTS} patterns were tried, but the catalogue has no "
+                    "entities of their kinds with names that say which entity is meant; give "
+                    "patterns that fit the catalogue, or more --neighbours"
+                )
+        return [lines[number] for number in numbers]
+
+    def _plan(self, part: Part, number: int, attempt: int) -> _Plan:
+        """Makes the plan of a question; the first attempt whose slots all get names is taken."""
+        settings = self._settings
+        rng = random.Random(f"{settings.seed} {part} {number} {attempt}")
+        styles = self._styles[part]
+        [style] = rng.choices(styles, [math.sqrt(len(patterns)) for patterns in styles])
+        pattern = rng.choice(style)
+        place, shape = rng.random(), shapes.full
+        for share, choices in (
+            (settings.queries, shapes.QUERIES),
+            (settings.several, (shapes.several,)),
+            (settings.chats, (shapes.chat,)),
+            (settings.fragments, (shapes.fragment,)),
+        ):
+            if 0 <= place < share:
+                shape = rng.choice(choices)
+            place -= share
+        if not pattern.slots and shape is not shapes.chat:
+            shape = shapes.full
+        kinds = [rng.choice(slot.kinds) if slot.kinds else None for slot in pattern.slots]
+        return _Plan(rng, pattern, shape, kinds)
+
+    def _nearest(self, plans: Iterable[_Plan]) -> dict[int, np.ndarray]:
+        """Finds the rows that are of one kind with each entity of plans."""
+        numbers = np.array(
+            sorted({kind for plan in plans for kind in plan.kinds if kind is not None}), np.int64
+        )
+        rows = len(self.catalogue)
+        own = numbers < rows
+        vectors = np.concatenate(
+            [
+                self.embeddings.rows(numbers[own]).reshape(-1, self.embeddings.shape[1]),
+                self._pattern_vectors[numbers[~own] - rows],
+            ]
+        )
+        near = nearest_rows(self.embeddings, vectors, self._neighbours)
+        result = {}
+        for number, own in zip(numbers.tolist(), near, strict=True):
+            kind = self._kinds[number - rows] if number >= rows else None
+            result[number] = own if kind is None else own[self._kind_of[own] == kind]
+        return result
+
+    def _draw(
+        self, kind: int | None, near: Mapping[int, np.ndarray], rng: random.Random
+    ) -> list[int]:
+        """Draws rows of a kind, none of them twice."""
+        if kind is None:
+            return rng.sample(range(len(self.catalogue)), min(_DRAWN, len(self.catalogue)))
+        rows = near[kind].tolist()
+        return rng.sample(rows, min(_DRAWN, len(rows)))
+
+    def _line(
+        self,
+        plan: _Plan,
+        slots: Sequence[Sequence[int]],
+        near: Mapping[int, np.ndarray],
+        names: _UsableNames,
+    ) -> dict[str, Any] | None:
+        """Makes a question; None if a slot gets no name."""
+        rng, taken = plan.rng, set()
+        must_be_known = plan.shape in shapes.NAMES_STAND_ALONE
+        pieces = []
+        for slot, kind, rows in zip(plan.pattern.slots, plan.kinds, slots, strict=True):
+            of_kind = frozenset() if kind is None else frozenset(near[kind].tolist())
+            own = []
+            for row in rows:
+                prefers_alias = rng.random() < self._settings.aliases
+                name = names.choose(row, of_kind, must_be_known or kind is None, prefers_alias, rng)
+                if name is not None and row not in taken:
+                    taken.add(row)
+                    own.append(Piece(name.lower() if slot.is_lower else name, row))
+                if len(own) == 3:
+                    break
+            if not own:
+                return None
+            pieces.append(own)
+        question, noise = self._noise.apply(plan.shape(plan.pattern, pieces, rng), rng)
+        text, spans, rows = shapes.joined(question)
+        return {
+            "text": text,
+            "mentions": spans,
+            "title": self.catalogue.titles(rows),
+            "row": rows,
+            "source": {"pattern": plan.pattern.id, "shape": plan.shape.__name__, "noise": noise},
+        }
+
+
+def _part_of(styles: Mapping[str, Sequence[Pattern]], part: Part) -> list[list[Pattern]]:
+    """Returns the patterns of a part by style; all of them where there are too few to divide."""
+    parts = [
+        [
+            pattern
+            for pattern in styles[style]
+            if (zlib.crc32(pattern.id.encode()) % _DEV_PATTERNS == 0) == (part == "dev")
+        ]
+        for style in sorted(styles)
+    ]
+    return [patterns for patterns in parts if patterns] or [*styles.values()]
+
+
+class _UsableNames:
+    """The names of entities that say which entity is meant.
+
+    Args:
+      catalogue: catalogue of the entities.
+      index: names of all its entities.
+      rows: [n] rows of the entities whose names are asked for.
+    """
+
+    def __init__(self, catalogue: Catalogue, index: NameIndex, rows: np.ndarray):
+        titles, aliases = catalogue.titles(rows), catalogue.aliases(rows)
+        self._titles = {row: title for row, title in zip(rows.tolist(), titles, strict=True)}
+        plain = [_without_qualifier(title) for title in titles]
+        texts = [*plain, *(alias for own in aliases for alias in own)]
+        named = index.find(texts)
+        owners: list[set[int]] = [set() for _ in texts]
+        for text, row, count in zip(named.texts, named.rows.tolist(), named.counts, strict=True):
+            owners[text].add(row)
+            if count > 32:  # More than the index lists: the name of nobody.
+                owners[text].add(-1)
+        self._plain = dict(zip(rows.tolist(), zip(plain, owners, strict=False), strict=True))
+        self._aliases, place = {}, len(plain)
+        for row, own in zip(rows.tolist(), aliases, strict=True):
+            known = zip(own, owners[place : place + len(own)], strict=True)
+            self._aliases[row] = [a for a, others in known if others == {row} and _is_usable(a)]
+            place += len(own)
+
+    def choose(
+        self,
+        row: int,
+        of_kind: frozenset[int],
+        must_be_known: bool,
+        prefers_alias: bool,
+        rng: random.Random,
+    ) -> str | None:
+        """Chooses a name of an entity: an alias that nothing else has, or the title.
+
+        The title without its qualifier will do if
+          1. no other entity has the name; or
+          2. the title has no qualifier: it is the entity that one thinks of first; or
+          3. the question tells the kind, and no other entity of the kind has the name.
+
+        Args:
+          row: row of the entity.
+          of_kind: rows of the kind that the question tells.
+          must_be_known: whether the question tells no kind.
+          prefers_alias: whether an alias is taken where there is one.
+          rng: random choices.
+        """
+        aliases = self._aliases[row]
+        if aliases and prefers_alias:
+            return rng.choice(aliases)
+        name, owners = self._plain[row]
+        is_free = owners <= {row} or name == self._titles[row]
+        is_clear = not must_be_known and -1 not in owners and not (owners & of_kind) - {row}
+        if (is_free or is_clear) and _is_usable(name):
+            return name.replace(",", "") if rng.random() < 0.5 else name
+        return rng.choice(aliases) if aliases else None
+
+
+def _without_qualifier(title: str) -> str:
+    name, _, qualifier = title.rpartition(" (")
+    return name if name and qualifier.endswith(")") else title
+
+
+def _is_usable(name: str) -> bool:
+    """Returns whether people may write a name in a question."""
+    return (
+        len(name) <= 60
+        and not name.startswith("List of ")
+        and len(name.split()) <= _MOST_WORDS
+        and any(letter.isalpha() for letter in name)
+        and not any(sign in name for sign in "()[]{}\n\t")
+    )
+
+
+def _encode(
+    entities: PatternEntities, embeddings: Embeddings, settings: SynthesisSettings
+) -> np.ndarray:
+    """Encodes the entities that patterns come with, by the encoder of the catalogue."""
+    names = ("encoder", "pooling", "normalize", "max_tokens")
+    model = open_encoder(EncodingSettings(**{name: getattr(settings, name) for name in names}))
+    if model.entity_fingerprint != embeddings.encoder_fingerprint:
+        given = ", ".join(f"--{name}={getattr(settings, name)}" for name in names)
+        raise ElqError(
+            f"{embeddings.folder}: vectors of another entity encoder than {given}; give these "
+            "flags as encode_entities had them, or patterns whose entities are in the catalogue"
+        )
+    return CatalogueEncoder(model, batch_size=32).encode(entities.titles, entities.texts)
+
+
+class _Lines:
+    """A file of lines in the making: `output`.part, and beside it a record of the inputs.
+
+    Args:
+      output: path of the file.
+      inputs: inputs that the lines depend on, as for a `ResumeRecord`.
+
+    Attributes:
+      count: number of lines written.
+
+    Raises:
+      ElqError: an interrupted run with other inputs wrote there, or another process does.
+    """
+
+    def __init__(self, output: pathlib.Path, inputs: Mapping[str, Any]):
+        self._output = pathlib.Path(os.path.realpath(output))
+        self._path = self._output.with_name(f"{self._output.name}.part")
+        advice = f"give these inputs again to resume, or remove {self._path} to start over"
+        self._record = ResumeRecord(f"{self._path}.json", inputs, advice)
+        make_folder(self._path.parent)
+        self._file = open(self._path, "a+b")  # noqa: SIM115 (closed in __exit__)
+        try:
+            lock_file(self._file, f"{self._path}: another process is writing it")
+            self._file.seek(0)
+            self.count, end = 0, 0
+            for line in self._file:
+                if line.endswith(b"\n"):
+                    self.count, end = self.count + 1, end + len(line)
+            if self.count:
+                self._record.check()
+                print(f"{self._path}: resuming after {self.count:,} questions", file=sys.stderr)
+            self._file.truncate(end)
+            self._record.write()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def write(self, lines: Sequence[str]) -> None:
+        """Appends lines; they are with the operating system when this returns."""
+        with full_disk(self._path):
+            self._file.write("".join(lines).encode())
+            self._file.flush()
+        self.count += len(lines)
+
+    def finish(self) -> Counter[str]:
+        """Gives the file its name; returns the number of lines of each shape."""
+        self._file.seek(0)
+        counts = Counter(json.loads(line)["source"]["shape"] for line in self._file)
+        with full_disk(self._path):
+            os.fsync(self._file.fileno())
+        if is_gzip_name(self._output):
+            self._file.seek(0)
+            with (
+                full_disk(self._output),
+                atomic_write(self._output) as file,
+                # Without a name and a time, equal lines give equal files.
+                gzip.GzipFile("", "wb", fileobj=file, mtime=0) as compressed,
+            ):
+                shutil.copyfileobj(self._file, compressed, 1 << 20)
+            self._path.unlink()
+        else:
+            os.replace(self._path, self._output)
+        self._record.remove()
+        return counts
