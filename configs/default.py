@@ -3,7 +3,7 @@
 Purpose: a base to import or copy; it names no data, so the command does.
 Hardware: any. Time and score: not measured.
 Command: python -m elq_jax.train --config configs/default.py --workdir runs/mine \\
-    --config.catalogue=my_catalogue --config.dev_file=dev.jsonl \\
+    --config.catalogue=my_catalogue --config.dev_files=dev.jsonl \\
     --config.train_files=train.jsonl
 """
 
@@ -39,7 +39,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # names of the catalogue are neither right nor wrong.
     config.partially_labelled = ()
     config.neutral_single_words = "never"  # Names of one word too: "capitalised", "always".
-    config.dev_file = ""
+    config.dev_files = ()  # Step and threshold are chosen by the mean of F1 over these.
     config.length_buckets = (16, 24, 32, 64, 128, 256)  # Questions are padded to one of these.
     config.on_error = "stop"  # "skip" leaves out lines that cannot be used and reports them.
 
@@ -70,7 +70,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.eval = ml_collections.ConfigDict()
     config.eval.metric = "weak"  # The F1 that chooses threshold and best step; or strong.
     config.eval.threshold_floor = -8.0  # Lowest threshold that is tried.
-    config.eval.max_questions = config_dict.placeholder(int)  # Of the dev file; None: all.
+    config.eval.max_questions = config_dict.placeholder(int)  # Of each dev file; None: all.
     # Only configs/original_recipe.py sets `original` and `bi_encoder.mask_duplicates`.
     return select(config, variant)
 
@@ -93,7 +93,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     machine, to see that everything works; the resulting linker is useless.
     """
     config.question_encoder, config.entity_encoder, config.init_from = "minilm", "", ""
-    config.catalogue, config.dev_file = "demo/catalogue.jsonl", "demo/dev.jsonl"
+    config.catalogue, config.dev_files = "demo/catalogue.jsonl", ("demo/dev.jsonl",)
     config.train_files, config.train_repeats = ("demo/train.jsonl",), ()
     config.partially_labelled = ()
     config.model.max_question_tokens = 12  # One length, so one program to compile.

@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = default.get_config()
     config.catalogue = "demo/catalogue.jsonl"
     config.train_files = ("demo/train.jsonl",)
-    config.dev_file = "demo/dev.jsonl"
+    config.dev_files = ("demo/dev.jsonl",)
     config.model.max_entity_tokens = 40
     config.model.max_question_tokens = 24
     config.length_buckets = ()  # All questions are padded to 24 tokens: one program to compile.

@@ -30,7 +30,7 @@ from configs import default, webqsp
 def get_config() -> ml_collections.ConfigDict:
     config = default.get_config()
     data = webqsp.get_config()
-    for name in ("catalogue", "train_files", "train_repeats", "dev_file"):
+    for name in ("catalogue", "train_files", "train_repeats", "dev_files"):
         config[name] = data[name]
 
     config.model.max_entity_tokens = 48

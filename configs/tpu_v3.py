@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     sets = ("webqsp", "simplequestions", "lcquad1")
     config.train_files = tuple(f"data/questions/{name}/train.jsonl" for name in sets)
     config.train_repeats = (2.0, 0.25, 1.0)
-    config.dev_file = "data/questions/webqsp/dev.jsonl"
+    config.dev_files = ("data/questions/webqsp/dev.jsonl",)
 
     published_model(config)
     config.encode.dtype = "bfloat16"

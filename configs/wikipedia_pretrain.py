@@ -32,7 +32,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.question_encoder = "bert-large-uncased"
     config.catalogue = "data/wikipedia/entity.jsonl"
     config.train_files = ("data/wikipedia/train.jsonl",)
-    config.dev_file = "data/wikipedia/dev.jsonl"
+    config.dev_files = ("data/wikipedia/dev.jsonl",)
     config.on_error = "skip"
 
     tpu_v3.published_model(config)

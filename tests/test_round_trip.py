@@ -43,7 +43,7 @@ def test_links_train_and_evaluate_the_linker(tmp_path):
 
     config = default.get_config()
     config.init_from = config.catalogue = str(folder)
-    config.train_files, config.dev_file = (str(links),), str(links)
+    config.train_files = config.dev_files = (str(links),)
     config.stages, config.num_devices = ("joint",), 1
     config.joint.batch_size, config.joint.num_steps, config.joint.warmup_fraction = 32, 1, 0.0
     trained = loop.train_and_evaluate(config, tmp_path / "run")

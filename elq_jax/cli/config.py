@@ -190,9 +190,9 @@ class _ConfigParser(config_flags.ConfigFileFlagParser):
                 hint = configuration.hint(setting, known).rstrip(".")
                 raise ValueError(f"--{self.name}.{setting}: no such setting; {hint}")
             section, _, name = setting.rpartition(".")
-            if section not in config:
+            if section and section not in config:
                 config[section] = ConfigDict()
-            config[section][name] = optional[setting]
+            (config[section] if section else config)[name] = optional[setting]
 
 
 def _has(config: ConfigDict, setting: str) -> bool:

@@ -17,6 +17,7 @@ from ml_collections import config_dict
 from elq_jax.core.devices import COMPUTE_DTYPES
 from elq_jax.core.errors import ElqError, check_count
 from elq_jax.entities import embeddings
+from elq_jax.evaluation.sets import set_names
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.losses import LINKING_LOSSES, create_linking_loss
 from elq_jax.model.elq import ElqConfig
@@ -25,6 +26,7 @@ from elq_jax.storage.files import user_path
 from elq_jax.storage.hub import encoder_files
 from elq_jax.storage.remote import Workdir
 from elq_jax.storage.resume import ResumeRecord
+from elq_jax.training.hooks import say
 from elq_jax.training.optimizer import create_learning_rate_schedule, recipe_of
 from elq_jax.training.stages import STAGES
 
@@ -44,7 +46,7 @@ _AT_LEAST_ZERO = (
 # Names of the settings; configs/default.py says what they mean.
 _OUTERMOST = (
     *("seed", "num_devices", "question_encoder", "entity_encoder", "init_from", "catalogue"),
-    *("train_files", "train_repeats", "partially_labelled", "neutral_single_words", "dev_file"),
+    *("train_files", "train_repeats", "partially_labelled", "neutral_single_words", "dev_files"),
     *("length_buckets", "on_error", "stages", "recipe"),
 )
 _STAGE = (
@@ -79,10 +81,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     stages = tuple(stage.name for stage in STAGES)
     if not config.stages or not set(config.stages) <= {*stages}:
         raise ElqError(f"stages: {tuple(config.stages)}; expected some of {stages}, in this order")
-    for name in ("catalogue", "dev_file", "train_files"):
+    for name in ("catalogue", "dev_files", "train_files"):
         if not config[name]:
             raise ElqError(f"--config.{name} is not set; see configs/default.py")
     _check_items("train_files", config.train_files, str, "paths of files")
+    _check_items("dev_files", config.dev_files, str, "paths of files")
+    set_names(config.dev_files)
     _check_items("train_repeats", config.train_repeats, numbers.Real, "numbers")
     _check_items("length_buckets", config.length_buckets, numbers.Integral, "numbers of tokens")
     _check_items("partially_labelled", config.partially_labelled, bool, "True or False")
@@ -105,6 +109,24 @@ def check(config: ml_collections.ConfigDict) -> None:
     _one_of("eval.metric", config.eval.metric, ("weak", "strong"))
     _one_of("on_error", config.on_error, ("stop", "skip"))
     LinkingSettings.from_dict(config.linking)
+
+
+def with_dev_files(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns a configuration with `dev_files` where it has the former setting `dev_file`.
+
+    A file that sets `dev_file` means no other dev file, so those of `dev_files` are left out.
+    """
+    if "dev_file" not in config:
+        return config
+    config = config.copy_and_resolve_references()
+    config.unlock()
+    if config.dev_file:
+        others = [path for path in config.get("dev_files", ()) if path != config.dev_file]
+        without = f", and {', '.join(others)} of dev_files left out" if others else ""
+        say(f"dev_file is named dev_files now; {config.dev_file} is used{without}")
+        config.dev_files = (config.dev_file,)
+    del config.dev_file
+    return config
 
 
 def _check_names(config: ml_collections.ConfigDict) -> None:
@@ -145,7 +167,10 @@ def optional_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
       ElqError: there is no such loss or recipe.
     """
     _check_values_of_before(config)
-    settings: dict[str, Any] = {"model.symbols_apart": True}  # Of `Model.from_encoders`.
+    settings: dict[str, Any] = {
+        "model.symbols_apart": True,  # Of `Model.from_encoders`.
+        "dev_file": "",  # As configurations of before have it; see `with_dev_files`.
+    }
     fields = _FIELDS | _loss_fields(config) | _recipe_fields(config)
     for section, cls in fields.items():
         types = typing.get_type_hints(cls)
@@ -291,7 +316,7 @@ def check_inputs(
       the record, which is written once all inputs could be read.
     """
     data = {f"train_files[{i}]": name for i, name in enumerate(config.train_files)}
-    data["dev_file"] = config.dev_file
+    data |= {f"dev_files[{i}]": name for i, name in enumerate(config.dev_files)}
     inputs: dict[str, Any] = {
         setting: path for setting, name in data.items() if (path := user_path(name)).is_file()
     }

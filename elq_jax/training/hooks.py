@@ -22,7 +22,9 @@ import numpy as np
 from elq_jax.core import devices as devices_lib
 from elq_jax.core.errors import ElqError
 from elq_jax.core.machine import peak_flops
+from elq_jax.evaluation.matching import Metric
 from elq_jax.evaluation.scores import Evaluation
+from elq_jax.evaluation.sweep import best_common_threshold
 from elq_jax.storage.remote import Workdir
 from elq_jax.training.checkpoints import Checkpoints
 from elq_jax.training.metrics import MetricsWriter
@@ -254,9 +256,10 @@ class KeepBest:
     """Scores the parameters on dev and keeps the best of the run, of equal ones the earliest.
 
     Args:
-      evaluate: function that links dev with the parameters of a training state, on the devices.
+      evaluate: function that links each dev set, by name, with the parameters of a training state,
+        on the devices.
       keep: function that writes one copy of the parameters, and their best threshold.
-      metric: F1 that decides, "weak" or "strong".
+      metric: F1 whose mean over the dev sets decides, "weak" or "strong".
       record: record of the checkpoints, whose `best_f1` and `best_step` are kept up to date.
       writer: writer of metrics.jsonl.
       clock: clock that is stopped during evaluations.
@@ -264,9 +267,9 @@ class KeepBest:
 
     def __init__(
         self,
-        evaluate: Callable[[Any], Evaluation],
+        evaluate: Callable[[Any], Mapping[str, Evaluation]],
         keep: Callable[[Any, float], None],
-        metric: str,
+        metric: Metric,
         record: dict[str, Any],
         writer: MetricsWriter,
         clock: Clock,
@@ -289,13 +292,25 @@ class KeepBest:
                 self._keep(result.params, scores["dev_threshold"])
 
 
-def dev_scores(evaluation: Evaluation, metric: str) -> dict[str, float]:
-    """Returns F1 on dev at the threshold that is best for `metric`, and that threshold."""
-    sweep = evaluation.sweep
-    threshold = sweep.best_threshold(metric)
-    place = sweep.index(threshold)
-    scores = {f"dev_{name}_f1": float(sweep.f1(name)[place]) for name in ("weak", "strong")}
-    return scores | {"dev_threshold": float(threshold)}
+def dev_scores(evaluations: Mapping[str, Evaluation], metric: Metric) -> dict[str, float]:
+    """Returns F1 on dev at the threshold that is best for `metric`, and that threshold.
+
+    Args:
+      evaluations: predictions on each dev set, by name.
+      metric: F1 whose mean over the sets is highest at the threshold.
+
+    Returns:
+      dev_weak_f1 and dev_strong_f1, the means over the sets; dev_threshold; and, where there are
+      several sets, the F1 of each: "dev_weak_f1/NAME" and "dev_strong_f1/NAME".
+    """
+    sweeps = {name: evaluation.sweep for name, evaluation in evaluations.items()}
+    threshold, _ = best_common_threshold(list(sweeps.values()), metric)
+    scores, of_sets = {}, {}
+    for kind in ("weak", "strong"):
+        f1 = {name: float(s.f1(kind)[s.index(threshold)]) for name, s in sweeps.items()}
+        scores[f"dev_{kind}_f1"] = float(np.mean(list(f1.values())))
+        of_sets |= {f"dev_{kind}_f1/{name}": value for name, value in f1.items()}
+    return scores | {"dev_threshold": threshold} | (of_sets if len(sweeps) > 1 else {})
 
 
 class Save:

@@ -33,6 +33,7 @@ from elq_jax.core.errors import ElqError
 from elq_jax.core.strings import is_whole
 from elq_jax.evaluation.predict import predict
 from elq_jax.evaluation.scores import Evaluation
+from elq_jax.evaluation.sets import set_names
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.retrieval import exact_index
@@ -48,7 +49,7 @@ from elq_jax.training.optimizer import (
     recipe_of,
 )
 from elq_jax.training.preemption import Preemption
-from elq_jax.training.run import Run
+from elq_jax.training.run import Run, dev_splits
 from elq_jax.training.stages import STAGES, Stage, StageBatches, count_queries, step_flops
 from elq_jax.training.step import Objective, parallel_train_step
 
@@ -74,6 +75,7 @@ def train_and_evaluate(
       ElqError: something in the configuration or the data cannot be used, the workdir is of another
         run or in use, or the loss is not finite.
     """
+    config = configuration.with_dev_files(config)
     configuration.check(config)
     _check_name(workdir)
     folder = Workdir(workdir)
@@ -233,8 +235,8 @@ def create_hooks(
     return stage_hooks
 
 
-def dev_evaluation(run: Run, table: Table) -> Callable[[Any], Evaluation]:
-    """Makes a function that links the dev questions with parameters of the question encoder.
+def dev_evaluation(run: Run, table: Table) -> Callable[[Any], dict[str, Evaluation]]:
+    """Makes a function that links the questions of each dev file with a question encoder.
 
     The parameters stay on the devices, where the training step left them, and the linker uses the
     table that is there already, so an evaluation copies neither.
@@ -243,13 +245,18 @@ def dev_evaluation(run: Run, table: Table) -> Callable[[Any], Evaluation]:
       run: model, catalogue and questions of the run.
       table: entity vectors that the devices already hold.
     """
-    questions = list(run.questions["dev"])[: run.config.eval.max_questions]
+    most, splits = run.config.eval.max_questions, dev_splits(run.config)
+    sets = {
+        name: list(run.questions[split])[:most]
+        for name, split in zip(set_names(run.config.dev_files), splits, strict=True)
+    }
     index = exact_index(run.embeddings(), run.devices, table)
     settings = LinkingSettings.from_dict(run.config.linking)
     linker = EntityLinker(run.model, run.catalogue, index, settings, devices=run.devices)
 
-    def evaluate(params: Any) -> Evaluation:
-        return predict(linker.with_params(params), questions, run.config.eval.threshold_floor)
+    def evaluate(params: Any) -> dict[str, Evaluation]:
+        trained, floor = linker.with_params(params), run.config.eval.threshold_floor
+        return {name: predict(trained, questions, floor) for name, questions in sets.items()}
 
     return evaluate
 

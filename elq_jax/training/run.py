@@ -41,7 +41,7 @@ class Run:
       model: model as trained so far, its parameters on the host.
       linking: settings of `EntityLinker`; the threshold comes from dev.
       catalogue: catalogue of entities.
-      questions: labelled questions by split: "train_0", ..., "dev".
+      questions: labelled questions by split: "train_0", ..., "dev_0", ....
       examples: tokenised questions of each training file.
 
     Raises:
@@ -177,7 +177,7 @@ class Run:
 
     def _read_questions(self) -> Mapping[str, QuestionSource]:
         files = dict(zip(_train_splits(self.config), self.config.train_files, strict=True))
-        files["dev"] = self.config.dev_file
+        files |= dict(zip(dev_splits(self.config), self.config.dev_files, strict=True))
         builder = prepare(
             "questions",
             files,
@@ -187,7 +187,8 @@ class Run:
         )
         for report in builder.reports.values():
             say(report.summary())
-        self._check_dev(builder.reports["dev"].path, builder.open_split("dev"))
+        for split in dev_splits(self.config):
+            self._check_dev(builder.reports[split].path, builder.open_split(split))
         return {split: builder.open_split(split) for split in files}
 
     def _check_dev(self, path: str, questions: QuestionSource) -> None:
@@ -198,12 +199,12 @@ class Run:
         mentions = [mention for i in range(most) for mention in questions[i].mentions]
         if not mentions:
             raise ElqError(
-                f"dev_file {path}: no gold mention in its first {most:,} questions, of which the "
+                f"dev_files: {path}: no gold mention in its first {most:,} questions, of which the "
                 "best parameters would be chosen; expected labelled questions"
             )
         if all(mention.row < 0 for mention in mentions):
             say(
-                f"warning: dev_file {path}: no gold entity of its first {most:,} questions is in "
+                f"warning: dev_files: {path}: no gold entity of its first {most:,} questions is in "
                 f"the catalogue {self.config.catalogue}; F1 will be 0 after every step"
             )
 
@@ -263,3 +264,8 @@ def _open_catalogue(source: pathlib.Path, folder: pathlib.Path, on_error: str) -
 
 def _train_splits(config: ml_collections.ConfigDict) -> list[str]:
     return [f"train_{i}" for i in range(len(config.train_files))]
+
+
+def dev_splits(config: ml_collections.ConfigDict) -> list[str]:
+    """Returns the names of the splits of the dev files."""
+    return [f"dev_{i}" for i in range(len(config.dev_files))]

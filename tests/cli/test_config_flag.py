@@ -11,6 +11,7 @@ import pytest
 from absl import flags
 
 from elq_jax.cli import config as config_flag
+from elq_jax.training import configuration
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -97,6 +98,13 @@ def test_settings_of_the_loss_that_is_chosen(parse, tmp_path, monkeypatch):
     ):
         with pytest.raises(flags.IllegalFlagValueError, match=re.escape(hint)):
             parse("--config=configs/default.py", *arguments)
+
+
+def test_the_former_name_of_dev_files(parse):
+    """A command line of before still says which questions choose the step and the threshold."""
+    for name in ("default", "webqsp"):
+        config = parse(f"--config=configs/{name}.py", "--config.dev_file=mine.jsonl")
+        assert configuration.with_dev_files(config).dev_files == ("mine.jsonl",)
 
 
 @pytest.mark.parametrize(

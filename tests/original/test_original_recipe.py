@@ -62,7 +62,7 @@ def test_a_toy_parameter_moves_as_the_originals():
 
 def test_the_data_is_that_of_webqsp():
     ours, theirs = original_recipe.get_config(), webqsp.get_config()
-    for name in ("catalogue", "train_files", "train_repeats", "dev_file"):
+    for name in ("catalogue", "train_files", "train_repeats", "dev_files"):
         assert ours[name] == theirs[name]
 
 
@@ -128,7 +128,7 @@ def configuration(start, settings):
     config.init_from = config.catalogue = str(start)
     config.train_files = (str(FIXTURES / "train_data/train.jsonl"),)
     config.train_repeats = ()
-    config.dev_file = str(FIXTURES / "train_data/valid.jsonl")
+    config.dev_files = (str(FIXTURES / "train_data/valid.jsonl"),)
     config.num_devices = 1
     config.original.type_optimization = settings["type_optimization"]
     config.original.eval_interval = settings["eval_interval"]

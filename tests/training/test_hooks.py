@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from elq_jax.core.errors import ElqError
+from elq_jax.evaluation.sweep import Sweep
 from elq_jax.training import hooks
 from elq_jax.training.metrics import MetricsWriter
 
@@ -92,17 +93,20 @@ def test_a_pause_does_not_count(monkeypatch):
 
 
 def test_the_best_on_dev_is_kept_and_a_tie_keeps_the_earlier_step(tmp_path):
-    """Scores of every second step; one of them is that of a checkpoint resumed from."""
-    f1 = {2: 0.5, 4: 0.5, 6: 0.25, 8: 0.75, 10: 0.75}
+    """The mean over two dev sets decides; one score is of a checkpoint that is resumed from."""
+    f1 = {2: (0.5, 0.5), 4: (0.25, 0.75), 6: (0.75, 0.0), 8: (1.0, 0.5), 10: (0.5, 1.0)}
 
     def evaluate(params):
         step = int(params["step"][1])  # As the second device has it.
-        sweep = types.SimpleNamespace(
-            best_threshold=lambda metric: -float(step),
-            index=lambda threshold: 0,
-            f1=lambda name: np.array([f1[step] if name == "weak" else 1.0 - f1[step]]),
-        )
-        return types.SimpleNamespace(sweep=sweep)
+
+        def sweep(weak):
+            """One threshold, above which a share of all mentions is found; the rest strongly."""
+            weak, strong = np.array([200 * weak]), np.array([200 * (1 - weak)])
+            ends = np.array([-float(step)]), np.array([np.inf])
+            return Sweep(*ends, weak, strong, np.array([200]), gold=200)
+
+        sets = zip(("a", "b"), f1[step], strict=True)
+        return {name: types.SimpleNamespace(sweep=sweep(weak)) for name, weak in sets}
 
     kept = []
     record = {"seed": 3, "best_f1": -1.0, "best_step": -1}
@@ -121,5 +125,7 @@ def test_the_best_on_dev_is_kept_and_a_tie_keeps_the_earlier_step(tmp_path):
     assert kept == [(2, -2.0), (8, -8.0)]
     assert record == {"seed": 3, "best_f1": 0.75, "best_step": 8}
     rows = lines_of(tmp_path / "metrics.jsonl")
-    assert [row["dev_weak_f1"] for row in rows] == [0.5, 0.5, 0.25, 0.75, 0.75]
+    assert [row["dev_weak_f1"] for row in rows] == [0.5, 0.5, 0.375, 0.75, 0.75]
+    assert [row["dev_weak_f1/b"] for row in rows] == [0.5, 0.75, 0.0, 0.5, 1.0]
+    assert [row["dev_strong_f1"] for row in rows] == [0.5, 0.5, 0.625, 0.25, 0.25]
     assert [row["dev_threshold"] for row in rows] == [-2.0, -4.0, -6.0, -8.0, -10.0]

@@ -106,7 +106,7 @@ def settings(folder):
         "question_encoder": str(folder / "bert"),
         "catalogue": str(folder / "catalogue.jsonl"),
         "train_files": (str(folder / "train.jsonl"),),
-        "dev_file": str(folder / "dev.jsonl"),
+        "dev_files": (str(folder / "dev.jsonl"),),
         "stages": ("bi_encoder", "joint"),
         "length_buckets": (),
         "model.max_question_tokens": 24,

@@ -19,7 +19,7 @@ from elq_jax.core.errors import ElqError
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.model.bundle import Model, read_description
 from elq_jax.storage.remote import Workdir
-from elq_jax.training import checkpoints, loop, preemption
+from elq_jax.training import checkpoints, configuration, loop, preemption
 from elq_jax.training.metrics import MetricsWriter
 from elq_jax.training.optimizer import (
     create_learning_rate_schedule,
@@ -89,7 +89,7 @@ def config(tiny_bert, tmp_path):
     config.num_devices = 1
     config.catalogue = str(tmp_path / "catalogue.jsonl")
     config.train_files = (str(tmp_path / "train.jsonl"),)
-    config.dev_file = str(tmp_path / "dev.jsonl")
+    config.dev_files = (str(tmp_path / "dev.jsonl"),)
     lines = (DEMO / "catalogue.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "catalogue.jsonl").write_text("".join(lines[:90]))
     for name, count in (("train", 60), ("dev", 10)):
@@ -238,7 +238,7 @@ def test_training_learns_and_keeps_the_best(config, tmp_path):
     config.joint.new_module_factor = 1.0
     config.joint.eval_every = 20
     config.joint.log_every = 10
-    config.dev_file = config.train_files[0]
+    config.dev_files = (*config.train_files, *config.dev_files)
     linker = loop.train_and_evaluate(config, tmp_path / "run")
     rows = lines_of(tmp_path / "run" / "joint" / "metrics.jsonl")
     losses = [row["loss"] for row in rows if "loss" in row]
@@ -247,6 +247,22 @@ def test_training_learns_and_keeps_the_best(config, tmp_path):
     best = max(scores.values(), key=lambda row: row["dev_weak_f1"])
     linking = read_description(linker).linking
     assert linking["threshold"] == best["dev_threshold"]
+    for row in scores.values():  # Each set counts as much, whatever its size.
+        for kind in ("weak", "strong"):
+            of_sets = [row[f"dev_{kind}_f1/{name}"] for name in ("train", "dev")]
+            assert row[f"dev_{kind}_f1"] == pytest.approx(np.mean(of_sets))
+
+
+def test_a_single_dev_file_of_before_is_read(config, capsys):
+    """It is the only one, as where it was set over those of another configuration."""
+    config.dev_file = "mine.jsonl"
+    config.lock()
+    changed = configuration.with_dev_files(config)
+    assert changed.dev_files == ("mine.jsonl",)
+    assert "dev_file" not in changed
+    assert config.dev_file == "mine.jsonl"
+    assert f"{config.dev_files[0]} of dev_files left out" in capsys.readouterr().err
+    assert configuration.with_dev_files(changed) is changed
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
@@ -275,7 +291,7 @@ def test_a_workdir_of_other_inputs_is_refused(config, tmp_path):
     [train_file] = map(pathlib.Path, config.train_files)
     for setting, path in (
         ("train_files", train_file),
-        ("dev_file", pathlib.Path(config.dev_file)),
+        ("dev_files", pathlib.Path(config.dev_files[0])),
         ("question_encoder", own_bert / "config.json"),
     ):
         content = path.read_bytes()
@@ -305,7 +321,8 @@ def test_a_workdir_of_other_inputs_is_refused(config, tmp_path):
     ("change", "message"),
     [
         ({"stages": ("warmup",)}, "stages: .*expected some of"),
-        ({"dev_file": ""}, "--config.dev_file is not set"),
+        ({"dev_files": ()}, "--config.dev_files is not set"),
+        ({"dev_files": ("a.jsonl", "./a.jsonl")}, "a.jsonl is given twice"),
         ({"joint.linking_loss": "triplet"}, "linking_loss: 'triplet'; expected one of"),
         (
             {"joint.linking_loss": "hard_negatives_bce"},
@@ -417,7 +434,7 @@ def test_a_run_that_failed_before_it_trained_does_not_claim_the_workdir(
             loop.train_and_evaluate(config, tmp_path / "run")
     assert (tmp_path / "run" / "config.json").exists()
     config.joint.batch_size = 4
-    dev = pathlib.Path(config.dev_file)
+    dev = pathlib.Path(config.dev_files[0])
     dev.write_text(dev.read_text().replace("}", " }", 1))
     loop.train_and_evaluate(config, tmp_path / "run")
     assert json.loads((tmp_path / "run/config.json").read_text())["joint"]["batch_size"] == 4
@@ -425,9 +442,9 @@ def test_a_run_that_failed_before_it_trained_does_not_claim_the_workdir(
 
 def test_dev_without_gold(config, tmp_path, monkeypatch, capsys):
     """Without any, the best parameters cannot be told; outside the catalogue, F1 stays 0."""
-    dev = pathlib.Path(config.dev_file)
+    dev = pathlib.Path(config.dev_files[0])
     dev.write_text('{"text": "who", "mentions": []}\n')
-    with pytest.raises(ElqError, match=r"dev_file .*dev\.jsonl: no gold mention in its first"):
+    with pytest.raises(ElqError, match=r"dev_files: .*dev\.jsonl: no gold mention in its first"):
         loop.train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
     dev.write_text('{"text": "who is nobody", "mentions": [[7, 13]], "title": ["Nobody"]}\n')
