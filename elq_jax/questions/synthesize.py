@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gzip
 import json
 import math
@@ -20,7 +21,7 @@ import shutil
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ from elq_jax.entities.encode import CatalogueEncoder, open_encoder
 from elq_jax.entities.name_index import NameIndex
 from elq_jax.entities.settings import EncodingSettings
 from elq_jax.questions import shapes
-from elq_jax.questions.kinds import nearest_queries, nearest_rows
+from elq_jax.questions.kinds import nearest_queries, nearest_rows, whole_vectors
 from elq_jax.questions.patterns import (
     SHIPPED,
     Pattern,
@@ -227,6 +228,8 @@ class Synthesizer:
         lines: dict[int, dict[str, Any]] = {}
         for attempt in range(_ATTEMPTS):
             plans = {n: self._plan(part, n, attempt) for n in numbers if n not in lines}
+            if not plans:
+                break
             near = self._nearest(plans.values())
             drawn = {
                 number: [self._draw(kind, near, plan.rng) for kind in plan.kinds]
@@ -235,7 +238,7 @@ class Synthesizer:
             rows = {row for slots in drawn.values() for own in slots for row in own}
             names = _UsableNames(self.catalogue, self._names, np.array(sorted(rows), np.int64))
             for number, plan in plans.items():
-                line = self._line(plan, drawn[number], near, names)
+                line = self._line(plan, drawn[number], names)
                 if line is not None:
                     lines[number] = {"id": f"synthetic-{part}-{number}", **line}
         for number in numbers:
@@ -298,23 +301,46 @@ class Synthesizer:
         rows = near[kind].tolist()
         return rng.sample(rows, min(_DRAWN, len(rows)))
 
+    def _share_kind(self, kind: int | None, row: int, others: Iterable[int]) -> bool:
+        """Returns whether one of other entities may be of the kind that a question tells.
+
+        Where the kinds of entities are known, it is if they are equal; else if it is nearer to the
+        entity than the one that shows the kind, which is cautious, since equal names are near.
+
+        Args:
+          kind: number of the entity that shows the kind; None: the question tells none.
+          row: row of the entity that is meant.
+          others: rows of the other entities.
+        """
+        if kind is None:
+            return True
+        rows = len(self.catalogue)
+        label = self._kinds[kind - rows] if kind >= rows else None
+        if label is not None:
+            return any(self._kind_of[other] == label for other in others)
+        shown = self._pattern_vectors[kind - rows] if kind >= rows else self.embeddings.rows([kind])
+        near = self.embeddings.rows(np.array([row, *others]))
+        vectors = whole_vectors(np.concatenate([shown.reshape(1, -1), near]))
+        to_kind, _, *to_others = vectors @ vectors[1]
+        return any(cosine >= to_kind for cosine in to_others)
+
     def _line(
         self,
         plan: _Plan,
         slots: Sequence[Sequence[int]],
-        near: Mapping[int, np.ndarray],
         names: _UsableNames,
     ) -> dict[str, Any] | None:
         """Makes a question; None if a slot gets no name."""
         rng, taken = plan.rng, set()
-        must_be_known = plan.shape in shapes.NAMES_STAND_ALONE
+        stands_alone = plan.shape in shapes.NAMES_STAND_ALONE
         pieces = []
         for slot, kind, rows in zip(plan.pattern.slots, plan.kinds, slots, strict=True):
-            of_kind = frozenset() if kind is None else frozenset(near[kind].tolist())
+            told = None if stands_alone else kind
             own = []
             for row in rows:
                 prefers_alias = rng.random() < self._settings.aliases
-                name = names.choose(row, of_kind, must_be_known or kind is None, prefers_alias, rng)
+                share_kind = functools.partial(self._share_kind, told, row)
+                name = names.choose(row, share_kind, prefers_alias, rng)
                 if name is not None and row not in taken:
                     taken.add(row)
                     own.append(Piece(name.lower() if slot.is_lower else name, row))
@@ -377,8 +403,7 @@ class _UsableNames:
     def choose(
         self,
         row: int,
-        of_kind: frozenset[int],
-        must_be_known: bool,
+        share_kind: Callable[[Iterable[int]], bool],
         prefers_alias: bool,
         rng: random.Random,
     ) -> str | None:
@@ -391,8 +416,8 @@ class _UsableNames:
 
         Args:
           row: row of the entity.
-          of_kind: rows of the kind that the question tells.
-          must_be_known: whether the question tells no kind.
+          share_kind: function that returns whether one of other entities may be meant as well, by
+            the kind that the question tells.
           prefers_alias: whether an alias is taken where there is one.
           rng: random choices.
         """
@@ -401,8 +426,7 @@ class _UsableNames:
             return rng.choice(aliases)
         name, owners = self._plain[row]
         is_free = owners <= {row} or name == self._titles[row]
-        is_clear = not must_be_known and -1 not in owners and not (owners & of_kind) - {row}
-        if (is_free or is_clear) and _is_usable(name):
+        if _is_usable(name) and (is_free or (-1 not in owners and not share_kind(owners - {row}))):
             return name.replace(",", "") if rng.random() < 0.5 else name
         return rng.choice(aliases) if aliases else None
 
