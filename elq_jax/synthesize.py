@@ -6,7 +6,7 @@
         --dev_output questions_dev.jsonl
     python -m elq_jax.train --config configs/zero_labels.py --workdir runs/mine \\
         --config.catalogue=my_catalogue --config.train_files=questions.jsonl \\
-        --config.dev_file=questions_dev.jsonl
+        --config.dev_files=questions_dev.jsonl
 
 Patterns are questions whose mentions are swapped for entities of the same kind: those that come
 with this program, or labelled questions of your own. Besides whole questions there are keyword
