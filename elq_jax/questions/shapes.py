@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from elq_jax.questions.noise import NEIGHBOURS
 from elq_jax.questions.patterns import Pattern
 from elq_jax.questions.words import FUNCTION_WORDS, WORD
 
@@ -55,11 +56,6 @@ _AUXILIARIES = re.compile(
     r"(?<=\b)(?:is|are|was|were|do|does|did|the|a|an|in|of|has|have)\s+", re.IGNORECASE
 )
 _SYMBOLS = ("😀", "❤️", "🔥", "🎬", "👍🏽", "™", "★", "🇺🇸", "…", "♪", "👩‍🚀", "✅")
-_NEIGHBOURS = {
-    letter: row[max(i - 1, 0) : i] + row[i + 1 : i + 2]
-    for row in ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-    for i, letter in enumerate(row)
-}
 
 
 def full(pattern: Pattern, names: Names, rng: random.Random) -> Pieces:
@@ -233,7 +229,7 @@ def _typo(pieces: Pieces, rng: random.Random) -> Pieces:
     number, place = rng.choice(places)
     text = pieces[number].text
     letter, following = text[place], text[place + 1]
-    beside = rng.choice(_NEIGHBOURS[letter.lower()])
+    beside = rng.choice(NEIGHBOURS[letter.lower()])
     letters = rng.choice(
         (following, letter * 2 + following, following + letter, beside + following)
     )
