@@ -3,7 +3,7 @@
 Purpose: all questions are made from the catalogue, by `python -m elq_jax.synthesize` with the
 patterns that come with it; those that choose threshold and step, from patterns that the others do
 not use. No labelled question is needed.
-Hardware: CPU, 2 cores. Time: 1.1 to 1.6 s a step, as configs/webqsp.py.
+Hardware: CPU, 2 cores. Time: not measured; a step costs what one of configs/webqsp.py costs.
 Score: not measured.
 Data: runs/catalogue, of entities.jsonl with `title`, `text` and, if there are any, `aliases`.
 Command: python -m elq_jax.encode_entities --catalogue entities.jsonl --pooling mean --normalize \\
@@ -22,9 +22,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = default.get_config()
     config.catalogue = "runs/catalogue"
     config.train_files = ("runs/questions.jsonl",)
-    # Patterns and shapes leave other names in the text, which nobody has labelled.
+    # The words of the patterns hold other names of the catalogue, which nobody has labelled.
     config.partially_labelled = (True,)
-    config.dev_file = "runs/questions_dev.jsonl"
+    config.dev_files = ("runs/questions_dev.jsonl",)
     config.model.max_entity_tokens = 48
     config.model.max_question_tokens = 48
     config.joint.linking_loss = "hard_negatives"
