@@ -188,6 +188,7 @@ class LinkerFlags:
     threshold: flags.FlagHolder[float | None]
     max_mentions: flags.FlagHolder[int | None]
     candidates: flags.FlagHolder[int | None]
+    candidate_scoring: flags.FlagHolder[bool | None]
     whole_words: flags.FlagHolder[bool | None]
     index: flags.FlagHolder[str]
     dtype: flags.FlagHolder[str]
@@ -232,6 +233,12 @@ class LinkerFlags:
                 "scores a little. By default the linker's own.",
                 lower_bound=1,
             ),
+            candidate_scoring=flags.DEFINE_bool(
+                "candidate_scoring",
+                None,
+                "Whether candidates are rescored by their names, in a linker trained for it; by "
+                "default the linker's own. Each of the two has a threshold of its own.",
+            ),
             whole_words=flags.DEFINE_bool(
                 "whole_words",
                 None,
@@ -272,6 +279,7 @@ class LinkerFlags:
             "threshold": self.threshold.value,
             "max_mentions": self.max_mentions.value,
             "num_candidates": self.candidates.value,
+            "candidate_scoring": self.candidate_scoring.value,
             "whole_words": self.whole_words.value,
         }
         return EntityLinker.from_pretrained(

@@ -22,6 +22,8 @@ from elq_jax.core.errors import DataError, ElqError
 from elq_jax.core.strings import made_whole
 from elq_jax.entities.embeddings import Embeddings
 from elq_jax.entities.name_index import KINDS, Named, NameIndex, words_of
+from elq_jax.linking.decoding import character_spans
+from elq_jax.linking.links import ScoredSpans
 from elq_jax.storage.checksums import read_json
 from elq_jax.storage.files import write_json
 
@@ -146,6 +148,22 @@ class CandidateScorer:
         scores = candidates.features @ self.weights.vector
         return best_candidates(candidates.mentions, candidates.rows, scores, rows.shape)
 
+    def rescored(self, spans: ScoredSpans, vectors: np.ndarray) -> ScoredSpans:
+        """Returns scored spans with the C best candidates of each.
+
+        Args:
+          spans: n spans with the candidates of the search.
+          vectors: [n, D] float32, vectors of the spans.
+        """
+        places = zip(
+            spans.question.tolist(),
+            character_spans(spans, np.arange(len(spans.question))).tolist(),
+            strict=True,
+        )
+        mentions = [spans.texts[number][start:end] for number, (start, end) in places]
+        scores, rows = self(mentions, vectors, spans.scores, spans.rows)
+        return dataclasses.replace(spans, scores=scores, rows=rows)
+
     def candidates(
         self, mentions: Sequence[str], vectors: np.ndarray, products: np.ndarray, rows: np.ndarray
     ) -> Candidates:
@@ -174,18 +192,12 @@ class CandidateScorer:
         """Returns the features of p candidates that follow from whole names."""
         size = len(self.names)
         wanted, known = mentions * size + rows, named.texts * size + named.rows
-        order = np.argsort(known)
-        place = np.searchsorted(known, wanted, sorter=order)
-        place = order[np.minimum(place, len(order) - 1)] if len(order) else np.zeros(0, np.int64)
-        is_named = known[place] == wanted if len(order) else np.zeros(len(wanted), bool)
+        _, places, sources = np.intersect1d(wanted, known, assume_unique=True, return_indices=True)
         kind, count = np.full(len(rows), len(KINDS)), np.ones(len(rows))
-        kind[is_named], count[is_named] = (
-            named.kinds[place[is_named]],
-            named.counts[place[is_named]],
-        )
+        kind[places], count[places] = named.kinds[sources], named.counts[sources]
         kinds = {name: kind == number for number, name in enumerate(KINDS)}
         return kinds | {
-            "named_product": np.where(is_named, products, 0.0),
+            "named_product": np.where(kind < len(KINDS), products, 0.0),
             "namesakes": np.log(count),
             "qualified": self.names.are_qualified(rows),
             "aliases": np.log1p(self.names.alias_counts(rows), dtype=np.float64),

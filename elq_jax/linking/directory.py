@@ -7,6 +7,8 @@ tokenizer.json     the fast tokenizer
 catalogue.arrow    titles, texts, Wikidata ids, aliases
 embeddings/        entity vectors in shards
 index/             a saved ScaNN index, if one was built
+candidates.json    weights that rescore the candidates of mentions, if they were fitted
+names/             names of the entities, which the rescoring needs
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ import numpy as np
 from elq_jax.core.errors import DataError, ElqError
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter, checked_shards
+from elq_jax.entities.name_index import NameIndex, check_names
+from elq_jax.linking.candidates import CandidateScorer, CandidateWeights
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model import bundle
 from elq_jax.model.bundle import Model
@@ -40,6 +44,7 @@ def write_linker(
     catalogue: str | os.PathLike[str],
     embeddings: str | os.PathLike[str] | Embeddings | np.ndarray | None,
     index: Index | None = None,
+    candidate_scorer: CandidateScorer | None = None,
 ) -> None:
     """Writes a linker directory, which appears under its name when it is complete.
 
@@ -52,6 +57,7 @@ def write_linker(
       embeddings: folder of its entity vectors, or the vectors themselves [E, D]. Files are
         hard-linked where the file system can.
       index: index over the embeddings, whose files are written too if it has any.
+      candidate_scorer: what rescores the candidates of mentions; its weights and names are written.
 
     Raises:
       ElqError: `folder` holds something else, or there are no embeddings.
@@ -72,6 +78,13 @@ def write_linker(
             link_or_copy(embeddings, temporary / layout.EMBEDDINGS)
         if index is not None and index.has_files:
             index.save(temporary / layout.INDEX)
+        if candidate_scorer is not None:
+            candidate_scorer.weights.write(temporary / layout.CANDIDATES)
+            names = candidate_scorer.names
+            if names.folder is not None:
+                link_or_copy(names.folder, temporary / layout.NAMES)
+            else:
+                names.save(temporary / layout.NAMES)
 
 
 def _write_embeddings(folder: pathlib.Path, model: Model, vectors: np.ndarray) -> None:
@@ -124,8 +137,8 @@ def open_parts(
       settings: changes to the directory's `LinkingSettings`.
 
     Returns:
-      model (its question encoder), catalogue, index, settings and embeddings, by the names that
-      `EntityLinker` has for them.
+      model (its question encoder), catalogue, index, settings, embeddings and candidate_scorer,
+      by the names that `EntityLinker` has for them.
 
     Raises:
       ElqError: a part is missing or broken, or the parts do not belong together.
@@ -139,7 +152,25 @@ def open_parts(
         "index": open_index(folder / layout.INDEX, embeddings, index, devices),
         "settings": linking.replace(**settings),
         "embeddings": embeddings,
+        "candidate_scorer": open_candidate_scorer(folder, embeddings),
     }
+
+
+def open_candidate_scorer(folder: pathlib.Path, embeddings: Embeddings) -> CandidateScorer | None:
+    """Opens what rescores the candidates of mentions; None where a linker has no such files.
+
+    Args:
+      folder: linker directory.
+      embeddings: its entity vectors.
+
+    Raises:
+      ElqError: a file is missing or damaged, or the names are of another catalogue.
+    """
+    if not (folder / layout.CANDIDATES).exists():
+        return None
+    weights = CandidateWeights.read(folder / layout.CANDIDATES)
+    names = NameIndex.open(folder / layout.NAMES, embeddings.catalogue_fingerprint)
+    return CandidateScorer(weights, names, embeddings)
 
 
 def open_embeddings(folder: str | os.PathLike[str], catalogue: Catalogue) -> Embeddings:
@@ -206,6 +237,13 @@ def verify(folder: str | os.PathLike[str]) -> dict[str, str]:
     if layout.INDEX in present:
         check_files(folder / layout.INDEX, read_description(folder / layout.INDEX))
         findings[layout.INDEX] = "checksums agree"
+    if layout.NAMES in present:
+        names = NameIndex.open(folder / layout.NAMES, catalogue and catalogue.fingerprint)
+        check_names(folder / layout.NAMES)
+        findings[layout.NAMES] = f"names of {len(names):,} entities, checksums agree"
+    if layout.CANDIDATES in present:
+        weights = CandidateWeights.read(folder / layout.CANDIDATES)
+        findings[layout.CANDIDATES] = f"{len(weights.weights)} weights, can be read"
     if not findings:
         raise ElqError(
             f"{folder}: nothing to verify; expected a linker directory, or a folder that "
@@ -225,6 +263,8 @@ def _parts_that_belong_together(folder: pathlib.Path) -> set[str]:
         (layout.PARAMETERS, layout.CONFIG),
         (layout.EMBEDDINGS, layout.CATALOGUE),
         (layout.INDEX, layout.EMBEDDINGS),
+        (layout.NAMES, layout.CATALOGUE),
+        (layout.CANDIDATES, layout.NAMES),
     ):
         if part in names and needed not in names:
             raise ElqError(
@@ -248,7 +288,11 @@ def _verify_embeddings(folder: pathlib.Path, catalogue: Catalogue | None) -> str
 
 
 def check_parts(
-    model: Model, catalogue: Catalogue, index: Index, settings: LinkingSettings
+    model: Model,
+    catalogue: Catalogue,
+    index: Index,
+    settings: LinkingSettings,
+    candidate_scorer: CandidateScorer | None = None,
 ) -> None:
     """Raises an ElqError unless the parts of a linker fit together."""
     config, tokenizer = model.config, model.tokenizer
@@ -258,6 +302,13 @@ def check_parts(
             f"the index has {rows:,} rows, the catalogue {len(catalogue):,}; "
             "encode this catalogue again"
         )
+    if candidate_scorer is not None:
+        expected = candidate_scorer.names.catalogue_fingerprint
+        if catalogue.fingerprint != expected:
+            raise ElqError(
+                f"candidate_scorer: names of another catalogue (fingerprint {expected}, expected "
+                f"{catalogue.fingerprint}); make it with NameIndex.build(catalogue)"
+            )
     if width != config.vector_width:
         raise ElqError(
             f"the index has vectors of width {width}, the model of {config.vector_width}; "

@@ -17,6 +17,7 @@ from elq_jax.core.errors import ElqError, check_count
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings
 from elq_jax.linking import arguments, directory
+from elq_jax.linking.candidates import CandidateScorer
 from elq_jax.linking.decoding import decode_known, make_links
 from elq_jax.linking.links import Link, ScoredSpans
 from elq_jax.linking.process import check_process
@@ -49,6 +50,8 @@ class EntityLinker:
       catalogue: catalogue of entities.
       index: index that is searched.
       scorer: scorer, which runs the question encoder on the devices.
+      candidate_scorer: what rescores the candidates of mentions; None: the search's scores stay.
+      embeddings: [E, D] vectors that the index was built over; None if they were not given.
       folder: directory that this linker was opened from; None if it was made in memory, or has got
         other parameters since.
     """
@@ -61,6 +64,7 @@ class EntityLinker:
         settings: LinkingSettings | None = None,
         *,
         embeddings: Embeddings | np.ndarray | None = None,
+        candidate_scorer: CandidateScorer | None = None,
         dtype: str = "float32",
         devices: str | Sequence[jax.Device] | None = None,
     ):
@@ -73,6 +77,7 @@ class EntityLinker:
           index: index over their E embeddings.
           settings: defaults of linking.
           embeddings: [E, D] vectors that the index was built over; `save_pretrained` writes them.
+          candidate_scorer: what rescores the candidates of mentions, if anything does.
           dtype: dtype of the matrix products, "float32" or "bfloat16".
           devices: devices, or the name of a platform such as "cpu"; all local ones by default.
 
@@ -81,12 +86,12 @@ class EntityLinker:
         """
         check_process()
         settings = settings or LinkingSettings()
-        directory.check_parts(model, catalogue, index, settings)
+        directory.check_parts(model, catalogue, index, settings, candidate_scorer)
         self.model, self.config, self.tokenizer = model, model.config, model.tokenizer
         self.catalogue, self.index, self.settings = catalogue, index, settings
         self._devices = devices_lib.choose(devices)
         self.scorer = Scorer(model, dtype, self._devices)
-        self._embeddings = embeddings
+        self.embeddings, self.candidate_scorer = embeddings, candidate_scorer
         self._lock = threading.RLock()
         self.folder: pathlib.Path | None = None
         self._arguments: dict[str, Any] | None = None  # of `from_pretrained`
@@ -150,7 +155,13 @@ class EntityLinker:
         params = {**others.params, "question": self.scorer.params}
         model = self.model.replace(params=params)
         directory.write_linker(
-            path, model, linking, self.catalogue.path, self._embeddings, self.index
+            path,
+            model,
+            linking,
+            self.catalogue.path,
+            self.embeddings,
+            self.index,
+            self.candidate_scorer,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -333,7 +344,13 @@ class EntityLinker:
         with self._lock:
             parts = self.scorer(encoded, self.max_question_tokens, batch_size, search, bounds)
             columns = find_candidates(parts, self.index, count)
-        return tuple(ScoredSpans(texts, encoded, *spans, settings.threshold) for spans in columns)
+        scored = []
+        for *spans, vectors in columns:
+            spans = ScoredSpans(texts, encoded, *spans, settings.threshold)
+            if self.candidate_scorer is not None and settings.candidate_scoring:
+                spans = self.candidate_scorer.rescored(spans, vectors)
+            scored.append(spans)
+        return tuple(scored)
 
     def decode(self, scored: ScoredSpans, threshold: float | None = None) -> list[list[Link]]:
         """Makes links of scored questions, in the order of the text; runs no model.

@@ -21,7 +21,8 @@ class ScoredSpans:
       question: [n] int32, number of the question that the span is of, ascending.
       bounds: [n, 2] int32, first and last token (inclusive; [CLS] is 0).
       logits: [n] float32, span logits; inf for a span whose bounds the caller gave.
-      scores: [n, C] float32, inner products with the candidates, descending.
+      scores: [n, C] float32, descending: inner products with the candidates, or what a
+        `CandidateScorer` made of them. Their softmax is p(entity | mention).
       rows: [n, C] int32, catalogue rows of the candidates; -1 where the index found fewer than C.
       scored_at: threshold that spans had to pass to be searched for.
     """

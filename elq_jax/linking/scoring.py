@@ -247,8 +247,9 @@ def find_candidates(
       count: C, number of entities found for each span.
 
     Returns:
-      two tuples of arrays, one of the found and one of the known spans, as in `ScoredSpans`:
-      question, bounds, logits, scores and rows, in the order of the questions.
+      two tuples of arrays, one of the found and one of the known spans, in the order of the
+      questions: those of `ScoredSpans` (question, bounds, logits, scores and rows), and the vectors
+      [n, D] float32.
     """
     empty = (
         np.zeros(0, np.int32),
@@ -256,6 +257,7 @@ def find_candidates(
         np.zeros(0, np.float32),
         np.zeros((0, count), np.float32),
         np.zeros((0, count), np.int32),
+        np.zeros((0, index.shape[1]), np.float32),
     )
     columns = [[[values] for values in empty] for _ in ("found", "known")]
     for pair in parts:
@@ -267,7 +269,7 @@ def find_candidates(
         for lists, part, *candidates in zip(
             columns, pair, np.split(scores, ends), np.split(rows, ends), strict=True
         ):
-            arrays = part.question, part.bounds, part.logits, *candidates
+            arrays = part.question, part.bounds, part.logits, *candidates, part.vectors
             for array_list, array in zip(lists, arrays, strict=True):
                 array_list.append(array)
     spans_of_all = [tuple(map(np.concatenate, lists)) for lists in columns]

@@ -35,6 +35,10 @@ class LinkingSettings:
       max_mentions: K, largest number of mentions searched for in a question.
       num_candidates: C, number of entities retrieved for a mention; the linking softmax runs over
         them.
+      candidate_scoring: whether candidates are rescored by their names, in a linker that has the
+        weights for it; without, this changes nothing.
+      other_threshold: threshold that takes the place of `threshold`, and it of this one, when
+        `candidate_scoring` is changed and no threshold is given with it.
       max_question_tokens: largest T, [CLS] and [SEP] included; None: the model's own.
       decoder: name in `decoding.DECODERS` of the decoder, which chooses among scored spans.
       decoder_settings: settings of the decoder, by name.
@@ -43,12 +47,18 @@ class LinkingSettings:
     threshold: float = -4.5
     max_mentions: int = 10
     num_candidates: int = 10
+    candidate_scoring: bool = True
+    other_threshold: float | None = None
     max_question_tokens: int | None = None
     decoder: str = "joint"
     decoder_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         _check_number("threshold", self.threshold)
+        if self.other_threshold is not None:
+            _check_number("other_threshold", self.other_threshold)
+        if not isinstance(self.candidate_scoring, bool):
+            raise ElqError(f"candidate_scoring: {self.candidate_scoring!r}; expected true or false")
         check_count("max_mentions", self.max_mentions)
         check_count("num_candidates", self.num_candidates)
         if self.max_question_tokens is not None:
@@ -84,7 +94,8 @@ class LinkingSettings:
 
         Args:
           **changes: fields of this class, or settings of the decoder by their own names. Another
-            decoder starts with its default settings.
+            decoder starts with its default settings, and another `candidate_scoring` with the
+            threshold that was chosen for it.
 
         Raises:
           ElqError: a setting is unknown or out of range.
@@ -93,6 +104,10 @@ class LinkingSettings:
             name: float(value) if value in ("inf", "-inf") else value  # as `write_json` writes them
             for name, value in changes.items()
         }
+        scoring = changes.get("candidate_scoring", self.candidate_scoring)
+        if scoring != self.candidate_scoring and self.other_threshold is not None:
+            thresholds = {"threshold": self.other_threshold, "other_threshold": self.threshold}
+            changes = thresholds | changes
         name = changes.get("decoder", self.decoder)
         settings = self.decoder_settings if name == self.decoder else {}
         settings = {**settings, **changes.pop("decoder_settings", {})}

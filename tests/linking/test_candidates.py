@@ -1,24 +1,31 @@
 """Candidate scoring against loops over strings and brute force over all entities."""
 
+import dataclasses
 import json
 import math
 import re
+import shutil
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pytest
+from tiny import tiny_linker_directory
 
+from elq_jax import EntityLinker, LinkingSettings
 from elq_jax.core.errors import ElqError
 from elq_jax.entities.build import build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.name_index import NameIndex
 from elq_jax.entities.names import normal_names
+from elq_jax.linking import directory
 from elq_jax.linking.candidates import (
     FEATURES,
     CandidateScorer,
     CandidateWeights,
     best_candidates,
 )
+from elq_jax.model.bundle import Model
 
 ENTITIES = [
     ("Dune (novel)", ["Dune, the Novel", "dune"]),
@@ -211,3 +218,98 @@ def test_damaged_weights_are_refused(tmp_path, content, message):
 def test_names_and_vectors_of_different_catalogues(names, vectors):
     with pytest.raises(ElqError, match="12 entities, the embeddings 11"):
         CandidateScorer(WEIGHTS, names, vectors[1:])
+
+
+QUESTIONS = ["was Wounded using socio at hillsborough ?", "was 👩‍👩‍👧 obama 🇨🇮 born", ""]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    folder = tiny_linker_directory(tmp_path_factory.mktemp("plain"), max_mentions=99)
+    return EntityLinker.from_pretrained(folder, devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def scored_folder(plain, tmp_path_factory):
+    """A linker directory with a scorer that likes titles."""
+    folder = tmp_path_factory.mktemp("scored") / "linker"
+    weights = CandidateWeights(weights={"product": 1.0, "title": 20.0, "mention_in_title": 4.0})
+    names = NameIndex.build(plain.catalogue)
+    scorer = CandidateScorer(weights, names, plain.embeddings)
+    settings = plain.settings.replace(other_threshold=-3.0)
+    EntityLinker(
+        Model.open(plain.folder),
+        plain.catalogue,
+        plain.index,
+        settings,
+        embeddings=plain.embeddings,
+        candidate_scorer=scorer,
+        devices=jax.devices()[:1],
+    ).save_pretrained(folder)
+    return folder
+
+
+def columns(links):
+    return [[dataclasses.asdict(link) for link in of_question] for of_question in links]
+
+
+def test_a_linker_rescores_and_one_flag_turns_it_off(plain, scored_folder):
+    linker = EntityLinker.from_pretrained(scored_folder, devices=jax.devices()[:1])
+    spans = plain.score_batch(QUESTIONS, -np.inf)
+    rescored = linker.score_batch(QUESTIONS, -np.inf)
+    assert len(spans.rows) == len(rescored.rows) > 3
+    np.testing.assert_array_equal(spans.bounds, rescored.bounds)
+    np.testing.assert_array_equal(spans.logits, rescored.logits)
+    assert (spans.rows != rescored.rows).any()
+    for number, question in enumerate(rescored.question.tolist()):
+        # The first candidate is the best by hand among those of the search.
+        (start, end), text = rescored.bounds[number], QUESTIONS[question]
+        offsets = rescored.encoded[question].offsets
+        mention = text[offsets[start][0] : offsets[end][1]]
+        titles = plain.catalogue.titles(spans.rows[number])
+        by_hand = [
+            product + 20.0 * (key(mention) == key(title)) + 4.0 * (words(mention) <= words(title))
+            for product, title in zip(spans.scores[number].tolist(), titles, strict=True)
+        ]
+        shift = spans.scores[number, 0]
+        assert rescored.scores[number, 0] >= max(by_hand) - shift - 1e-4
+    off = linker.with_settings(candidate_scoring=False)
+    assert off.settings.threshold == -3.0  # the other one's
+    links = off(QUESTIONS, threshold=-np.inf)
+    assert columns(links) == columns(plain(QUESTIONS, threshold=-np.inf))
+    on = off.with_settings(candidate_scoring=True)
+    assert on.settings == linker.settings
+    assert columns(on(QUESTIONS)) == columns(linker(QUESTIONS))
+    [known] = linker.disambiguate(QUESTIONS[0], [(27, 39)])
+    assert (known.mention, known.title) == ("hillsborough", "Hillsborough")
+    assert np.exp([c.score for c in known.candidates]).sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_files_of_a_scorer_are_verified(scored_folder, tmp_path):
+    found = directory.verify(scored_folder)
+    assert found["names"] == "names of 500 entities, checksums agree"
+    assert found["candidates.json"] == "3 weights, can be read"
+    folder = shutil.copytree(scored_folder, tmp_path / "linker")
+    shutil.rmtree(folder / "names")
+    with pytest.raises(ElqError, match=r"names: missing, and candidates\.json is there"):
+        directory.verify(folder)
+    with pytest.raises(ElqError, match=r"names.json is missing"):
+        EntityLinker.from_pretrained(folder, devices=jax.devices()[:1])
+    names = NameIndex.open(scored_folder / "names")
+    NameIndex(names._arrays, "0" * 64).save(folder / "names")
+    for check in (directory.verify, EntityLinker.from_pretrained):
+        with pytest.raises(ElqError, match="names of another catalogue"):
+            check(folder)
+
+
+def test_each_way_of_scoring_has_its_threshold():
+    settings = LinkingSettings(threshold=-2.0, other_threshold=-1.0)
+    off = settings.replace(candidate_scoring=False)
+    assert (off.threshold, off.other_threshold) == (-1.0, -2.0)
+    assert LinkingSettings.from_dict(off.to_dict()) == off
+    assert off.replace(candidate_scoring=False) == off
+    assert off.replace(candidate_scoring=True) == settings
+    assert settings.replace(candidate_scoring=False, threshold=-3.0).threshold == -3.0
+    assert LinkingSettings().replace(candidate_scoring=False).threshold == -4.5
+    with pytest.raises(ElqError, match="candidate_scoring: 1; expected true or false"):
+        LinkingSettings(candidate_scoring=1)
