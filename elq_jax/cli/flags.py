@@ -179,6 +179,13 @@ def define_settings_of(registry: Registry[Any], flag: str, default: str) -> Sett
     return SettingsFlags.define(entry.Settings, flag)
 
 
+_SCORING = (
+    "Whether candidates are compared with the mention by their names too. Only a linker that was "
+    "trained for it can do so; it has one threshold for each of the two. By default the linker's "
+    "own."
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class LinkerFlags:
     """Holds the flags of a program that opens a linker; `define` makes them, once per process."""
@@ -233,12 +240,7 @@ class LinkerFlags:
                 "scores a little. By default the linker's own.",
                 lower_bound=1,
             ),
-            candidate_scoring=flags.DEFINE_bool(
-                "candidate_scoring",
-                None,
-                "Whether candidates are rescored by their names, in a linker trained for it; by "
-                "default the linker's own. Each of the two has a threshold of its own.",
-            ),
+            candidate_scoring=flags.DEFINE_bool("candidate_scoring", None, _SCORING),
             whole_words=flags.DEFINE_bool(
                 "whole_words",
                 None,

@@ -22,7 +22,6 @@ from elq_jax.core.errors import DataError, ElqError
 from elq_jax.core.strings import made_whole
 from elq_jax.entities.embeddings import Embeddings
 from elq_jax.entities.name_index import KINDS, Named, NameIndex, words_of
-from elq_jax.linking.decoding import character_spans
 from elq_jax.linking.links import ScoredSpans
 from elq_jax.storage.checksums import read_json
 from elq_jax.storage.files import write_json
@@ -155,14 +154,12 @@ class CandidateScorer:
           spans: n spans with the candidates of the search.
           vectors: [n, D] float32, vectors of the spans.
         """
-        places = zip(
-            spans.question.tolist(),
-            character_spans(spans, np.arange(len(spans.question))).tolist(),
-            strict=True,
-        )
-        mentions = [spans.texts[number][start:end] for number, (start, end) in places]
-        scores, rows = self(mentions, vectors, spans.scores, spans.rows)
+        scores, rows = self(_texts_of(spans), vectors, spans.scores, spans.rows)
         return dataclasses.replace(spans, scores=scores, rows=rows)
+
+    def candidates_of(self, spans: ScoredSpans, vectors: np.ndarray) -> Candidates:
+        """Returns all candidates of scored spans; the arguments are those of `rescored`."""
+        return self.candidates(_texts_of(spans), vectors, spans.scores, spans.rows)
 
     def candidates(
         self, mentions: Sequence[str], vectors: np.ndarray, products: np.ndarray, rows: np.ndarray
@@ -219,6 +216,15 @@ class CandidateScorer:
             "mention_in_title": (shared == in_mention) & (in_mention > 0),
             "title_in_mention": (shared == in_title) & (in_title > 0),
         }
+
+
+def _texts_of(spans: ScoredSpans) -> list[str]:
+    """Returns the text of each span, from the first character of its first token to its last's."""
+    texts = []
+    for number, (start, end) in zip(spans.question.tolist(), spans.bounds.tolist(), strict=True):
+        offsets = spans.encoded[number].offsets
+        texts.append(spans.texts[number][offsets[start, 0] : offsets[end, 1]])
+    return texts
 
 
 def relative(mentions: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:

@@ -335,6 +335,28 @@ class EntityLinker:
         Raises:
           ElqError: there are not as many bounds as texts, or a question has no such token.
         """
+        settings = self.settings.at(threshold)
+        rescores = self.candidate_scorer is not None and settings.candidate_scoring
+        found, known = (
+            self.candidate_scorer.rescored(*spans) if rescores else spans[0]
+            for spans in self.search_spans(texts, encoded, threshold, batch_size, bounds, find)
+        )
+        return found, known
+
+    def search_spans(
+        self,
+        texts: Sequence[str],
+        encoded: Sequence[EncodedQuestion],
+        threshold: float | None = None,
+        batch_size: int = 64,
+        bounds: Sequence[np.ndarray] | None = None,
+        find: bool = True,
+    ) -> tuple[tuple[ScoredSpans, np.ndarray], tuple[ScoredSpans, np.ndarray]]:
+        """Scores spans as `score_encoded` does, but leaves the candidates as the search found them.
+
+        Returns:
+          spans that the model finds with their vectors [n, D] float32, and those at `bounds`.
+        """
         check_process()
         settings = self.settings.at(threshold)
         search = Search.of(encoded, settings, self.tokenizer.unk_id) if find else None
@@ -344,13 +366,11 @@ class EntityLinker:
         with self._lock:
             parts = self.scorer(encoded, self.max_question_tokens, batch_size, search, bounds)
             columns = find_candidates(parts, self.index, count)
-        scored = []
-        for *spans, vectors in columns:
-            spans = ScoredSpans(texts, encoded, *spans, settings.threshold)
-            if self.candidate_scorer is not None and settings.candidate_scoring:
-                spans = self.candidate_scorer.rescored(spans, vectors)
-            scored.append(spans)
-        return tuple(scored)
+        found, known = (
+            (ScoredSpans(texts, encoded, *spans, settings.threshold), vectors)
+            for *spans, vectors in columns
+        )
+        return found, known
 
     def decode(self, scored: ScoredSpans, threshold: float | None = None) -> list[list[Link]]:
         """Makes links of scored questions, in the order of the text; runs no model.

@@ -35,23 +35,23 @@ class LinkingSettings:
       max_mentions: K, largest number of mentions searched for in a question.
       num_candidates: C, number of entities retrieved for a mention; the linking softmax runs over
         them.
-      candidate_scoring: whether candidates are rescored by their names, in a linker that has the
-        weights for it; without, this changes nothing.
-      other_threshold: threshold that takes the place of `threshold`, and it of this one, when
-        `candidate_scoring` is changed and no threshold is given with it.
       max_question_tokens: largest T, [CLS] and [SEP] included; None: the model's own.
       decoder: name in `decoding.DECODERS` of the decoder, which chooses among scored spans.
       decoder_settings: settings of the decoder, by name.
+      candidate_scoring: whether candidates are rescored by their names, in a linker that has the
+        weights for it; for others it changes nothing.
+      other_threshold: best threshold for the opposite of `candidate_scoring`; the two thresholds
+        change places when `candidate_scoring` is changed and no threshold is given with it.
     """
 
     threshold: float = -4.5
     max_mentions: int = 10
     num_candidates: int = 10
-    candidate_scoring: bool = True
-    other_threshold: float | None = None
     max_question_tokens: int | None = None
     decoder: str = "joint"
     decoder_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    candidate_scoring: bool = True
+    other_threshold: float | None = None
 
     def __post_init__(self):
         _check_number("threshold", self.threshold)

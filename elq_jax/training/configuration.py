@@ -47,7 +47,7 @@ _AT_LEAST_ZERO = (
 _OUTERMOST = (
     *("seed", "num_devices", "question_encoder", "entity_encoder", "init_from", "catalogue"),
     *("train_files", "train_repeats", "partially_labelled", "neutral_single_words", "dev_files"),
-    *("length_buckets", "on_error", "stages", "recipe"),
+    *("held_out_share", "length_buckets", "on_error", "stages", "recipe"),
 )
 _STAGE = (
     *("batch_size", "num_epochs", "num_steps", "accumulate_steps", "learning_rate"),
@@ -88,6 +88,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     _check_items("dev_files", config.dev_files, str, "paths of files")
     set_names(config.dev_files)
     _check_items("train_repeats", config.train_repeats, numbers.Real, "numbers")
+    share = config.held_out_share
+    if not isinstance(share, numbers.Real) or not 0 <= share < 1:
+        raise ElqError(f"held_out_share: {share!r}; expected a share, 0 up to but not 1")
     _check_items("length_buckets", config.length_buckets, numbers.Integral, "numbers of tokens")
     _check_items("partially_labelled", config.partially_labelled, bool, "True or False")
     for name, what in (("train_repeats", "numbers"), ("partially_labelled", "values")):

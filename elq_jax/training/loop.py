@@ -8,6 +8,7 @@ A workdir holds
     data/                  the questions, prepared (array_record)
     bi_encoder/, joint/    per stage: checkpoints/, metrics.jsonl, curves.png, best/ or model/
     embeddings/            vectors of the frozen entity encoder, unless the catalogue has them
+    candidates/            weights of candidate scoring, fitted on held-out questions
     linker/                the trained linker
 
 Everything is a function of the configuration and the step, so a run that was killed and started
@@ -33,13 +34,13 @@ from elq_jax.core.errors import ElqError
 from elq_jax.core.strings import is_whole
 from elq_jax.evaluation.predict import predict
 from elq_jax.evaluation.scores import Evaluation
-from elq_jax.evaluation.sets import set_names
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.retrieval import exact_index
 from elq_jax.retrieval.table import Table
 from elq_jax.storage.remote import Workdir
 from elq_jax.training import configuration, hooks
+from elq_jax.training.candidates import fit_candidate_scorer
 from elq_jax.training.checkpoints import Checkpoints
 from elq_jax.training.metrics import MetricsWriter, plot_curves
 from elq_jax.training.optimizer import (
@@ -49,7 +50,7 @@ from elq_jax.training.optimizer import (
     recipe_of,
 )
 from elq_jax.training.preemption import Preemption
-from elq_jax.training.run import Run, dev_splits
+from elq_jax.training.run import Run
 from elq_jax.training.stages import STAGES, Stage, StageBatches, count_queries, step_flops
 from elq_jax.training.step import Objective, parallel_train_step
 
@@ -88,6 +89,7 @@ def train_and_evaluate(
                     if not stage.keeps_best:
                         run.save_result(stage, state.params)
                 run.take_result(stage)
+        fit_candidate_scorer(run)
         return run.write_linker()
 
 
@@ -245,11 +247,7 @@ def dev_evaluation(run: Run, table: Table) -> Callable[[Any], dict[str, Evaluati
       run: model, catalogue and questions of the run.
       table: entity vectors that the devices already hold.
     """
-    most, splits = run.config.eval.max_questions, dev_splits(run.config)
-    sets = {
-        name: list(run.questions[split])[:most]
-        for name, split in zip(set_names(run.config.dev_files), splits, strict=True)
-    }
+    sets = run.dev_sets()
     index = exact_index(run.embeddings(), run.devices, table)
     settings = LinkingSettings.from_dict(run.config.linking)
     linker = EntityLinker(run.model, run.catalogue, index, settings, devices=run.devices)

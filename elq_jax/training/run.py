@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -13,11 +13,15 @@ from elq_jax.core.errors import ElqError
 from elq_jax.entities import build, encode
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings
+from elq_jax.evaluation.sets import set_names
 from elq_jax.linking import directory
+from elq_jax.linking.candidates import CandidateScorer
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model.bundle import PARTS, Model, is_linker_directory, read_description
+from elq_jax.questions.held_out import QuestionPart
 from elq_jax.questions.neutral import NeutralNames
 from elq_jax.questions.prepared import QuestionSource, prepare
+from elq_jax.questions.records import Question
 from elq_jax.questions.stored import StoredExamples, store_examples
 from elq_jax.storage import layout
 from elq_jax.storage.progress import progress
@@ -42,7 +46,8 @@ class Run:
       linking: settings of `EntityLinker`; the threshold comes from dev.
       catalogue: catalogue of entities.
       questions: labelled questions by split: "train_0", ..., "dev_0", ....
-      examples: tokenised questions of each training file.
+      examples: tokenised questions of each training file, without the held-out ones.
+      candidate_scorer: what rescores the candidates of mentions, once it is fitted.
 
     Raises:
       ElqError: the workdir is of another run, or an input cannot be used.
@@ -67,6 +72,7 @@ class Run:
         self.questions = workdir.made_by_one(self._read_questions)
         self.examples = workdir.made_by_one(self._open_examples)
         self._embeddings: Embeddings | None = None
+        self.candidate_scorer: CandidateScorer | None = None
         # Everything could be read: from here on the workdir is this run's.
         if devices_lib.is_main():
             for record in records:
@@ -120,10 +126,28 @@ class Run:
                 self.linking,
                 self.catalogue.path,
                 embeddings.folder,
+                candidate_scorer=self.candidate_scorer,
             )
             self.workdir.publish("linker")
         devices_lib.wait_for_all("the linker is written")
         return f"{self.workdir.address}/linker"
+
+    def dev_sets(self) -> dict[str, list[Question]]:
+        """Reads the questions of each dev file, by the name of the set."""
+        most, splits = self.config.eval.max_questions, _dev_splits(self.config)
+        names = set_names(self.config.dev_files)
+        return {
+            name: list(self.questions[split])[:most]
+            for name, split in zip(names, splits, strict=True)
+        }
+
+    def questions_of_training(self, held_out: bool) -> list[Sequence[Question]]:
+        """Returns the held-out questions of each training file, or all others."""
+        share = self.config.held_out_share
+        files = [self.questions[name] for name in _train_splits(self.config)]
+        if not share:
+            return [() if held_out else questions for questions in files]
+        return [QuestionPart(questions, share, held_out) for questions in files]
 
     def embeddings(self) -> Embeddings:
         """Opens the vectors of the current entity encoder beside the catalogue, or encodes them."""
@@ -177,7 +201,7 @@ class Run:
 
     def _read_questions(self) -> Mapping[str, QuestionSource]:
         files = dict(zip(_train_splits(self.config), self.config.train_files, strict=True))
-        files |= dict(zip(dev_splits(self.config), self.config.dev_files, strict=True))
+        files |= dict(zip(_dev_splits(self.config), self.config.dev_files, strict=True))
         builder = prepare(
             "questions",
             files,
@@ -187,7 +211,7 @@ class Run:
         )
         for report in builder.reports.values():
             say(report.summary())
-        for split in dev_splits(self.config):
+        for split in _dev_splits(self.config):
             self._check_dev(builder.reports[split].path, builder.open_split(split))
         return {split: builder.open_split(split) for split in files}
 
@@ -212,10 +236,9 @@ class Run:
         """Opens the tokenised examples of the training files, or makes them."""
         config, sets = self.model.config, []
         names = NeutralNames(self.catalogue, self.config.neutral_single_words)
-        splits = _train_splits(self.config)
+        splits, parts = _train_splits(self.config), self.questions_of_training(held_out=False)
         is_partial = self.config.partially_labelled or [False] * len(splits)
-        for name, has_neutral_names in zip(splits, is_partial, strict=True):
-            questions = self.questions[name]
+        for name, questions, has_neutral_names in zip(splits, parts, is_partial, strict=True):
             examples = store_examples(
                 questions,
                 self.folder / "data" / "examples" / name,
@@ -266,6 +289,6 @@ def _train_splits(config: ml_collections.ConfigDict) -> list[str]:
     return [f"train_{i}" for i in range(len(config.train_files))]
 
 
-def dev_splits(config: ml_collections.ConfigDict) -> list[str]:
+def _dev_splits(config: ml_collections.ConfigDict) -> list[str]:
     """Returns the names of the splits of the dev files."""
     return [f"dev_{i}" for i in range(len(config.dev_files))]

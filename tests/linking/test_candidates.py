@@ -291,7 +291,7 @@ def test_the_files_of_a_scorer_are_verified(scored_folder, tmp_path):
     assert found["candidates.json"] == "3 weights, can be read"
     folder = shutil.copytree(scored_folder, tmp_path / "linker")
     shutil.rmtree(folder / "names")
-    with pytest.raises(ElqError, match=r"names: missing, and candidates\.json is there"):
+    with pytest.raises(ElqError, match=r"names: missing, but candidates\.json needs it"):
         directory.verify(folder)
     with pytest.raises(ElqError, match=r"names.json is missing"):
         EntityLinker.from_pretrained(folder, devices=jax.devices()[:1])

@@ -106,6 +106,7 @@ def settings(folder):
         "question_encoder": str(folder / "bert"),
         "catalogue": str(folder / "catalogue.jsonl"),
         "train_files": (str(folder / "train.jsonl"),),
+        "held_out_share": 0.0,
         "dev_files": (str(folder / "dev.jsonl"),),
         "stages": ("bi_encoder", "joint"),
         "length_buckets": (),

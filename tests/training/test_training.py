@@ -16,10 +16,12 @@ from tiny import write_tiny_bert
 
 from configs import default
 from elq_jax.core.errors import ElqError
+from elq_jax.linking.candidates import CandidateWeights
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.model.bundle import Model, read_description
+from elq_jax.questions.held_out import is_held_out
 from elq_jax.storage.remote import Workdir
-from elq_jax.training import checkpoints, configuration, loop, preemption
+from elq_jax.training import candidates, checkpoints, configuration, loop, preemption
 from elq_jax.training.metrics import MetricsWriter
 from elq_jax.training.optimizer import (
     create_learning_rate_schedule,
@@ -87,6 +89,7 @@ def config(tiny_bert, tmp_path):
     config.model.max_question_tokens = 16  # One length, so one program to compile.
     config.model.max_entity_tokens = 16
     config.num_devices = 1
+    config.held_out_share = 0.0
     config.catalogue = str(tmp_path / "catalogue.jsonl")
     config.train_files = (str(tmp_path / "train.jsonl"),)
     config.dev_files = (str(tmp_path / "dev.jsonl"),)
@@ -116,6 +119,8 @@ def lines_of(path):
 @pytest.mark.usefixtures("quick_compilation")
 def test_killed_runs_end_with_the_parameters_of_an_unbroken_one(config, tmp_path, monkeypatch):
     config.stages = ("bi_encoder", "joint")
+    config.held_out_share = 0.3
+    monkeypatch.setattr(candidates, "LEAST_MENTIONS", 5)
     expected = parameters(loop.train_and_evaluate(config, tmp_path / "unbroken"))
 
     class Killed(BaseException):
@@ -150,6 +155,21 @@ def test_killed_runs_end_with_the_parameters_of_an_unbroken_one(config, tmp_path
         assert steps == sorted(steps)
         assert steps[-1] == 6
     assert (tmp_path / "broken" / "joint" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("candidates.json", "names/keys.npy", "config.json"):
+        found, whole = (tmp_path / run / "linker" / name for run in ("broken", "unbroken"))
+        assert found.read_bytes() == whole.read_bytes()
+    settings = json.loads((tmp_path / "broken" / "linker" / "config.json").read_text())["linking"]
+    best = json.loads((tmp_path / "broken" / "joint" / "best" / "config.json").read_text())
+    assert settings["other_threshold"] == best["linking"]["threshold"]
+    weights = CandidateWeights.read(tmp_path / "broken" / "linker" / "candidates.json")
+    held_out = [
+        line
+        for line in lines_of(tmp_path / "train.jsonl")
+        if is_held_out(line["text"], config.held_out_share)
+    ]
+    assert 5 <= weights.fitted_on <= sum(len(line["mentions"]) for line in held_out)
+    counts = np.load(tmp_path / "broken" / "data" / "examples" / "train_0" / "mention_counts.npy")
+    assert len(counts) == 60 - len(held_out)
 
 
 @pytest.mark.usefixtures("quick_compilation")
