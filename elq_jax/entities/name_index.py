@@ -45,7 +45,10 @@ KINDS = ("title", "name", "alias")
 
 FORMAT_VERSION = 1
 _DESCRIPTION = "names.json"
-_AGAIN = "copy the folder again"
+_AGAIN = (
+    "copy the folder again, or make it again in Python: NameIndex.build(Catalogue.open("
+    '"catalogue.arrow")).save("names")'
+)
 _QUALIFIED = r"^(.*\S)\s+\([^()]+\)$"
 _DTYPES = {
     "keys": np.uint64,
@@ -205,7 +208,7 @@ class NameIndex:
         if catalogue_fingerprint not in (None, fingerprint):
             raise ElqError(
                 f"{folder}: names of another catalogue (fingerprint {fingerprint}, expected "
-                f"{catalogue_fingerprint}); remove the folder, or {_AGAIN}"
+                f"{catalogue_fingerprint}); {_AGAIN}"
             )
         shapes: dict[str, tuple[int, ...]] = {
             **dict.fromkeys(("keys", "rows", "kinds"), (description.names,)),
