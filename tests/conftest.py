@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for every test, and the reference numbers."""
 
 import atexit
+import contextlib
 import os
 import pathlib
 import shutil
@@ -31,14 +32,29 @@ def fixtures() -> pathlib.Path:
     return FIXTURES
 
 
-@pytest.fixture
-def quick_compilation() -> Iterator[None]:
+@contextlib.contextmanager
+def compiled_quickly() -> Iterator[None]:
     """For programs that take a few steps, and so would be compiled for longer than they run."""
     import jax
 
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of processes that are started
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def quick_compilation() -> Iterator[None]:
+    with compiled_quickly():
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_compilation_of_module() -> Iterator[None]:
+    """Holds for the fixtures of the module too."""
+    with compiled_quickly():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -96,7 +96,7 @@ def test_variants():
 @pytest.fixture(scope="module")
 def tiny_bert(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bert")
-    write_tiny_bert(folder, layers=1, dropout=0.0)
+    write_tiny_bert(folder, layers=1, dropout=0.0, words=3000)
     return folder
 
 

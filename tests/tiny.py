@@ -25,13 +25,16 @@ arrays = _OWN.arrays
 tiny_config, tiny_params, tiny_model = _OWN.config, _OWN.params, _OWN.model
 
 
-def write_tiny_bert(folder: pathlib.Path, layers: int = 2, dropout: float = 0.1) -> None:
+def write_tiny_bert(
+    folder: pathlib.Path, layers: int = 2, dropout: float = 0.1, words: int | None = None
+) -> None:
     """The fixtures' question encoder as a published checkpoint folder.
 
     Args:
       folder: is there.
       layers: kept of its two; one without dropout compiles in a third of the time.
       dropout: on hidden states.
+      words: number of the first words of the vocabulary that are kept; None: all.
     """
     prefix = "context_encoder.bert_model."
     state = arrays("state_dict")
@@ -40,6 +43,8 @@ def write_tiny_bert(folder: pathlib.Path, layers: int = 2, dropout: float = 0.1)
         f"encoder.layer.{i}." for i in range(layers, tiny_config().question_bert.num_layers)
     )
     tensors = {k: v for k, v in tensors.items() if not k.startswith(left_out)}
+    name = "embeddings.word_embeddings.weight"
+    tensors[name] = tensors[name][:words]
     safetensors.numpy.save_file(
         {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()},
         folder / "model.safetensors",
@@ -49,10 +54,15 @@ def write_tiny_bert(folder: pathlib.Path, layers: int = 2, dropout: float = 0.1)
         "hidden_dropout_prob": dropout,
         "model_type": "bert",
         "num_hidden_layers": layers,
+        "vocab_size": len(tensors[name]),
     }
     (folder / "config.json").write_text(json.dumps(settings))
-    tokenizer = resolve_encoder("minilm") / "tokenizer.json"
-    (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    tokenizer = json.loads((resolve_encoder("minilm") / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {
+        word: i for word, i in vocabulary.items() if i < len(tensors[name])
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
 def write_embeddings(

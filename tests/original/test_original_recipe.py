@@ -11,7 +11,6 @@ import pytest
 import reference
 from conftest import FIXTURES, OWN_FIXTURES
 from flax import traverse_util
-from jax.experimental.compilation_cache import compilation_cache as compilation_cache_lib
 from reference import arrays
 from tiny import make_examples, tiny_config
 
@@ -87,23 +86,6 @@ def test_top_layers_are_those_of_bert_base(type_optimization, layers):
     assert {name.split("/")[1] for name in learning} == {f"layers_{i}" for i in layers}
 
 
-@pytest.fixture
-def compilation_cache(tmp_path):
-    """A run that goes on need not compile again what it had."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path / "cache"),
-        "jax_persistent_cache_min_compile_time_secs": 0.3,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache_lib.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache_lib.reset_cache()
-
-
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """The fixtures' model with the vectors that its training searched, as if it had made them."""
@@ -144,8 +126,9 @@ def configuration(start, settings):
     return config
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", ["train_inbatch", "train_inbatch_accum", "train_adversarial"])
-def test_a_run_follows_the_originals(name, start, tmp_path, monkeypatch, compilation_cache):
+def test_a_run_follows_the_originals(name, start, tmp_path, monkeypatch):
     """Every step, all gradients of the first update, the evaluation of each epoch, and the end.
 
     One run is killed and given again. The original's F1 with hard negatives is 0 throughout, since

@@ -12,7 +12,6 @@ import time
 import numpy as np
 import pytest
 from flax import traverse_util
-from safetensors.numpy import load_file, save_file
 from tiny import write_tiny_bert
 
 from configs import default
@@ -24,6 +23,7 @@ from elq_jax.training.preemption import EXIT_CODE
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 STEPS = 6
+pytestmark = pytest.mark.usefixtures("quick_compilation_of_module")
 
 
 class Hosts:
@@ -64,25 +64,12 @@ class Hosts:
             time.sleep(0.05)
 
 
-def cut_vocabulary(folder, size):
-    """Leaves the first words of a checkpoint; their gradients are most of what hosts exchange."""
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": size}))
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    words = tokenizer["model"]["vocab"]
-    tokenizer["model"]["vocab"] = {word: i for word, i in words.items() if i < size}
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    tensors = load_file(folder / "model.safetensors")
-    name = "embeddings.word_embeddings.weight"
-    save_file(tensors | {name: tensors[name][:size].copy()}, folder / "model.safetensors")
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, quick_compilation_of_module):
     folder = tmp_path_factory.mktemp("hosts")
     (folder / "bert").mkdir()
-    write_tiny_bert(folder / "bert", layers=1)
-    cut_vocabulary(folder / "bert", 3000)
+    # Gradients of words are most of what hosts exchange.
+    write_tiny_bert(folder / "bert", layers=1, words=3000)
     for name, count in (("catalogue", 90), ("train", 60), ("dev", 10)):
         lines = (ROOT / "demo" / f"{name}.jsonl").read_text().splitlines(keepends=True)
         (folder / f"{name}.jsonl").write_text("".join(lines[:count]))

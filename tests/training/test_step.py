@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import arrays, tiny_config, tiny_params
 from traced_products import products
 
 from elq_jax.core import devices as devices_lib
@@ -21,21 +20,41 @@ from elq_jax.training.optimizer import create_optimizer, create_train_state
 from elq_jax.training.step import Objective, parallel_train_step, train_step_flops
 
 BCE = "elq_jax.original.loss:hard_negatives_bce"
+# Small, so that it compiles quickly: most of this is about the step and not about the encoders.
+SMALL = BertConfig(
+    100,
+    hidden_size=16,
+    num_layers=1,
+    num_heads=2,
+    intermediate_size=32,
+    dropout_rate=0.0,
+    attention_dropout_rate=0.0,
+)
+ENTITIES = 41  # They divide by neither 3 nor 8 devices.
 
 
-def random_batch(size=12, length=16, mentions=2, entities=500):
+def small_config(**dropout):
+    bert = dataclasses.replace(SMALL, **dropout)
+    return ElqConfig(bert, bert)
+
+
+def small_vectors():
+    return np.random.default_rng(1).normal(size=(ENTITIES, 16)).astype(np.float32)
+
+
+def random_batch(size=8, length=8, mentions=2, entities=ENTITIES):
     rng = np.random.default_rng(3)
     starts = rng.integers(1, length - 4, (size, mentions))
     bounds = np.stack([starts, starts + rng.integers(0, 3, starts.shape)], axis=-1)
     batch = {
-        "input_ids": rng.integers(1000, 20000, (size, length)).astype(np.int32),
+        "input_ids": rng.integers(0, 100, (size, length)).astype(np.int32),
         "mask": np.ones((size, length), bool),
         "gold_bounds": bounds.astype(np.int32),
         "gold_rows": rng.integers(-1, entities, (size, mentions)).astype(np.int32),
         "gold_mask": rng.random((size, mentions)) < 0.7,
         "example_mask": np.ones(size, bool),
     }
-    batch["mask"][::3, 12:] = False
+    batch["mask"][::3, length - 2 :] = False
     batch["mask"][-1] = batch["gold_mask"][-1] = batch["example_mask"][-1] = False
     return batch
 
@@ -44,24 +63,42 @@ def with_entities(batch, num_negatives):
     """The tokens of an entity are a function of its row, as in real data."""
     rng = np.random.default_rng(5)
     shape = (*batch["gold_rows"].shape, 1 + num_negatives, 8)
-    first = batch["gold_rows"][..., None, None] * 7 + 1000
-    entity_ids = (np.abs(first) + np.arange(8) + np.zeros(shape, int)).astype(np.int32)
+    first = batch["gold_rows"][..., None, None] * 7 + 10
+    entity_ids = ((np.abs(first) + np.arange(8) + np.zeros(shape, int)) % 100).astype(np.int32)
     mined = entity_ids[..., 1:, :]
-    mined[:] = rng.integers(1000, 20000, mined.shape)
+    mined[:] = rng.integers(0, 100, mined.shape)
     batch = batch | {"entity_ids": entity_ids, "entity_mask": np.ones(shape, bool)}
     if num_negatives:
         batch["negative_rows"] = rng.integers(-1, 9, (*shape[:-2], num_negatives), np.int32)
     return batch
 
 
-def run_steps(objective, params, batches, vectors=None, num_devices=1, tx=None, seed=0, **settings):
+# Of each one object, so that steps with it are one program.
+TX = {"none": optax.sgd(0.0), "sgd": optax.sgd(0.01)}
+
+
+@functools.cache
+def compiled_step(objective, num_devices):
+    """Tests share its programs."""
+    return parallel_train_step(objective, jax.local_devices()[:num_devices])
+
+
+@functools.cache
+def params_of(model):
+    """Random, with matrices ten times as large as at first, so that attention matters."""
+    return jax.tree.map(lambda x: (10 if x.ndim > 1 else 1) * np.asarray(x), initial_params(model))
+
+
+def run_steps(
+    objective, params, batches, vectors=None, num_devices=1, tx=TX["sgd"], seed=0, **settings
+):
     """Metrics of a step on each of the batches, and the parameters after them."""
     devices = jax.local_devices()[:num_devices]
-    state = create_train_state(params, tx or create_optimizer(1e-3))
+    state = create_train_state(params, tx)
     state = devices_lib.replicate(state, devices)
     seed = devices_lib.replicate(np.int32(seed), devices)
     table = None if vectors is None else Table.place(vectors, devices)
-    take_step = parallel_train_step(objective, devices)
+    take_step = compiled_step(objective, num_devices)
     metrics = []
     for batch in batches:
         parts = devices_lib.split(batch, devices)
@@ -79,6 +116,11 @@ def assert_same(found, expected):
             np.testing.assert_allclose(value, wanted[name], rtol=2e-4, err_msg=name)
 
 
+@pytest.fixture(autouse=True)
+def compiled_quickly(quick_compilation):
+    """All that runs here are a few steps."""
+
+
 @pytest.mark.parametrize(
     ("linking_loss", "num_devices"),
     [
@@ -90,68 +132,47 @@ def assert_same(found, expected):
     ],
 )
 def test_any_number_of_devices_takes_the_same_joint_steps(linking_loss, num_devices):
-    """500 entities divide by neither 3 nor 8 devices; the fixtures' model has no dropout."""
-    loss = create_linking_loss({"linking_loss": linking_loss, "chunk_size": 100})
-    vectors = arrays("kb")["entity_encodings"]
-    batches = [random_batch(entities=len(vectors))] * 2
+    loss = create_linking_loss({"linking_loss": linking_loss, "chunk_size": 4})
+    objective = Objective(small_config(), loss)
+    params = params_of(objective.model)["question"]
+    batches = [random_batch()] * 2
     (expected, params), (found, others) = (
-        run_steps(Objective(tiny_config(), loss), tiny_params()["question"], batches, vectors, n)
-        for n in (1, num_devices)
+        run_steps(objective, params, batches, small_vectors(), n) for n in (1, num_devices)
     )
     assert_same(found, expected)
-    difference = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), params, others)
-    # Adam divides by the gradient's size: rounding of a zero gradient moves by a step at most.
-    assert np.mean(jax.tree.leaves(difference)) < 1e-4
+    for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(others), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_negatives", [0, 2])
 def test_any_number_of_devices_takes_the_same_bi_encoder_steps(num_negatives):
     batches = [with_entities(random_batch(), num_negatives)] * 2
-    objective = Objective(tiny_config(), HardNegatives())
-    runs = [run_steps(objective, tiny_params(), batches, None, n)[0] for n in (1, 8)]
+    objective = Objective(small_config(), HardNegatives())
+    params = params_of(objective.model)
+    runs = [run_steps(objective, params, batches, None, n)[0] for n in (1, 8)]
     assert_same(runs[1], runs[0])
 
 
 def test_accumulated_steps_equal_one_large_batch():
-    objective = Objective(tiny_config(), FullCatalogue())
-    vectors = arrays("kb")["entity_encodings"]
-    batch = random_batch(size=4, entities=len(vectors))
+    objective = Objective(small_config(), FullCatalogue())
+    params, vectors = params_of(objective.model)["question"], small_vectors()
+    batch = random_batch(size=4)
     batch["gold_mask"][:] = batch["mask"][:] = True
     batch["gold_rows"] = np.abs(batch["gold_rows"])
     halves = [{k: v[i : i + 2] for k, v in batch.items()} for i in (0, 2)]
     results = []
     for parts, accumulate in (([batch], 1), (halves, 2)):
         tx = create_optimizer(1e-3, accumulate_steps=accumulate)
-        results.append(run_steps(objective, tiny_params()["question"], parts, vectors, tx=tx)[1])
+        results.append(run_steps(objective, params, parts, vectors, tx=tx)[1])
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), *results)
     assert np.mean(jax.tree.leaves(moved)) < 2e-5  # A step moves a parameter by 1e-3.
 
 
-# Small, so that it compiles quickly: what follows is about the step and not about the encoders.
-SMALL = BertConfig(100, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32)
-
-
-def small_config(**dropout):
-    bert = dataclasses.replace(SMALL, **{"dropout_rate": 0.0, **dropout})
-    return ElqConfig(bert, bert)
-
-
-def small_batch():
-    batch = random_batch(size=8, length=8, entities=40)
-    return batch | {"input_ids": batch["input_ids"] % 100}
-
-
-def small_vectors():
-    return np.random.default_rng(1).normal(size=(40, 16)).astype(np.float32)
-
-
 def small_steps(objective, count=1, is_joint=True, **settings):
     """Metrics of steps on one batch that change no parameter."""
-    params = initial_params(objective.model)
-    batch = small_batch() if is_joint else with_entities(small_batch(), 2)
-    if not is_joint:
-        batch["entity_ids"] %= 100
-    settings = {"tx": optax.sgd(0.0), **settings}
+    params = params_of(objective.model)
+    batch = random_batch() if is_joint else with_entities(random_batch(), 2)
+    settings = {"tx": TX["none"], **settings}
     vectors = small_vectors() if is_joint else None
     params = params["question"] if is_joint else params
     return run_steps(objective, params, [batch] * count, vectors, **settings)[0]
@@ -163,18 +184,24 @@ def test_the_total_is_the_weighted_sum(is_joint):
     loss = FullCatalogue() if is_joint else HardNegatives()
     rows = {
         weight: small_steps(Objective(small_config(), loss, weight), is_joint=is_joint)[0]
-        for weight in (0.0, 1.0, 5.0)
+        for weight in (1.0, 5.0)
     }
     for weight, row in rows.items():
         expected = weight * row["span_loss"] + row["linking_loss"]
         np.testing.assert_allclose(row["loss"], expected, rtol=1e-5)
         np.testing.assert_allclose(row["span_loss"], rows[1.0]["span_loss"], rtol=1e-5)
         np.testing.assert_allclose(row["linking_loss"], rows[1.0]["linking_loss"], rtol=1e-5)
-    assert rows[0.0]["grad_norm"] < rows[1.0]["grad_norm"] < rows[5.0]["grad_norm"]
+    assert rows[1.0]["grad_norm"] < rows[5.0]["grad_norm"]
 
 
-@pytest.mark.parametrize("is_joint", [True, False])
-@pytest.mark.parametrize("rates", [{"dropout_rate": 0.3}, {"attention_dropout_rate": 0.3}])
+@pytest.mark.parametrize(
+    ("rates", "is_joint"),
+    [
+        ({"dropout_rate": 0.3}, True),
+        ({"attention_dropout_rate": 0.3}, True),
+        ({"dropout_rate": 0.3}, False),
+    ],
+)
 def test_dropout_is_drawn_anew_at_every_step(rates, is_joint):
     """Of hidden states, or of attention alone; a deterministic step has none."""
     loss = FullCatalogue() if is_joint else HardNegatives()
@@ -204,10 +231,10 @@ def test_dropout_of_the_entity_encoder_is_its_own():
 def test_every_device_draws_its_own_dropout():
     """Two devices with the same questions: their mean is not what one of them has."""
     objective = Objective(small_config(dropout_rate=0.3), InBatch())
-    batch = {name: array[:4] for name, array in small_batch().items()}
+    batch = {name: array[:4] for name, array in random_batch().items()}
     twice = {name: np.concatenate([array] * 2) for name, array in batch.items()}
-    params, vectors = initial_params(objective.model)["question"], small_vectors()
-    run = functools.partial(run_steps, params=params, vectors=vectors, tx=optax.sgd(0.0))
+    params, vectors = params_of(objective.model)["question"], small_vectors()
+    run = functools.partial(run_steps, params=params, vectors=vectors, tx=TX["none"])
     [one] = run(objective, batches=[batch])[0]
     [two] = run(objective, batches=[twice], num_devices=2)[0]
     assert abs(one["span_loss"] - two["span_loss"]) > 1e-4 * one["span_loss"]
