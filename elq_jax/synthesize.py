@@ -25,6 +25,8 @@ from __future__ import annotations
 import functools
 import sys
 
+from absl import flags
+
 from elq_jax.cli.flags import SettingsFlags
 from elq_jax.cli.run import define_path, define_paths, run, start_jax
 from elq_jax.questions.settings import SynthesisSettings
@@ -53,6 +55,9 @@ _PATTERN_ENTITIES = define_path(
     "Entities of the patterns that are not in the catalogue: .jsonl with title, text and kind; by "
     "default those that come with this program.",
 )
+_RESTART = flags.DEFINE_bool(
+    "restart", False, "Start over instead of resuming what an interrupted run left."
+)
 _SETTINGS = SettingsFlags.define(SynthesisSettings, "synthesis")
 
 
@@ -69,6 +74,7 @@ def main(arguments: list[str]) -> None:
         _PATTERNS.value,
         _PATTERN_ENTITIES.value,
         _DEV_OUTPUT.value,
+        _RESTART.value,
     )
     shapes = ", ".join(f"{shape} {count:,}" for shape, count in counts.most_common())
     print(f"{_OUTPUT.value}: {counts.total():,} questions ({shapes})", file=sys.stderr)

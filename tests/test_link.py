@@ -27,6 +27,7 @@ from elq_jax.linking import output as output_lib
 from elq_jax.linking import rows as batch
 from elq_jax.linking import terminal
 from elq_jax.questions import rows as inputs
+from elq_jax.storage import part_file
 
 WORDS = ["who", "obama", "cote", "paris", "ohio", "born", "café", "東京", "dune", "👩‍👧"]
 ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
@@ -379,7 +380,7 @@ def test_full_disk(linker, unbroken, tmp_path, monkeypatch, room):
     output = tmp_path / "out.jsonl"
     monkeypatch.setattr(SmallDisk, "room", room)
     monkeypatch.setattr(
-        output_lib,
+        part_file,
         "open",
         lambda path, mode: io.BufferedRandom(SmallDisk(path, "a+")),
         raising=False,

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import io
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from elq_jax.core.errors import ElqError
 from elq_jax.questions.rows import Row
-from elq_jax.storage.files import (
-    atomic_write,
-    full_disk,
-    is_gzip_name,
-    is_stream,
-    lock_file,
-    make_folder,
-    open_stream,
-    output_file,
-)
-from elq_jax.storage.resume import ResumeRecord
-
-_FULL_DISK = "free some space and give the same command again, which resumes where it stopped"
+from elq_jax.storage import part_file
+from elq_jax.storage.files import full_disk, is_gzip_name, is_stream, open_stream, output_file
 
 
 def check_output(
@@ -43,7 +30,7 @@ def check_output(
     """
     if output is None:
         return
-    for path in (pathlib.Path(output), *_part_paths(output)):
+    for path in (pathlib.Path(output), *part_file.part_paths(output)):
         if path.exists() and os.path.samefile(path, source):
             raise ElqError(
                 f"{output}: writing it would overwrite the input, which is {path}; "
@@ -115,68 +102,8 @@ class Stream:
                 self._lines.close()
 
 
-def _part_paths(output: str | os.PathLike[str]) -> tuple[pathlib.Path, pathlib.Path]:
-    """Returns the paths of the unfinished lines of `output` and of their settings."""
-    final = os.path.realpath(output)
-    return pathlib.Path(f"{final}.part"), pathlib.Path(f"{final}.part.json")
-
-
-class PartFile:
-    """Writes lines to `output`.part, beside its settings; the file becomes `output` when whole.
-
-    Attributes:
-      path: path of the lines.
-    """
-
-    def __init__(
-        self, output: str | os.PathLike[str], settings: Mapping[str, Any], restart: bool = False
-    ):
-        """Opens or makes `output`.part; the arguments are those of `open_output`."""
-        self._output = pathlib.Path(os.path.realpath(output))
-        self._is_gzip = is_gzip_name(output)  # by the name given, wherever a link of it leads
-        self.path, record = _part_paths(self._output)
-        self._record = ResumeRecord(record, settings)
-        make_folder(self.path.parent)
-        if is_stream(self.path):
-            raise ElqError(f"{self.path}: a pipe or device, expected unfinished lines; remove it")
-        self._file: io.BufferedRandom = open(self.path, "a+b")  # noqa: SIM115 (closed in __exit__)
-        self._appending = False
-        try:
-            lock_file(self._file, f"{self.path}: another process is writing it")
-            if restart:
-                self._file.truncate(0)
-            self._file.seek(0)
-            self._check()
-        except BaseException:
-            self._file.close()
-            raise
-
-    def __enter__(self) -> PartFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # Closing tries once more to write what did not fit on the disk.
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-    def _check(self) -> None:
-        """Compares the settings with those of earlier lines, or records them."""
-        if os.fstat(self._file.fileno()).st_size == 0:
-            self._record.write()
-            return
-        recorded = None
-        with contextlib.suppress(ElqError):
-            recorded = self._record.read()
-        if recorded is None:
-            raise self._other(f"its settings in {self._record.path} cannot be read")
-        if changes := self._record.changes(recorded):
-            raise self._other(changes)
-
-    def _other(self, reason: str) -> ElqError:
-        return ElqError(
-            f"{self.path}: left by an interrupted run that differs from this one ({reason}); "
-            "repeat that run's command to resume it, or start over with --restart"
-        )
+class PartFile(part_file.PartFile):
+    """Writes the lines of rows to `output`.part, beside its settings; see `storage.part_file`."""
 
     def has(self, chunk: Sequence[Row]) -> bool:
         """Returns whether the lines of the next rows are written; if only some are, cuts them off.
@@ -193,9 +120,7 @@ class PartFile:
         for row in chunk:
             line = self._file.readline()
             if not line.endswith(b"\n"):
-                self._file.truncate(start)
-                self._file.seek(0, os.SEEK_END)
-                self._appending = True
+                self._cut(start)
                 return False
             try:
                 result = json.loads(line)
@@ -206,16 +131,6 @@ class PartFile:
                 raise self._other(f"it has id {result['id']!r} where the input has {row.id!r}")
         return True
 
-    def write(self, lines: Iterable[bytes]) -> None:
-        """Appends lines; they are with the operating system when this returns.
-
-        Raises:
-          DiskFullError: the disk is full. Lines already written stay, so a later run can resume.
-        """
-        with full_disk(self.path, _FULL_DISK):
-            self._file.writelines(lines)
-            self._file.flush()
-
     def finish(self) -> None:
         """Gives the file its final name; compresses it if the name ends in .gz.
 
@@ -225,19 +140,7 @@ class PartFile:
         """
         if not self._appending and self._file.readline():
             raise self._other("it has more lines than the input has rows")
-        with full_disk(self.path, _FULL_DISK):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        if self._is_gzip:
-            with full_disk(self._output, _FULL_DISK), atomic_write(self._output) as file:
-                self._file.seek(0)
-                # Without a name and a time, equal lines give equal files.
-                with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as compressed:
-                    shutil.copyfileobj(self._file, compressed, 1 << 20)
-            self.path.unlink()
-        else:
-            os.replace(self.path, self._output)
-        self._record.remove()
+        super().finish()
 
 
 def _is_of(line: Mapping[str, Any], row: Row) -> bool:

@@ -130,6 +130,13 @@ def glue_symbols(
     return _glue(text, spans, rng, SYMBOLS)
 
 
+def put_emoji_near(
+    text: str, spans: Sequence[Span], rng: np.random.Generator
+) -> tuple[str, list[Span]]:
+    """Puts an emoji after each mention, or after the last word: "what is paris 😀?"."""
+    return _glue(text, spans, rng, [f" {emoji}" for emoji in EMOJI])
+
+
 def _glue(
     text: str, spans: Sequence[Span], rng: np.random.Generator, signs: Sequence[str]
 ) -> tuple[str, list[Span]]:

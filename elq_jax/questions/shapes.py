@@ -1,4 +1,4 @@
-"""Shapes of questions: one pattern asked in full, as a search query or in a chat; and noise.
+"""Shapes of questions: one pattern asked in full, as a search query or in a chat.
 
 A question in the making is a list of pieces, so that the offsets of names are known whatever is
 done to it:
@@ -8,13 +8,11 @@ done to it:
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from elq_jax.questions.noise import NEIGHBOURS
 from elq_jax.questions.patterns import Pattern
 from elq_jax.questions.words import FUNCTION_WORDS, WORD
 
@@ -55,7 +53,6 @@ _ENDINGS = (
 _AUXILIARIES = re.compile(
     r"(?<=\b)(?:is|are|was|were|do|does|did|the|a|an|in|of|has|have)\s+", re.IGNORECASE
 )
-_SYMBOLS = ("😀", "❤️", "🔥", "🎬", "👍🏽", "™", "★", "🇺🇸", "…", "♪", "👩‍🚀", "✅")
 
 
 def full(pattern: Pattern, names: Names, rng: random.Random) -> Pieces:
@@ -162,95 +159,6 @@ def _spaced(parts: Sequence[Piece]) -> Pieces:
     for part in parts:
         pieces += [Piece(" "), part] if pieces else [part]
     return pieces
-
-
-@dataclasses.dataclass(frozen=True)
-class Noise:
-    """Shares of questions, 0 to 1, that are written as people write in haste.
-
-    Attributes:
-      no_capitals: share in lower case.
-      no_question_mark: share without the question mark at the end.
-      no_apostrophes: share without apostrophes ("obamas wife").
-      typo: share with one letter left out, doubled, swapped with the next one, or replaced by one
-        beside it on the keyboard.
-      symbol: share with an emoji or a symbol beside a name, or glued to it.
-    """
-
-    no_capitals: float = 0.0
-    no_question_mark: float = 0.0
-    no_apostrophes: float = 0.0
-    typo: float = 0.0
-    symbol: float = 0.0
-
-    def apply(self, pieces: Pieces, rng: random.Random) -> tuple[Pieces, list[str]]:
-        """Returns the pieces with noise, and the names of the kinds of noise that changed them."""
-        kinds = []
-        for name, change in _CHANGES.items():
-            # Drawn whether or not it is used: another share changes no other choice.
-            chosen, own = rng.random() < getattr(self, name), random.Random(rng.random())
-            if chosen and (changed := change(pieces, own)) != pieces:
-                pieces = changed
-                kinds.append(name)
-        return pieces, kinds
-
-
-def _no_capitals(pieces: Pieces, rng: random.Random) -> Pieces:
-    del rng
-    return [piece._replace(text=piece.text.lower()) for piece in pieces]
-
-
-def _no_question_mark(pieces: Pieces, rng: random.Random) -> Pieces:
-    del rng
-    *before, last = pieces
-    if last.row is not None:
-        return pieces
-    return [*before, last._replace(text=re.sub(r"\s*\?\s*$", "", last.text))]
-
-
-def _no_apostrophes(pieces: Pieces, rng: random.Random) -> Pieces:
-    del rng
-    without = [
-        piece._replace(text=re.sub(r"(?<=\w)['’](?=\w)", "", piece.text)) for piece in pieces
-    ]
-    without = [piece._replace(text=re.sub(r"^['’](?=s\b)", "", piece.text)) for piece in without]
-    return without
-
-
-def _typo(pieces: Pieces, rng: random.Random) -> Pieces:
-    places = [
-        (number, match.start() + place)
-        for number, piece in enumerate(pieces)
-        for match in re.finditer(r"[A-Za-z]{4,}", piece.text)
-        for place in range(1, len(match[0]) - 1)
-    ]
-    if not places:
-        return pieces
-    number, place = rng.choice(places)
-    text = pieces[number].text
-    letter, following = text[place], text[place + 1]
-    beside = rng.choice(NEIGHBOURS[letter.lower()])
-    letters = rng.choice(
-        (following, letter * 2 + following, following + letter, beside + following)
-    )
-    changed = pieces[number]._replace(text=text[:place] + letters + text[place + 2 :])
-    return [*pieces[:number], changed, *pieces[number + 1 :]]
-
-
-def _symbol(pieces: Pieces, rng: random.Random) -> Pieces:
-    names = [number for number, piece in enumerate(pieces) if piece.row is not None]
-    symbol = Piece(rng.choice(("", "", " ")) + rng.choice(_SYMBOLS) * rng.choice((1, 1, 2)))
-    place = rng.choice(names) + 1 if names and rng.random() < 0.8 else len(pieces)
-    return [*pieces[:place], symbol, *pieces[place:]]
-
-
-_CHANGES: dict[str, Callable[[Pieces, random.Random], Pieces]] = {
-    "typo": _typo,
-    "no_apostrophes": _no_apostrophes,
-    "no_question_mark": _no_question_mark,
-    "no_capitals": _no_capitals,
-    "symbol": _symbol,
-}
 
 
 def joined(pieces: Pieces) -> tuple[str, list[tuple[int, int]], list[int]]:

@@ -8,20 +8,16 @@ made by itself.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import gzip
 import json
 import math
-import os
 import pathlib
 import random
-import shutil
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -32,7 +28,7 @@ from elq_jax.entities.embeddings import Embeddings
 from elq_jax.entities.encode import CatalogueEncoder, open_encoder
 from elq_jax.entities.name_index import NameIndex
 from elq_jax.entities.settings import EncodingSettings
-from elq_jax.questions import shapes
+from elq_jax.questions import noise, shapes
 from elq_jax.questions.kinds import nearest_queries, nearest_rows, whole_vectors
 from elq_jax.questions.patterns import (
     SHIPPED,
@@ -43,18 +39,18 @@ from elq_jax.questions.patterns import (
     read_patterns,
     shipped_folder,
 )
+from elq_jax.questions.records import Span
 from elq_jax.questions.settings import SynthesisSettings
-from elq_jax.questions.shapes import Noise, Piece
+from elq_jax.questions.shapes import Piece
+from elq_jax.questions.usable_names import UsableNames
 from elq_jax.storage import layout
-from elq_jax.storage.files import atomic_write, full_disk, is_gzip_name, lock_file, make_folder
+from elq_jax.storage.part_file import PartFile
 from elq_jax.storage.progress import progress
-from elq_jax.storage.resume import ResumeRecord
 
 _FORMAT = 1  # Raised when the same inputs give other questions.
 _AT_ONCE = 2048  # Questions whose entities are looked for together.
 _DRAWN = 12  # Entities drawn for a slot, of which the first with a usable name are taken.
 _ATTEMPTS = 30  # Patterns tried for a question.
-_MOST_WORDS = 6  # of a name
 _DEV_PATTERNS = 10  # One in so many patterns is for development questions.
 
 Part = Literal["train", "dev"]
@@ -67,6 +63,7 @@ def synthesize(
     patterns: Sequence[pathlib.Path] = (),
     pattern_entities: pathlib.Path | None = None,
     dev_output: pathlib.Path | None = None,
+    restart: bool = False,
 ) -> Counter[str]:
     """Writes labelled questions about the entities of a catalogue; resumes an interrupted call.
 
@@ -82,6 +79,7 @@ def synthesize(
         those of this library, as () does.
       pattern_entities: path of the entities that patterns come with; None: those of this library.
       dev_output: path of the file of development questions; None: none are written.
+      restart: whether to start over instead of resuming what an interrupted run left.
 
     Returns:
       the number of questions in `output` of each shape.
@@ -102,8 +100,8 @@ def synthesize(
         "pattern_entities": entities,
     }
     if dev_output is not None:
-        _write(synthesizer, "dev", dev_output, settings.dev_questions, inputs)
-    return _write(synthesizer, "train", output, settings.questions, inputs)
+        _write(synthesizer, "dev", dev_output, settings.dev_questions, inputs, restart)
+    return _write(synthesizer, "train", output, settings.questions, inputs, restart)
 
 
 def _write(
@@ -112,17 +110,21 @@ def _write(
     output: pathlib.Path,
     total: int,
     inputs: Mapping[str, Any],
+    restart: bool,
 ) -> Counter[str]:
     """Writes the first `total` questions of a part; see `synthesize`."""
-    with _Lines(output, {**inputs, "part": part}) as lines:
+    with PartFile(output, {**inputs, "part": part}, restart) as lines:
+        counts = Counter(json.loads(line)["source"]["shape"] for line in lines.written())
         with progress(f"writing {output.name}", total, "questions") as advance:
-            advance(lines.count)
-            while lines.count < total:
-                last = min((lines.count // _AT_ONCE + 1) * _AT_ONCE, total)
-                made = synthesizer.questions(range(lines.count, last), part)
-                lines.write([json.dumps(line, ensure_ascii=False) + "\n" for line in made])
+            advance(counts.total())
+            while (first := counts.total()) < total:
+                last = min((first // _AT_ONCE + 1) * _AT_ONCE, total)
+                made = synthesizer.questions(range(first, last), part)
+                lines.write(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in made)
+                counts.update(line["source"]["shape"] for line in made)
                 advance(len(made))
-        return lines.finish()
+        lines.finish()
+    return counts
 
 
 class _Plan(NamedTuple):
@@ -170,13 +172,6 @@ class Synthesizer:
         self._kinds = pattern_kinds
         nearest = nearest_queries(embeddings, pattern_vectors)
         self._kind_of = np.array(pattern_kinds, object)[nearest] if len(pattern_vectors) else None
-        self._noise = Noise(
-            settings.no_capitals,
-            settings.no_question_mark,
-            settings.no_apostrophes,
-            settings.typos,
-            settings.symbols,
-        )
         self._names = NameIndex.build(catalogue)
         self._neighbours = max(1, min(settings.neighbours, len(catalogue) // 20))
 
@@ -236,7 +231,7 @@ class Synthesizer:
                 for number, plan in plans.items()
             }
             rows = {row for slots in drawn.values() for own in slots for row in own}
-            names = _UsableNames(self.catalogue, self._names, np.array(sorted(rows), np.int64))
+            names = UsableNames(self.catalogue, self._names, np.array(sorted(rows), np.int64))
             for number, plan in plans.items():
                 line = self._line(plan, drawn[number], names)
                 if line is not None:
@@ -328,7 +323,7 @@ class Synthesizer:
         self,
         plan: _Plan,
         slots: Sequence[Sequence[int]],
-        names: _UsableNames,
+        names: UsableNames,
     ) -> dict[str, Any] | None:
         """Makes a question; None if a slot gets no name."""
         rng, taken = plan.rng, set()
@@ -349,15 +344,42 @@ class Synthesizer:
             if not own:
                 return None
             pieces.append(own)
-        question, noise = self._noise.apply(plan.shape(plan.pattern, pieces, rng), rng)
-        text, spans, rows = shapes.joined(question)
+        text, spans, rows = shapes.joined(plan.shape(plan.pattern, pieces, rng))
+        text, spans, changes = with_noise(text, spans, self._settings, rng)
         return {
             "text": text,
             "mentions": spans,
             "title": self.catalogue.titles(rows),
             "row": rows,
-            "source": {"pattern": plan.pattern.id, "shape": plan.shape.__name__, "noise": noise},
+            "source": {"pattern": plan.pattern.id, "shape": plan.shape.__name__, "noise": changes},
         }
+
+
+def with_noise(
+    text: str, spans: list[Span], settings: SynthesisSettings, rng: random.Random
+) -> tuple[str, list[Span], list[str]]:
+    """Changes a question as people write in haste, each way at the rate of the settings.
+
+    Returns:
+      the text, its spans, and the names of the functions of `questions.noise` that changed it.
+    """
+    changes = []
+    symbol = rng.choice((noise.glue_emoji, noise.put_emoji_near, noise.glue_symbols))
+    for share, change in (
+        (settings.typos, noise.typo),
+        (settings.no_apostrophes, noise.drop_apostrophes),
+        (settings.no_question_mark, noise.drop_question_mark),
+        (settings.no_capitals, noise.lower_case),
+        (settings.symbols, symbol),
+    ):
+        # Both are drawn always, so another rate changes no other choice.
+        chosen, own = rng.random() < share, np.random.default_rng(rng.getrandbits(64))
+        if chosen:
+            changed, spans = change(text, spans, own)
+            if changed != text:
+                changes.append(change.__name__)
+            text = changed
+    return text, spans, changes
 
 
 def _part_of(styles: Mapping[str, Sequence[Pattern]], part: Part) -> list[list[Pattern]]:
@@ -373,80 +395,6 @@ def _part_of(styles: Mapping[str, Sequence[Pattern]], part: Part) -> list[list[P
     return [patterns for patterns in parts if patterns] or [*styles.values()]
 
 
-class _UsableNames:
-    """The names of entities that say which entity is meant.
-
-    Args:
-      catalogue: catalogue of the entities.
-      index: names of all its entities.
-      rows: [n] rows of the entities whose names are asked for.
-    """
-
-    def __init__(self, catalogue: Catalogue, index: NameIndex, rows: np.ndarray):
-        titles, aliases = catalogue.titles(rows), catalogue.aliases(rows)
-        self._titles = {row: title for row, title in zip(rows.tolist(), titles, strict=True)}
-        plain = [_without_qualifier(title) for title in titles]
-        texts = [*plain, *(alias for own in aliases for alias in own)]
-        named = index.find(texts)
-        owners: list[set[int]] = [set() for _ in texts]
-        for text, row, count in zip(named.texts, named.rows.tolist(), named.counts, strict=True):
-            owners[text].add(row)
-            if count > 32:  # More than the index lists: the name of nobody.
-                owners[text].add(-1)
-        self._plain = dict(zip(rows.tolist(), zip(plain, owners, strict=False), strict=True))
-        self._aliases, place = {}, len(plain)
-        for row, own in zip(rows.tolist(), aliases, strict=True):
-            known = zip(own, owners[place : place + len(own)], strict=True)
-            self._aliases[row] = [a for a, others in known if others == {row} and _is_usable(a)]
-            place += len(own)
-
-    def choose(
-        self,
-        row: int,
-        share_kind: Callable[[Iterable[int]], bool],
-        prefers_alias: bool,
-        rng: random.Random,
-    ) -> str | None:
-        """Chooses a name of an entity: an alias that nothing else has, or the title.
-
-        The title without its qualifier will do if
-          1. no other entity has the name; or
-          2. the title has no qualifier: it is the entity that one thinks of first; or
-          3. the question tells the kind, and no other entity of the kind has the name.
-
-        Args:
-          row: row of the entity.
-          share_kind: function that returns whether one of other entities may be meant as well, by
-            the kind that the question tells.
-          prefers_alias: whether an alias is taken where there is one.
-          rng: random choices.
-        """
-        aliases = self._aliases[row]
-        if aliases and prefers_alias:
-            return rng.choice(aliases)
-        name, owners = self._plain[row]
-        is_free = owners <= {row} or name == self._titles[row]
-        if _is_usable(name) and (is_free or (-1 not in owners and not share_kind(owners - {row}))):
-            return name.replace(",", "") if rng.random() < 0.5 else name
-        return rng.choice(aliases) if aliases else None
-
-
-def _without_qualifier(title: str) -> str:
-    name, _, qualifier = title.rpartition(" (")
-    return name if name and qualifier.endswith(")") else title
-
-
-def _is_usable(name: str) -> bool:
-    """Returns whether people may write a name in a question."""
-    return (
-        len(name) <= 60
-        and not name.startswith("List of ")
-        and len(name.split()) <= _MOST_WORDS
-        and any(letter.isalpha() for letter in name)
-        and not any(sign in name for sign in "()[]{}\n\t")
-    )
-
-
 def _encode(
     entities: PatternEntities, embeddings: Embeddings, settings: SynthesisSettings
 ) -> np.ndarray:
@@ -460,76 +408,3 @@ def _encode(
             "flags as encode_entities had them, or patterns whose entities are in the catalogue"
         )
     return CatalogueEncoder(model, batch_size=32).encode(entities.titles, entities.texts)
-
-
-class _Lines:
-    """A file of lines in the making: `output`.part, and beside it a record of the inputs.
-
-    Args:
-      output: path of the file.
-      inputs: inputs that the lines depend on, as for a `ResumeRecord`.
-
-    Attributes:
-      count: number of lines written.
-
-    Raises:
-      ElqError: an interrupted run with other inputs wrote there, or another process does.
-    """
-
-    def __init__(self, output: pathlib.Path, inputs: Mapping[str, Any]):
-        self._output = pathlib.Path(os.path.realpath(output))
-        self._path = self._output.with_name(f"{self._output.name}.part")
-        advice = f"give these inputs again to resume, or remove {self._path} to start over"
-        self._record = ResumeRecord(f"{self._path}.json", inputs, advice)
-        make_folder(self._path.parent)
-        self._file = open(self._path, "a+b")  # noqa: SIM115 (closed in __exit__)
-        try:
-            lock_file(self._file, f"{self._path}: another process is writing it")
-            self._file.seek(0)
-            self.count, end = 0, 0
-            for line in self._file:
-                if line.endswith(b"\n"):
-                    self.count, end = self.count + 1, end + len(line)
-            if self.count:
-                self._record.check()
-                print(f"{self._path}: resuming after {self.count:,} questions", file=sys.stderr)
-            self._file.truncate(end)
-            self._record.write()
-        except BaseException:
-            self._file.close()
-            raise
-
-    def __enter__(self) -> _Lines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
-
-    def write(self, lines: Sequence[str]) -> None:
-        """Appends lines; they are with the operating system when this returns."""
-        with full_disk(self._path):
-            self._file.write("".join(lines).encode())
-            self._file.flush()
-        self.count += len(lines)
-
-    def finish(self) -> Counter[str]:
-        """Gives the file its name; returns the number of lines of each shape."""
-        self._file.seek(0)
-        counts = Counter(json.loads(line)["source"]["shape"] for line in self._file)
-        with full_disk(self._path):
-            os.fsync(self._file.fileno())
-        if is_gzip_name(self._output):
-            self._file.seek(0)
-            with (
-                full_disk(self._output),
-                atomic_write(self._output) as file,
-                # Without a name and a time, equal lines give equal files.
-                gzip.GzipFile("", "wb", fileobj=file, mtime=0) as compressed,
-            ):
-                shutil.copyfileobj(self._file, compressed, 1 << 20)
-            self._path.unlink()
-        else:
-            os.replace(self._path, self._output)
-        self._record.remove()
-        return counts
