@@ -45,6 +45,7 @@ from absl import flags
 
 from elq_jax.cli.flags import LinkerFlags, SettingsFlags
 from elq_jax.cli.run import define_path, define_path_sets, run, start_jax
+from elq_jax.core.errors import ElqError
 from elq_jax.evaluation.options import FILES, Options
 from elq_jax.storage.files import make_results_folder
 
@@ -86,6 +87,8 @@ def main(arguments: list[str]) -> None:
     """Links the questions, counts right and wrong links, writes and prints the results."""
     del arguments
     options = _OPTIONS.value()
+    if options.tune and _LINKER.min_probability.value is not None:
+        raise ElqError("--tune, --min_probability: both decide the threshold; give one of them")
     if _OUTPUT.value:  # before hours of work
         make_results_folder(_OUTPUT.value, FILES)
     start_jax(several_processes=True)

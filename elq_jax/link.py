@@ -12,11 +12,16 @@ others. Links go to --output, or to stdout, as one line of JSON for each questio
 
     {"id": 1, "text": "who wrote dune?", "links": [{"start": 10, "end": 14, "mention": "dune",
      "title": "Dune (novel)", "wikidata_id": "Q190192", "row": 17, "score": -0.21,
-     "mention_score": -0.02, "candidates": [{"title": ..., "score": ...}, ...]}]}
+     "mention_score": -0.02, "probability": 0.81, "candidates": [{"title": ..., "score": ...}]}]}
 
 start and end count the characters of the text (end is one past the last), row is the entity's row
-in the catalogue, and scores are log-probabilities. A question that is longer than the model reads
-is linked up to the character "truncated_at". On a terminal, links are shown as coloured text.
+in the catalogue, and scores are log-probabilities. probability says how probably the link is right;
+it is null for linkers that were trained without probabilities. --min_probability 0.9 leaves out
+links that are less sure. A question that is longer than the model reads is linked up to the
+character "truncated_at". On a terminal, links are shown as coloured text.
+
+With --nil, mentions of something that is not in the catalogue are links whose row and title are
+null.
 
 If a run with --output is stopped, the same command resumes it. With --batch_size=1 each question is
 answered as soon as it is read.

@@ -179,6 +179,24 @@ def define_settings_of(registry: Registry[Any], flag: str, default: str) -> Sett
     return SettingsFlags.define(entry.Settings, flag)
 
 
+_PROBABILITY = (
+    "Probability of being right that a link must have, 0 to 1, in place of --threshold. Needs a "
+    "linker that was trained with probabilities."
+)
+_DECODER = (
+    "Way to choose and score mentions. confidence: by probabilities, in a linker trained for it. "
+    "joint: by log p(mention) + log p(entity | mention). package.module:name: by a decoder of your "
+    "own. By default the linker's own."
+)
+_NIL = (
+    "Whether mentions of something that is not in the catalogue are reported too, as links whose "
+    "row and title are null. Needs a linker that was trained with probabilities and with questions "
+    "that have such mentions."
+)
+_WHOLE_WORDS = (
+    "Whether a mention must consist of whole words, so that beatles is no mention in "
+    "beatlesmania. By default the linker's own."
+)
 _SCORING = (
     "Whether candidates are compared with the mention by their names too. Only a linker that was "
     "trained for it can do so; it has one threshold for each of the two. By default the linker's "
@@ -193,9 +211,12 @@ class LinkerFlags:
     linker: flags.FlagHolder[str]
     preset: flags.FlagHolder[str | None]
     threshold: flags.FlagHolder[float | None]
+    min_probability: flags.FlagHolder[float | None]
     max_mentions: flags.FlagHolder[int | None]
     candidates: flags.FlagHolder[int | None]
     candidate_scoring: flags.FlagHolder[bool | None]
+    decoder: flags.FlagHolder[str | None]
+    nil: flags.FlagHolder[bool | None]
     whole_words: flags.FlagHolder[bool | None]
     index: flags.FlagHolder[str]
     dtype: flags.FlagHolder[str]
@@ -225,6 +246,9 @@ class LinkerFlags:
                 "Score that a link must exceed: a log-probability, so a number below 0. A lower "
                 "threshold gives more links, and more wrong ones. By default the linker's own.",
             ),
+            min_probability=flags.DEFINE_float(
+                "min_probability", None, _PROBABILITY, lower_bound=0, upper_bound=1
+            ),
             max_mentions=flags.DEFINE_integer(
                 "max_mentions",
                 None,
@@ -241,12 +265,9 @@ class LinkerFlags:
                 lower_bound=1,
             ),
             candidate_scoring=flags.DEFINE_bool("candidate_scoring", None, _SCORING),
-            whole_words=flags.DEFINE_bool(
-                "whole_words",
-                None,
-                "Whether a mention must consist of whole words, so that beatles is no mention in "
-                "beatlesmania. By default the linker's own.",
-            ),
+            decoder=flags.DEFINE_string("decoder", None, _DECODER),
+            nil=flags.DEFINE_bool("nil", None, _NIL),
+            whole_words=flags.DEFINE_bool("whole_words", None, _WHOLE_WORDS),
             index=define_index("auto"),
             dtype=flags.DEFINE_enum(
                 "dtype",
@@ -265,7 +286,8 @@ class LinkerFlags:
 
     def asked(self) -> dict[str, Any]:
         """Returns the linker, index and origin of the threshold that the command line asks for."""
-        deciding = [f"--{f.name}" for f in (self.threshold, self.preset) if f.value is not None]
+        flags_of_threshold = (self.threshold, self.min_probability, self.preset)
+        deciding = [f"--{f.name}" for f in flags_of_threshold if f.value is not None]
         return {
             "linker": self.linker.value,
             "index_asked": self.index.value,
@@ -282,6 +304,9 @@ class LinkerFlags:
             "max_mentions": self.max_mentions.value,
             "num_candidates": self.candidates.value,
             "candidate_scoring": self.candidate_scoring.value,
+            "min_probability": self.min_probability.value,
+            "decoder": self.decoder.value,
+            "nil": self.nil.value,
             "whole_words": self.whole_words.value,
         }
         return EntityLinker.from_pretrained(

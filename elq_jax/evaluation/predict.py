@@ -58,9 +58,10 @@ def predict(
                 Predicted(
                     link.start,
                     link.end,
-                    link.row,
+                    -1 if link.row is None else link.row,
                     link.score,
                     tuple(candidate.row for candidate in link.candidates),
+                    link.probability,
                 )
                 for link in links
             )

@@ -143,19 +143,24 @@ class CandidateScorer:
           scores [n, C] float32, descending, whose softmax is p(entity | mention); -inf where there
           are fewer candidates; and rows [n, C] int32, -1 there.
         """
-        candidates = self.candidates(mentions, vectors, products, rows)
-        scores = candidates.features @ self.weights.vector
-        return best_candidates(candidates.mentions, candidates.rows, scores, rows.shape)
+        return self._best(self.candidates(mentions, vectors, products, rows), rows.shape)
 
-    def rescored(self, spans: ScoredSpans, vectors: np.ndarray) -> ScoredSpans:
-        """Returns scored spans with the C best candidates of each.
+    def _best(
+        self, candidates: Candidates, shape: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        scores = candidates.features @ self.weights.vector
+        return best_candidates(candidates.mentions, candidates.rows, scores, shape)
+
+    def rescored(self, spans: ScoredSpans, vectors: np.ndarray) -> tuple[ScoredSpans, Candidates]:
+        """Returns scored spans with the C best candidates of each, and all candidates.
 
         Args:
           spans: n spans with the candidates of the search.
           vectors: [n, D] float32, vectors of the spans.
         """
-        scores, rows = self(_texts_of(spans), vectors, spans.scores, spans.rows)
-        return dataclasses.replace(spans, scores=scores, rows=rows)
+        candidates = self.candidates_of(spans, vectors)
+        scores, rows = self._best(candidates, spans.rows.shape)
+        return dataclasses.replace(spans, scores=scores, rows=rows), candidates
 
     def candidates_of(self, spans: ScoredSpans, vectors: np.ndarray) -> Candidates:
         """Returns all candidates of scored spans; the arguments are those of `rescored`."""

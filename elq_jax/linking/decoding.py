@@ -46,6 +46,8 @@ class Decoded:
       mention_scores: [m] float64, log p(mention).
       rows: [m, C] int32, candidates, best first; -1 where the index found fewer than C.
       candidate_scores: [m, C] float64, their joint log-probabilities; -inf where the row is -1.
+      is_nil: [m] bool, whether the mention is of something outside the catalogue; None: none is.
+      probabilities: [m] float64, probability that the link is right; None: not known.
     """
 
     question: np.ndarray
@@ -55,6 +57,8 @@ class Decoded:
     mention_scores: np.ndarray
     rows: np.ndarray
     candidate_scores: np.ndarray
+    is_nil: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
 
     def of(self, number: int) -> slice:
         """Returns the rows of one question."""
@@ -66,12 +70,14 @@ class Decoder(abc.ABC):
 
     Attributes:
       log_probabilities: whether the threshold is compared with log-probabilities.
+      needs_confidence: whether the spans need a `Confidence`, and so the linker a `LinkScorer`.
       special_tokens_in_text: whether a literal "[SEP]" in a question is read as that token.
       keep_any: whether the best spans of a question are searched for where none passes the
         threshold.
     """
 
     log_probabilities: ClassVar[bool] = True
+    needs_confidence: ClassVar[bool] = False
     special_tokens_in_text: ClassVar[bool] = False
     keep_any: ClassVar[bool] = False
 
@@ -162,6 +168,52 @@ class Joint(Decoder):
         return take(spans, order[accepted], characters[accepted], scores, mention_scores, joint)
 
 
+@DECODERS.register("confidence")
+@dataclasses.dataclass(frozen=True)
+class Confident(Joint):
+    """Accepts the most probable mentions, and scores them by the probability that a link is right.
+
+    1. Mentions are accepted from the most probable one down, if they share no character.
+    2. Their scores are log-probabilities that the link is right, and must be above the threshold.
+       So a higher threshold leaves links out and changes no other.
+
+    Spans are searched for above `floor`, whatever the threshold, since the probabilities depend on
+    the other spans of a question. Spans whose score is NaN are dropped.
+
+    Attributes:
+      nil: whether mentions of something that is not in the catalogue are reported too, as links
+        without an entity. Where the linker says so of a mention, this is its only link.
+      floor: log p(mention) that a span must exceed to be searched for.
+    """
+
+    nil: bool = False
+    floor: float = -8.0
+
+    needs_confidence: ClassVar[bool] = True
+
+    def prune_threshold(self, threshold: float) -> float:
+        """Returns the floor: which spans are searched for does not depend on the threshold."""
+        return self.floor
+
+    def __call__(self, spans: ScoredSpans, threshold: float) -> Decoded:
+        """Chooses mentions as the class says."""
+        confidence = spans.confidence
+        scores, is_nil = confidence.links, np.zeros(len(spans.question), bool)
+        if self.nil:
+            is_nil = confidence.is_nil
+            scores = np.where(is_nil, confidence.nil, scores)
+        order, characters = without_overlaps(spans, confidence.mentions)
+        by_score = np.lexsort((-scores[order], spans.question[order]))
+        by_score = by_score[scores[order[by_score]] > threshold]
+        order, characters = order[by_score], characters[by_score]
+        joint, mention_scores = joint_scores(spans)
+        return dataclasses.replace(
+            take(spans, order, characters, scores, mention_scores, joint),
+            is_nil=is_nil[order],
+            probabilities=np.exp(scores[order]),
+        )
+
+
 def joint_scores(spans: ScoredSpans) -> tuple[np.ndarray, np.ndarray]:
     """Computes the joint log-probability of every span and candidate.
 
@@ -181,6 +233,24 @@ def best_first(spans: ScoredSpans, scores: np.ndarray, passes: np.ndarray) -> np
     """Returns the numbers of passing spans, question by question, highest score first."""
     order = np.flatnonzero(passes)
     return order[np.lexsort((-scores[order], spans.question[order]))]  # stable
+
+
+def without_overlaps(spans: ScoredSpans, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Accepts spans from the highest score of a question down, if they share no character.
+
+    Args:
+      spans: n scored spans.
+      scores: [n] float64; spans whose score is NaN are left out.
+
+    Returns:
+      numbers [m] of the accepted spans, question by question, highest score first, and their
+      character offsets [m, 2] int64.
+    """
+    order = best_first(spans, scores, ~np.isnan(scores))
+    characters = character_spans(spans, order)
+    accepted = accept(spans.question[order], characters)
+    accepted &= characters[:, 0] < characters[:, 1]
+    return order[accepted], characters[accepted]
 
 
 def accept(question: np.ndarray, extents: np.ndarray) -> np.ndarray:
@@ -266,6 +336,7 @@ def make_links(texts: Sequence[str], decoded: Decoded, catalogue: Catalogue) -> 
     names = zip(catalogue.titles(rows), catalogue.wikidata_ids(rows), strict=True)
     entities = dict(zip(rows, names, strict=True))
     links: list[list[Link]] = [[] for _ in texts]
+    count, probabilities, is_nil = len(decoded.question), decoded.probabilities, decoded.is_nil
     columns = (
         decoded.question,
         decoded.characters,
@@ -273,8 +344,10 @@ def make_links(texts: Sequence[str], decoded: Decoded, catalogue: Catalogue) -> 
         decoded.mention_scores,
         decoded.rows,
         decoded.candidate_scores,
+        np.full(count, None) if probabilities is None else probabilities,
+        np.zeros(count, bool) if is_nil is None else is_nil,
     )
-    for number, (start, end), score, mention_score, rows, scores in zip(
+    for number, (start, end), score, mention_score, rows, scores, probability, nil in zip(
         *(column.tolist() for column in columns), strict=True
     ):
         candidates = tuple(
@@ -288,10 +361,12 @@ def make_links(texts: Sequence[str], decoded: Decoded, catalogue: Catalogue) -> 
                 f"the index found no entity for the mention {mention!r}, expected at least one; "
                 "build the index again, or take --index=exact"
             )
-        row, (title, wikidata_id) = candidates[0].row, entities[candidates[0].row]
-        links[number].append(
-            Link(start, end, mention, title, wikidata_id, row, score, mention_score, candidates)
-        )
+        row, title, wikidata_id = None, None, None
+        if not nil:
+            row, (title, wikidata_id) = candidates[0].row, entities[candidates[0].row]
+        entity = (title, wikidata_id, row)
+        scores = (score, mention_score)
+        links[number].append(Link(start, end, mention, *entity, *scores, candidates, probability))
     return links
 
 

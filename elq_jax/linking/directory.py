@@ -9,6 +9,7 @@ embeddings/        entity vectors in shards
 index/             a saved ScaNN index, if one was built
 candidates.json    weights that rescore the candidates of mentions, if they were fitted
 names/             names of the entities, which the rescoring needs
+confidence.json    weights that say how probably a link is right, if they were fitted
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter, checked_shards
 from elq_jax.entities.name_index import NameIndex, check_names
 from elq_jax.linking.candidates import CandidateScorer, CandidateWeights
+from elq_jax.linking.confidence import LinkScorer, LinkWeights
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model import bundle
 from elq_jax.model.bundle import Model
@@ -45,6 +47,7 @@ def write_linker(
     embeddings: str | os.PathLike[str] | Embeddings | np.ndarray | None,
     index: Index | None = None,
     candidate_scorer: CandidateScorer | None = None,
+    link_scorer: LinkScorer | None = None,
 ) -> None:
     """Writes a linker directory, which appears under its name when it is complete.
 
@@ -58,6 +61,7 @@ def write_linker(
         hard-linked where the file system can.
       index: index over the embeddings, whose files are written too if it has any.
       candidate_scorer: what rescores the candidates of mentions; its weights and names are written.
+      link_scorer: what says how probably a link is right; its weights are written.
 
     Raises:
       ElqError: `folder` holds something else, or there are no embeddings.
@@ -85,6 +89,8 @@ def write_linker(
                 link_or_copy(names.folder, temporary / layout.NAMES)
             else:
                 names.save(temporary / layout.NAMES)
+        if link_scorer is not None:
+            link_scorer.weights.write(temporary / layout.CONFIDENCE)
 
 
 def _write_embeddings(folder: pathlib.Path, model: Model, vectors: np.ndarray) -> None:
@@ -137,8 +143,8 @@ def open_parts(
       settings: changes to the directory's `LinkingSettings`.
 
     Returns:
-      model (its question encoder), catalogue, index, settings, embeddings and candidate_scorer,
-      by the names that `EntityLinker` has for them.
+      model (its question encoder), catalogue, index, settings, embeddings, candidate_scorer and
+      link_scorer, by the names that `EntityLinker` has for them.
 
     Raises:
       ElqError: a part is missing or broken, or the parts do not belong together.
@@ -153,6 +159,7 @@ def open_parts(
         "settings": linking.replace(**settings),
         "embeddings": embeddings,
         "candidate_scorer": open_candidate_scorer(folder, embeddings),
+        "link_scorer": open_link_scorer(folder),
     }
 
 
@@ -171,6 +178,16 @@ def open_candidate_scorer(folder: pathlib.Path, embeddings: Embeddings) -> Candi
     weights = CandidateWeights.read(folder / layout.CANDIDATES)
     names = NameIndex.open(folder / layout.NAMES, embeddings.catalogue_fingerprint)
     return CandidateScorer(weights, names, embeddings)
+
+
+def open_link_scorer(folder: pathlib.Path) -> LinkScorer | None:
+    """Opens what says how probably a link is right; None where a linker has no such file.
+
+    Raises:
+      DataError: the file is damaged.
+    """
+    path = folder / layout.CONFIDENCE
+    return LinkScorer(LinkWeights.read(path)) if path.exists() else None
 
 
 def open_embeddings(folder: str | os.PathLike[str], catalogue: Catalogue) -> Embeddings:
@@ -244,6 +261,9 @@ def verify(folder: str | os.PathLike[str]) -> dict[str, str]:
     if layout.CANDIDATES in present:
         weights = CandidateWeights.read(folder / layout.CANDIDATES)
         findings[layout.CANDIDATES] = f"{len(weights.weights)} weights, can be read"
+    if layout.CONFIDENCE in present:
+        LinkWeights.read(folder / layout.CONFIDENCE)
+        findings[layout.CONFIDENCE] = "can be read"
     if not findings:
         raise ElqError(
             f"{folder}: nothing to verify; expected a linker directory, or a folder that "
@@ -265,6 +285,7 @@ def _parts_that_belong_together(folder: pathlib.Path) -> set[str]:
         (layout.INDEX, layout.EMBEDDINGS),
         (layout.NAMES, layout.CATALOGUE),
         (layout.CANDIDATES, layout.NAMES),
+        (layout.CONFIDENCE, layout.CANDIDATES),
     ):
         if part in names and needed not in names:
             raise ElqError(
@@ -293,6 +314,7 @@ def check_parts(
     index: Index,
     settings: LinkingSettings,
     candidate_scorer: CandidateScorer | None = None,
+    link_scorer: LinkScorer | None = None,
 ) -> None:
     """Raises an ElqError unless the parts of a linker fit together."""
     config, tokenizer = model.config, model.tokenizer
@@ -320,3 +342,21 @@ def check_parts(
             f"{config.question_bert.vocab_size:,}; give the tokenizer it was trained with"
         )
     settings.question_tokens(config)
+    check_confidence(settings, link_scorer)
+
+
+def check_confidence(settings: LinkingSettings, link_scorer: LinkScorer | None) -> None:
+    """Raises an ElqError if settings ask for probabilities that a linker cannot give."""
+    decoder = settings.decoding
+    if not decoder.needs_confidence:
+        return
+    if link_scorer is None:
+        raise ElqError(
+            f"decoder: {settings.decoder!r} needs probabilities, and this linker has no "
+            f"{layout.CONFIDENCE}, which train writes; give decoder='joint'"
+        )
+    if decoder.nil and link_scorer.weights.nil is None:
+        raise ElqError(
+            "nil: this linker cannot tell mentions of something outside the catalogue, since none "
+            "was among the questions that its probabilities were fitted on; leave nil out"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import pathlib
 import threading
@@ -18,6 +19,7 @@ from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings
 from elq_jax.linking import arguments, directory
 from elq_jax.linking.candidates import CandidateScorer
+from elq_jax.linking.confidence import LinkScorer
 from elq_jax.linking.decoding import decode_known, make_links
 from elq_jax.linking.links import Link, ScoredSpans
 from elq_jax.linking.process import check_process
@@ -51,6 +53,7 @@ class EntityLinker:
       index: index that is searched.
       scorer: scorer, which runs the question encoder on the devices.
       candidate_scorer: what rescores the candidates of mentions; None: the search's scores stay.
+      link_scorer: what says how probably a link is right; None: links have no probability.
       embeddings: [E, D] vectors that the index was built over; None if they were not given.
       folder: directory that this linker was opened from; None if it was made in memory, or has got
         other parameters since.
@@ -65,6 +68,7 @@ class EntityLinker:
         *,
         embeddings: Embeddings | np.ndarray | None = None,
         candidate_scorer: CandidateScorer | None = None,
+        link_scorer: LinkScorer | None = None,
         dtype: str = "float32",
         devices: str | Sequence[jax.Device] | None = None,
     ):
@@ -78,6 +82,7 @@ class EntityLinker:
           settings: defaults of linking.
           embeddings: [E, D] vectors that the index was built over; `save_pretrained` writes them.
           candidate_scorer: what rescores the candidates of mentions, if anything does.
+          link_scorer: what says how probably a link is right, if anything does.
           dtype: dtype of the matrix products, "float32" or "bfloat16".
           devices: devices, or the name of a platform such as "cpu"; all local ones by default.
 
@@ -86,12 +91,14 @@ class EntityLinker:
         """
         check_process()
         settings = settings or LinkingSettings()
-        directory.check_parts(model, catalogue, index, settings, candidate_scorer)
+        scorers = candidate_scorer, link_scorer
+        directory.check_parts(model, catalogue, index, settings, *scorers)
         self.model, self.config, self.tokenizer = model, model.config, model.tokenizer
         self.catalogue, self.index, self.settings = catalogue, index, settings
         self._devices = devices_lib.choose(devices)
         self.scorer = Scorer(model, dtype, self._devices)
-        self.embeddings, self.candidate_scorer = embeddings, candidate_scorer
+        self.embeddings = embeddings
+        self.candidate_scorer, self.link_scorer = scorers
         self._lock = threading.RLock()
         self.folder: pathlib.Path | None = None
         self._arguments: dict[str, Any] | None = None  # of `from_pretrained`
@@ -162,6 +169,7 @@ class EntityLinker:
             self.embeddings,
             self.index,
             self.candidate_scorer,
+            self.link_scorer,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -187,6 +195,7 @@ class EntityLinker:
         """Returns the linker with other `LinkingSettings`, such as threshold=-2.0."""
         other = copy.copy(self)
         other.settings = self.settings.replace(**changes)
+        directory.check_confidence(other.settings, self.link_scorer)
         return other
 
     def __copy__(self) -> EntityLinker:
@@ -204,7 +213,11 @@ class EntityLinker:
         return self.settings.question_tokens(self.config)
 
     def __call__(
-        self, texts: str | Iterable[str], threshold: float | None = None, batch_size: int = 64
+        self,
+        texts: str | Iterable[str],
+        threshold: float | None = None,
+        batch_size: int = 64,
+        min_probability: float | None = None,
     ) -> Any:
         """Links one question, or many.
 
@@ -213,18 +226,24 @@ class EntityLinker:
             tokens is cut; a single warning says how many were.
           threshold: score that links must exceed, instead of the settings' own.
           batch_size: number of questions encoded at a time.
+          min_probability: probability that links must have, instead of a threshold.
 
         Returns:
           links of one question in the order of its text, without overlaps; for several questions a
           list of such lists.
         """
+        threshold = self.settings.at(threshold, min_probability).threshold
         scored = self.score_batch(arguments.texts_of(texts, or_one=True), threshold, batch_size)
         arguments.warn_of_cuts(scored, self.max_question_tokens, 3)
         links = self.decode(scored, threshold)
         return links[0] if isinstance(texts, str) else links
 
     def pipe(
-        self, texts: Iterable[str], threshold: float | None = None, batch_size: int = 64
+        self,
+        texts: Iterable[str],
+        threshold: float | None = None,
+        batch_size: int = 64,
+        min_probability: float | None = None,
     ) -> Iterator[list[Link]]:
         """Links a stream of questions, reading only a few batches ahead.
 
@@ -234,11 +253,13 @@ class EntityLinker:
           batch_size: number of questions encoded at a time. 16 times as many are read at once, so
             that questions of similar length are encoded together; with a size of 1 each question
             is linked as soon as it is read.
+          min_probability: probability that links must have, instead of a threshold.
 
         Yields:
           the links of each question, in the order of the questions.
         """
         texts = arguments.stream_of(texts)
+        threshold = self.settings.at(threshold, min_probability).threshold
         check_count("batch_size", batch_size)
 
         def links_of_questions() -> Iterator[list[Link]]:
@@ -337,11 +358,14 @@ class EntityLinker:
         """
         settings = self.settings.at(threshold)
         rescores = self.candidate_scorer is not None and settings.candidate_scoring
-        found, known = (
-            self.candidate_scorer.rescored(*spans) if rescores else spans[0]
-            for spans in self.search_spans(texts, encoded, threshold, batch_size, bounds, find)
-        )
-        return found, known
+        found, known = self.search_spans(texts, encoded, threshold, batch_size, bounds, find)
+        if not rescores:
+            return found[0], known[0]
+        spans, candidates = self.candidate_scorer.rescored(*found)
+        if settings.decoding.needs_confidence:
+            confidence = self.link_scorer(spans, candidates)
+            spans = dataclasses.replace(spans, confidence=confidence)
+        return spans, self.candidate_scorer.rescored(*known)[0]
 
     def search_spans(
         self,

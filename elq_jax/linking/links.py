@@ -12,6 +12,24 @@ from elq_jax.text.tokenization import EncodedQuestion
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Confidence:
+    """Holds what a `confidence.LinkScorer` says of n spans.
+
+    Attributes:
+      mentions: [n] float64, log-odds that the span is exactly a mention.
+      links: [n] float64, log-probability that a link of the span to its first candidate is right.
+      nil: [n] float64, log-probability that it is a mention of something outside the catalogue;
+        None: not known.
+      is_nil: [n] bool, whether this probability is high enough to say so; None: not known.
+    """
+
+    mentions: np.ndarray
+    links: np.ndarray
+    nil: np.ndarray | None = None
+    is_nil: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class ScoredSpans:
     """Holds the spans of Q questions with their candidates, one row per span, n rows in all.
 
@@ -25,6 +43,7 @@ class ScoredSpans:
         `CandidateScorer` made of them. Their softmax is p(entity | mention).
       rows: [n, C] int32, catalogue rows of the candidates; -1 where the index found fewer than C.
       scored_at: threshold that spans had to pass to be searched for.
+      confidence: probabilities of the spans, where the decoder wants them.
     """
 
     texts: Sequence[str]
@@ -35,6 +54,7 @@ class ScoredSpans:
     scores: np.ndarray
     rows: np.ndarray
     scored_at: float
+    confidence: Confidence | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,24 +82,26 @@ class Link:
       start: first character of the mention in the question.
       end: offset one past the mention's last character.
       mention: text of the mention, text[start:end].
-      title: title of the entity.
+      title: title of the entity; None: the mention is of something that is not in the catalogue.
       wikidata_id: Wikidata id of the entity, if the catalogue has one.
-      row: row of the entity in the catalogue.
+      row: row of the entity in the catalogue; None: as for `title`.
       score: joint log-probability, log p(mention) + log p(entity | mention), unless the decoder
         ranks mentions by something else.
       mention_score: log p(mention); 0 for a mention whose place the caller gave.
       candidates: best entities for the mention, the linked one first.
+      probability: probability that the link is right, 0 to 1; None where the linker cannot say.
     """
 
     start: int
     end: int
     mention: str
-    title: str
+    title: str | None
     wikidata_id: str | None
-    row: int
+    row: int | None
     score: float
     mention_score: float
     candidates: tuple[Candidate, ...]
+    probability: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the link as plain JSON values."""

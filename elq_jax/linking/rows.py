@@ -107,6 +107,8 @@ def to_dict(linked: Linked) -> dict[str, Any]:
     links = [link.to_dict() for link in linked.links]
     for link in links:
         link["mention_score"] = round(link["mention_score"], 6)
+        if link["probability"] is not None:
+            link["probability"] = round(link["probability"], 6)
         for part in (link, *link["candidates"]):
             part["score"] = round(part["score"], 6)
     values = {"id": row.id, "text": row.text, "links": links}

@@ -40,8 +40,7 @@ class LinkingSettings:
       decoder_settings: settings of the decoder, by name.
       candidate_scoring: whether candidates are rescored by their names, in a linker that has the
         weights for it; for others it changes nothing.
-      other_threshold: best threshold for the opposite of `candidate_scoring`; the two thresholds
-        change places when `candidate_scoring` is changed and no threshold is given with it.
+      thresholds: best thresholds by `way` of linking; another way begins with its own.
     """
 
     threshold: float = -4.5
@@ -51,14 +50,19 @@ class LinkingSettings:
     decoder: str = "joint"
     decoder_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     candidate_scoring: bool = True
-    other_threshold: float | None = None
+    thresholds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         _check_number("threshold", self.threshold)
-        if self.other_threshold is not None:
-            _check_number("other_threshold", self.other_threshold)
+        for way, threshold in self.thresholds.items():
+            _check_number(f"thresholds[{way!r}]", threshold)
         if not isinstance(self.candidate_scoring, bool):
             raise ElqError(f"candidate_scoring: {self.candidate_scoring!r}; expected true or false")
+        if self.decoding.needs_confidence and not self.candidate_scoring:
+            raise ElqError(
+                f"decoder: {self.decoder!r} needs candidate scoring; turn candidate_scoring on, or "
+                "give decoder='joint'"
+            )
         check_count("max_mentions", self.max_mentions)
         check_count("num_candidates", self.num_candidates)
         if self.max_question_tokens is not None:
@@ -67,7 +71,7 @@ class LinkingSettings:
             raise ElqError(
                 f"threshold: {self.threshold:g}; scores are log-probabilities, below 0, so nothing "
                 "would be linked; give a negative number such as -4.5 (-0.69 is a probability of "
-                "0.5)"
+                "0.5), or a min_probability"
             )
 
     @classmethod
@@ -94,30 +98,58 @@ class LinkingSettings:
 
         Args:
           **changes: fields of this class, or settings of the decoder by their own names. Another
-            decoder starts with its default settings, and another `candidate_scoring` with the
-            threshold that was chosen for it.
+            decoder starts with its default settings, and another `way` with the threshold that was
+            chosen for it. "min_probability" stands for a threshold: the probability that links must
+            have. Without `candidate_scoring` there are no probabilities, so a decoder that needs
+            them gives way to "joint".
 
         Raises:
-          ElqError: a setting is unknown or out of range.
+          ElqError: a setting is unknown or out of range, or two of them decide the threshold.
         """
-        changes = {
-            name: float(value) if value in ("inf", "-inf") else value  # as `write_json` writes them
-            for name, value in changes.items()
-        }
-        scoring = changes.get("candidate_scoring", self.candidate_scoring)
-        if scoring != self.candidate_scoring and self.other_threshold is not None:
-            thresholds = {"threshold": self.other_threshold, "other_threshold": self.threshold}
-            changes = thresholds | changes
+        changes = {name: _written(value) for name, value in changes.items()}
         name = changes.get("decoder", self.decoder)
+        scoring = changes.get("candidate_scoring", self.candidate_scoring)
+        if scoring is False and "decoder" not in changes and DECODERS.get(name).needs_confidence:
+            name = changes["decoder"] = "joint"
+        if (probability := changes.pop("min_probability", None)) is not None:
+            if "threshold" in changes:
+                raise ElqError("threshold, min_probability: both decide; give one of them")
+            if not DECODERS.get(name).needs_confidence:
+                raise ElqError(
+                    f"min_probability: links of the decoder {name!r} have no probability; give a "
+                    "threshold"
+                )
+            changes["threshold"] = threshold_of(probability)
+        way = way_of(name, scoring)
+        if way != self.way and way in self.thresholds:
+            thresholds = {**self.thresholds, self.way: self.threshold}
+            changes = {"threshold": self.thresholds[way], "thresholds": thresholds} | changes
         settings = self.decoder_settings if name == self.decoder else {}
         settings = {**settings, **changes.pop("decoder_settings", {})}
         known = [field.name for field in dataclasses.fields(self)]
         settings |= {key: changes.pop(key) for key in set(changes) - set(known)}
         return dataclasses.replace(self, **changes, decoder_settings=settings)
 
-    def at(self, threshold: float | None) -> LinkingSettings:
-        """Returns the settings with another threshold; None: as they are."""
-        return self if threshold is None else self.replace(threshold=threshold)
+    def at(
+        self, threshold: float | None = None, min_probability: float | None = None
+    ) -> LinkingSettings:
+        """Returns the settings with another threshold; None: as they are.
+
+        Args:
+          threshold: score that links must exceed.
+          min_probability: probability that links must have, instead of a threshold.
+
+        Raises:
+          ElqError: both are given, one is out of range, or links have no probability.
+        """
+        values = {"threshold": threshold, "min_probability": min_probability}
+        changes = {name: value for name, value in values.items() if value is not None}
+        return self.replace(**changes) if changes else self
+
+    @property
+    def way(self) -> str:
+        """Returns a name for what the scores of these settings mean, a key of `thresholds`."""
+        return way_of(self.decoder, self.candidate_scoring)
 
     def question_tokens(self, config: ElqConfig) -> int:
         """Returns the largest T of questions for a model: that of the settings, or the model's.
@@ -142,12 +174,46 @@ class LinkingSettings:
           ElqError: the decoder, or one of its settings, is unknown or of another type.
         """
         kind = DECODERS.get(self.decoder)
-        decoder_names = [field.name for field in dataclasses.fields(kind)]
+        decoder_names = _fields_of(kind)
         for name in self.decoder_settings:
             if name not in decoder_names:
-                names = [field.name for field in dataclasses.fields(self)] + decoder_names
+                owners = [key for key in DECODERS.names if name in _fields_of(DECODERS.get(key))]
+                if owners:
+                    raise ElqError(
+                        f"setting {name!r}: a setting of the decoder {owners[0]!r}, found decoder "
+                        f"{self.decoder!r}; leave it out, or use a linker with that decoder"
+                    )
+                names = _fields_of(type(self)) + decoder_names
                 raise ElqError(f"setting {name!r}: unknown; expected one of {', '.join(names)}")
         return make_settings(kind, self.decoder_settings)
+
+
+def _fields_of(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def way_of(decoder: str, candidate_scoring: bool) -> str:
+    """Returns the `LinkingSettings.way` of a decoder with or without candidate scoring."""
+    return decoder if candidate_scoring else f"{decoder}, candidates as searched"
+
+
+def threshold_of(probability: float) -> float:
+    """Returns the threshold that links of at least this probability exceed.
+
+    Raises:
+      ElqError: it is not a number from 0 to 1.
+    """
+    _check_number("min_probability", probability)
+    if not 0 <= probability <= 1:
+        raise ElqError(f"min_probability: {probability:g}; expected a number from 0 to 1")
+    return math.nextafter(math.log(probability), -math.inf) if probability else -math.inf
+
+
+def _written(value: Any) -> Any:
+    """Returns a setting as it was before `write_json` wrote infinite numbers as text."""
+    if isinstance(value, Mapping):
+        return {name: _written(part) for name, part in value.items()}
+    return float(value) if value in ("inf", "-inf") else value
 
 
 def _check_number(name: str, value: Any) -> None:

@@ -58,8 +58,11 @@ def print_links(
         line = Text("  ")
         line.append(_printable(link.mention), _colour(number))
         line.append(" -> ")
-        _entity(line, link.title, link.wikidata_id, link.score, "bold")
-        line.append("  " + _printable(catalogue.texts([link.row])[0].strip()), "dim")
+        if link.row is None:
+            line.append(f"not in the catalogue  {link.score:.3f}", "dim")
+        else:
+            _entity(line, link.title, link.wikidata_id, link.score, "bold")
+            line.append("  " + _printable(catalogue.texts([link.row])[0].strip()), "dim")
         console.print(line, no_wrap=True, overflow="ellipsis")
         for place, candidate in enumerate(link.candidates[:candidates], 1):
             line = Text(f"    {place:2}. ")

@@ -3,4 +3,4 @@
 CONFIG, PARAMETERS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 ORIGINAL_PARAMETERS = "original.safetensors"  # of linkers that `convert` wrote
 CATALOGUE, EMBEDDINGS, INDEX = "catalogue.arrow", "embeddings", "index"
-CANDIDATES, NAMES = "candidates.json", "names"
+CANDIDATES, NAMES, CONFIDENCE = "candidates.json", "names", "confidence.json"

@@ -108,7 +108,12 @@ def _thresholds(run: Run, linker: EntityLinker, weights: CandidateWeights) -> di
     scores = dev_scores(evaluations, run.config.eval.metric)
     shown = ", ".join(f"{name[4:]} {value:.3f}" for name, value in scores.items())
     say(f"candidates rescored, as fitted on {weights.fitted_on:,} held-out mentions; dev: {shown}")
-    return {"threshold": scores["dev_threshold"], "other_threshold": run.linking["threshold"]}
+    settings = LinkingSettings.from_dict(run.linking)
+    thresholds = {
+        settings.way: scores["dev_threshold"],
+        settings.replace(candidate_scoring=False).way: run.linking["threshold"],
+    }
+    return {"threshold": scores["dev_threshold"], "thresholds": thresholds}
 
 
 def fit_candidate_weights(

@@ -9,6 +9,7 @@ A workdir holds
     bi_encoder/, joint/    per stage: checkpoints/, metrics.jsonl, curves.png, best/ or model/
     embeddings/            vectors of the frozen entity encoder, unless the catalogue has them
     candidates/            weights of candidate scoring, fitted on held-out questions
+    confidence/            weights of the probabilities of links, fitted on the same questions
     linker/                the trained linker
 
 Everything is a function of the configuration and the step, so a run that was killed and started
@@ -42,6 +43,7 @@ from elq_jax.storage.remote import Workdir
 from elq_jax.training import configuration, hooks
 from elq_jax.training.candidates import fit_candidate_scorer
 from elq_jax.training.checkpoints import Checkpoints
+from elq_jax.training.confidence import fit_link_scorer
 from elq_jax.training.metrics import MetricsWriter, plot_curves
 from elq_jax.training.optimizer import (
     Recipe,
@@ -90,6 +92,7 @@ def train_and_evaluate(
                         run.save_result(stage, state.params)
                 run.take_result(stage)
         fit_candidate_scorer(run)
+        fit_link_scorer(run)
         return run.write_linker()
 
 

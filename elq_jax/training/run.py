@@ -16,6 +16,7 @@ from elq_jax.entities.embeddings import Embeddings
 from elq_jax.evaluation.sets import set_names
 from elq_jax.linking import directory
 from elq_jax.linking.candidates import CandidateScorer
+from elq_jax.linking.confidence import LinkScorer
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model.bundle import PARTS, Model, is_linker_directory, read_description
 from elq_jax.questions.held_out import QuestionPart
@@ -48,6 +49,7 @@ class Run:
       questions: labelled questions by split: "train_0", ..., "dev_0", ....
       examples: tokenised questions of each training file, without the held-out ones.
       candidate_scorer: what rescores the candidates of mentions, once it is fitted.
+      link_scorer: what says how probably a link is right, once it is fitted.
 
     Raises:
       ElqError: the workdir is of another run, or an input cannot be used.
@@ -73,6 +75,7 @@ class Run:
         self.examples = workdir.made_by_one(self._open_examples)
         self._embeddings: Embeddings | None = None
         self.candidate_scorer: CandidateScorer | None = None
+        self.link_scorer: LinkScorer | None = None
         # Everything could be read: from here on the workdir is this run's.
         if devices_lib.is_main():
             for record in records:
@@ -127,6 +130,7 @@ class Run:
                 self.catalogue.path,
                 embeddings.folder,
                 candidate_scorer=self.candidate_scorer,
+                link_scorer=self.link_scorer,
             )
             self.workdir.publish("linker")
         devices_lib.wait_for_all("the linker is written")

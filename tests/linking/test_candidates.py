@@ -236,7 +236,7 @@ def scored_folder(plain, tmp_path_factory):
     weights = CandidateWeights(weights={"product": 1.0, "title": 20.0, "mention_in_title": 4.0})
     names = NameIndex.build(plain.catalogue)
     scorer = CandidateScorer(weights, names, plain.embeddings)
-    settings = plain.settings.replace(other_threshold=-3.0)
+    settings = plain.settings.replace(thresholds={"joint, candidates as searched": -3.0})
     EntityLinker(
         Model.open(plain.folder),
         plain.catalogue,
@@ -278,7 +278,7 @@ def test_a_linker_rescores_and_one_flag_turns_it_off(plain, scored_folder):
     links = off(QUESTIONS, threshold=-np.inf)
     assert columns(links) == columns(plain(QUESTIONS, threshold=-np.inf))
     on = off.with_settings(candidate_scoring=True)
-    assert on.settings == linker.settings
+    assert on.settings.threshold == linker.settings.threshold
     assert columns(on(QUESTIONS)) == columns(linker(QUESTIONS))
     [known] = linker.disambiguate(QUESTIONS[0], [(27, 39)])
     assert (known.mention, known.title) == ("hillsborough", "Hillsborough")
@@ -303,9 +303,10 @@ def test_the_files_of_a_scorer_are_verified(scored_folder, tmp_path):
 
 
 def test_each_way_of_scoring_has_its_threshold():
-    settings = LinkingSettings(threshold=-2.0, other_threshold=-1.0)
+    other = LinkingSettings(candidate_scoring=False).way
+    settings = LinkingSettings(threshold=-2.0, thresholds={other: -1.0, "joint": -2.0})
     off = settings.replace(candidate_scoring=False)
-    assert (off.threshold, off.other_threshold) == (-1.0, -2.0)
+    assert off.threshold == -1.0
     assert LinkingSettings.from_dict(off.to_dict()) == off
     assert off.replace(candidate_scoring=False) == off
     assert off.replace(candidate_scoring=True) == settings

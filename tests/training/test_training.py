@@ -21,7 +21,7 @@ from elq_jax.linking.linker import EntityLinker
 from elq_jax.model.bundle import Model, read_description
 from elq_jax.questions.held_out import is_held_out
 from elq_jax.storage.remote import Workdir
-from elq_jax.training import candidates, checkpoints, configuration, loop, preemption
+from elq_jax.training import candidates, checkpoints, confidence, configuration, loop, preemption
 from elq_jax.training.metrics import MetricsWriter
 from elq_jax.training.optimizer import (
     create_learning_rate_schedule,
@@ -131,6 +131,7 @@ def test_killed_runs_end_with_the_parameters_of_an_unbroken_one(
     config.stages = ("bi_encoder", "joint")
     config.held_out_share = 0.3
     monkeypatch.setattr(candidates, "LEAST_MENTIONS", 5)
+    monkeypatch.setattr(confidence, "LEAST_LINKS", 0)
     expected = parameters(loop.train_and_evaluate(config, tmp_path / "unbroken"))
 
     class Killed(BaseException):
@@ -161,12 +162,15 @@ def test_killed_runs_end_with_the_parameters_of_an_unbroken_one(
         assert steps == sorted(steps)
         assert steps[-1] == 6
     assert (tmp_path / "broken" / "joint" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    for name in ("candidates.json", "names/keys.npy", "config.json"):
+    for name in ("candidates.json", "names/keys.npy", "confidence.json", "config.json"):
         found, whole = (tmp_path / run / "linker" / name for run in ("broken", "unbroken"))
         assert found.read_bytes() == whole.read_bytes()
     settings = json.loads((tmp_path / "broken" / "linker" / "config.json").read_text())["linking"]
     best = json.loads((tmp_path / "broken" / "joint" / "best" / "config.json").read_text())
-    assert settings["other_threshold"] == best["linking"]["threshold"]
+    assert settings["decoder"] == "confidence"
+    assert settings["threshold"] == settings["thresholds"]["confidence"]
+    plain = settings["thresholds"]["joint, candidates as searched"]
+    assert plain == best["linking"]["threshold"]
     weights = CandidateWeights.read(tmp_path / "broken" / "linker" / "candidates.json")
     held_out = [
         line
