@@ -90,6 +90,7 @@ def synthesize(
     """
     files = pattern_files(patterns or [pathlib.Path(SHIPPED)])
     entities = pattern_entities or shipped_folder() / "catalogue.jsonl"
+    _check_outputs([output, *filter(None, [dev_output])], [*files, entities])
     synthesizer = Synthesizer.open(folder, settings, files, entities)
     inputs = {
         "format": _FORMAT,
@@ -102,6 +103,14 @@ def synthesize(
     if dev_output is not None:
         _write(synthesizer, "dev", dev_output, settings.dev_questions, inputs, restart)
     return _write(synthesizer, "train", output, settings.questions, inputs, restart)
+
+
+def _check_outputs(outputs: Sequence[pathlib.Path], inputs: Sequence[pathlib.Path]) -> None:
+    """Raises an ElqError if a file to be written is one that is read, or is given twice."""
+    for number, output in enumerate(outputs):
+        for other in (*inputs, *outputs[:number]):
+            if output.resolve() == other.resolve():
+                raise ElqError(f"{output}: writing it would overwrite {other}; give another name")
 
 
 def _write(

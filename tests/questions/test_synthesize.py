@@ -365,6 +365,18 @@ def test_vectors_of_another_encoder_are_refused(catalogue, tmp_path, monkeypatch
     assert not [*tmp_path.iterdir()]
 
 
+def test_no_input_is_overwritten(catalogue, labelled, tmp_path):
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(labelled)
+    content = labelled.read_bytes()
+    with pytest.raises(ElqError, match=r"link.jsonl: writing it would overwrite .*train.jsonl"):
+        write(catalogue, link, labelled)
+    twice = tmp_path / "questions.jsonl"
+    with pytest.raises(ElqError, match="would overwrite"):
+        synthesize.synthesize(catalogue, twice, SETTINGS, [labelled], dev_output=twice)
+    assert labelled.read_bytes() == content
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"queries": 0.9, "chats": 0.2}, "shares that add up to 1.2"), ({"queries": 1.0}, None)],
