@@ -15,9 +15,8 @@ encode_entities and train; the part that finds mentions starts at random.
 
     python -m elq_jax.convert --linker elq_wiki --to_torch elq.bin
 
-writes a checkpoint that the original ELQ can load, and its parameter file elq_params.txt.
-
-docs/migrating-from-elq.md describes every step.
+writes a checkpoint that the original ELQ can load, and its parameter file elq_params.txt. Every
+step is described in docs/migrating-from-elq.md.
 """
 
 from __future__ import annotations

@@ -3,43 +3,24 @@
     python -m elq_jax.evaluate --linker my_linker --tune dev.jsonl --questions test.jsonl \\
         --output results/
 
-chooses the threshold with the best F1 on the --tune questions, and prints how good the links of the
---questions are at this threshold. Without --tune the threshold is --threshold, or the linker's own.
-Printed are
+chooses the threshold with the best F1 on the --tune questions, and prints at this threshold, for
+the --questions, precision, recall and F1 of links and of mentions alone, the ranking of entities at
+the gold mentions, how well the probabilities of links agree with the share of right ones, and
+questions per second. A weak match is the right entity at a span that overlaps the gold mention, a
+strong match is the right entity at exactly that span. Without --tune the threshold is --threshold,
+or the linker's own.
 
-  - precision, recall and F1 of the links: for the questions whose gold entities are all in the
-    catalogue, and for all questions, where an entity outside the catalogue counts as missed. A weak
-    match is the right entity at a span that overlaps the gold mention, a strong match is the right
-    entity at exactly that span;
-  - the same for mentions alone, whatever their entity;
-  - how often the right entity comes first, and among the first ones, for the gold mentions;
-  - how well the probabilities of links agree with the share of right links;
-  - questions per second.
+    python -m elq_jax.evaluate --linker my_linker --questions a/dev.jsonl,b/dev.jsonl
 
-    python -m elq_jax.evaluate --linker my_linker --questions a/dev.jsonl,b/dev.jsonl \\
-        --against other_results/ --perturb
+prints one table with a row for each file and their mean; --tune then chooses by the mean. Files
+joined by a plus sign are counted together: --questions test.jsonl+test_oov.jsonl.
 
-prints one table with a row for each file and their mean, in which each file counts as much. With
---tune a/dev.jsonl,b/dev.jsonl the threshold with the best mean is chosen. Files joined by a plus
-sign are counted together, in one row: --questions test.jsonl+test_oov.jsonl. --against compares
-with an earlier run on the same questions: differences of F1, their 95% intervals and p-values.
---perturb links the questions again with emoji, capitals, typos and the like, and prints what each
-costs.
-
---output names a folder for
-
-    report.json        all numbers
-    predictions.jsonl  links of each question, in the form that link writes; for --against
-    errors.jsonl       wrong and missing links, one line per error
-    curve.png          precision and recall at all thresholds
-    calibration.png    share of right links by probability, and among the most probable links
-
-Several hosts that are started together (see elq_jax/train.py) share the work; the first one prints.
+--output names a folder for report.json (all numbers), predictions.jsonl (links as link writes
+them, for --against), errors.jsonl (wrong and missing links), curve.png (precision and recall by
+threshold) and calibration.png. Several hosts started together (see train.py) share the work.
 """
 
 from __future__ import annotations
-
-import sys
 
 from absl import flags
 
@@ -50,17 +31,12 @@ from elq_jax.evaluation.options import FILES, Options
 from elq_jax.storage.files import make_results_folder
 
 _LINKER = LinkerFlags.define()
-_QUESTIONS = define_path_sets(
-    "questions", "Labelled questions to measure on, .jsonl or .jsonl.gz", required=True
-)
-_TUNE = define_path_sets(
-    "tune", "Labelled questions to choose the threshold on, others than --questions"
-)
+_QUESTIONS = define_path_sets("questions", "Labelled questions, .jsonl or .jsonl.gz", required=True)
+_TUNE = define_path_sets("tune", "Other labelled questions, to choose the threshold on")
 _OUTPUT = define_path("output", f"Folder for {', '.join(FILES[:-1])} and {FILES[-1]}.")
 _AGAINST = define_path(
     "against",
-    "Earlier run on the same questions to compare with: the folder that it wrote as --output, its "
-    "predictions.jsonl, or what link wrote.",
+    "Earlier run on the same questions to compare with: its --output folder, or what link wrote.",
 )
 _OPTIONS = SettingsFlags.define(
     Options,
@@ -74,12 +50,8 @@ _ORIGINAL = flags.DEFINE_enum(
     "original",
     None,
     ("labelled", "training"),
-    "Way to count that gives the numbers of the original ELQ, for files in its form, EL4QA. "
-    "It uses their token ids, cuts questions to windows around the gold mentions, does not check "
-    "label_id, allows mentions with [CLS] and [SEP], and compares positions of tokens. labelled: "
-    "as in its evaluation of labelled questions. training: as in its evaluation during training, "
-    "with thresholds and numbers of candidates of its own, overlapping links, and no mentions of "
-    "one token.",
+    "Way to count that gives the numbers of the original ELQ on its files, EL4QA: labelled, "
+    "as its evaluation of labelled questions; training, as its evaluation during training.",
 )
 
 
@@ -92,8 +64,6 @@ def main(arguments: list[str]) -> None:
     if _OUTPUT.value:  # before hours of work
         make_results_folder(_OUTPUT.value, FILES)
     start_jax(several_processes=True)
-    from rich.console import Console
-
     from elq_jax.core import devices
     from elq_jax.evaluation.evaluate import EVALUATIONS
 
@@ -101,12 +71,8 @@ def main(arguments: list[str]) -> None:
     evaluate = EVALUATIONS.get(name)
     outcome = evaluate(_LINKER.open(devices.all_devices()), _QUESTIONS.value, options)
     outcome.report = _LINKER.asked() | outcome.report
-    try:
-        if _OUTPUT.value and devices.is_main():
-            outcome.write(_OUTPUT.value)
-            print(f"written: {_OUTPUT.value}", file=sys.stderr)
-    finally:  # Where the disk is full, the work is not lost.
-        outcome.print(Console(quiet=not devices.is_main()))
+    if devices.is_main():
+        outcome.finish(_OUTPUT.value)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ queries, several names in one question, chat turns, and noise such as typos. A l
      "title": ["Dune (novel)"], "row": [17], "source": {"pattern": "web search:12",
      "shape": "full", "noise": []}}
 
-The same inputs and seed give the same questions. After a stop at any moment, the same command
-resumes.
+The same inputs and seed give the same questions; a stopped command, given again, resumes.
 """
 
 from __future__ import annotations
@@ -41,19 +40,16 @@ _OUTPUT = define_path(
 )
 _DEV_OUTPUT = define_path(
     "dev_output",
-    "File of development questions to write, from patterns that --output does not use; they choose "
-    "threshold and step where there are no labelled questions.",
+    "File of development questions to write, from patterns that --output does not use.",
     parse=functools.partial(output_file, may_be_gzip=True),
 )
 _PATTERNS = define_paths(
     "patterns",
-    "Labelled questions (.jsonl), or patterns with {kind} for a name (.txt); by default, or with "
-    "the word shipped, those that come with this program",
+    "Labelled questions (.jsonl), patterns with {kind} for a name (.txt), or shipped (the default)",
 )
 _PATTERN_ENTITIES = define_path(
     "pattern_entities",
-    "Entities of the patterns that are not in the catalogue: .jsonl with title, text and kind; by "
-    "default those that come with this program.",
+    "Entities of the patterns, .jsonl with title, text and kind; by default those shipped.",
 )
 _RESTART = flags.DEFINE_bool(
     "restart", False, "Start over instead of resuming what an interrupted run left."

@@ -57,6 +57,17 @@ class Outcome(abc.ABC):
         """Writes report.json and other files to a folder."""
         write_json(pathlib.Path(folder) / "report.json", self.report)
 
+    def finish(self, folder: str | os.PathLike[str] | None) -> None:
+        """Writes the files, if a folder is given, and prints the numbers on stdout in any case."""
+        import rich.console
+
+        try:
+            if folder is not None:
+                self.write(folder)
+                _say(f"written: {os.fspath(folder)}")
+        finally:  # Where the disk is full, the work is not lost.
+            self.print(rich.console.Console())
+
 
 Procedure = Callable[[EntityLinker, Sequence[PathSet], Options], Outcome]
 EVALUATIONS: Registry[Procedure] = Registry("evaluation", "elq_jax.evaluation.evaluate")
