@@ -187,7 +187,7 @@ class Confident(Joint):
     """
 
     nil: bool = False
-    floor: float = -8.0
+    floor: float = -5.0
 
     needs_confidence: ClassVar[bool] = True
 

@@ -285,8 +285,8 @@ class EntityLinker:
 
         Returns:
           a link for every span, in the order of `spans`, whatever its score. The score is
-          log p(entity | mention), and the mention score is 0. For several strings, a list of such
-          lists.
+          log p(entity | mention), and the mention score is 0. Where links have probabilities, these
+          are p(entity | mention). For several strings, a list of such lists.
 
         Raises:
           ElqError: a span lies outside its text, begins or ends inside a token, is empty, or is in
@@ -301,7 +301,10 @@ class EntityLinker:
         encoded = self.encode(texts)
         bounds = arguments.token_bounds(texts, spans, encoded)
         _, scored = self.score_encoded(texts, encoded, None, batch_size, bounds, find=False)
-        links = make_links(texts, decode_known(scored, spans), self.catalogue)
+        decoded = decode_known(scored, spans)
+        if self.settings.decoding.needs_confidence:
+            decoded = dataclasses.replace(decoded, probabilities=np.exp(decoded.scores))
+        links = make_links(texts, decoded, self.catalogue)
         return links if several else links[0]
 
     def score_batch(

@@ -85,10 +85,11 @@ class Link:
       title: title of the entity; None: the mention is of something that is not in the catalogue.
       wikidata_id: Wikidata id of the entity, if the catalogue has one.
       row: row of the entity in the catalogue; None: as for `title`.
-      score: joint log-probability, log p(mention) + log p(entity | mention), unless the decoder
-        ranks mentions by something else.
+      score: score that the decoder compares with the threshold: the logarithm of `probability`, or
+        the joint log-probability, log p(mention) + log p(entity | mention).
       mention_score: log p(mention); 0 for a mention whose place the caller gave.
-      candidates: best entities for the mention, the linked one first.
+      candidates: best entities for the mention, the linked one first, with their joint
+        log-probabilities.
       probability: probability that the link is right, 0 to 1; None where the linker cannot say.
     """
 

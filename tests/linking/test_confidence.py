@@ -314,6 +314,9 @@ def test_links_have_probabilities_and_joint_linking_is_as_before(plain, linker):
     expected = plain(QUESTIONS, threshold=-np.inf)
     assert columns(off(QUESTIONS, threshold=-np.inf)) == columns(expected)
     assert all(link.probability is None for own in expected for link in own)
+    [known] = linker.disambiguate(QUESTIONS[0], [(25, 37)])
+    assert known.probability == pytest.approx(math.exp(known.score))
+    assert 0 < known.probability <= 1
     with pytest.raises(ElqError, match="threshold, min_probability: both decide"):
         linker(QUESTIONS, -1.0, min_probability=0.5)
     with pytest.raises(ElqError, match=r"this linker has no confidence\.json"):
