@@ -19,7 +19,7 @@ from configs import default, webqsp
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    config = webqsp.get_config()
+    config = webqsp.get_config(made_questions=False)
     config.question_encoder = "bert-base-uncased"
     config.catalogue = "data/entities.jsonl.gz"
     config.encode.batch_size = 512
