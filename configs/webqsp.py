@@ -3,7 +3,7 @@
 Purpose: the reference result of the README. The entity encoder is MiniLM as published (mean
 pooling, unit length), frozen; the question encoder starts from the same weights. 12,000 questions
 made from the catalogue are added, each seen 0.3 times an epoch.
-Hardware: one H200 trained the recorded linker, at about 0.015 s a step after compilation. A CPU
+Hardware: one H200 trained the recorded linker. Time: 0.015 s a step after compilation. A CPU
 with 2 cores takes 1.1 to 1.6 s a step.
 Score: weak F1, strong F1 and accuracy at gold spans, with the threshold of the best mean: see
 docs/quality.md, which also has each part alone.
