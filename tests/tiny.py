@@ -21,6 +21,7 @@ from elq_jax.questions.examples import AlignmentReport, iter_examples
 from elq_jax.storage.hub import resolve_encoder
 
 _OWN = FixtureSet(OWN_FIXTURES)
+_DEMO = pathlib.Path(__file__).parent.parent / "demo"
 arrays = _OWN.arrays
 tiny_config, tiny_params, tiny_model = _OWN.config, _OWN.params, _OWN.model
 
@@ -63,6 +64,18 @@ def write_tiny_bert(
         word: i for word, i in vocabulary.items() if i < len(tensors[name])
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def write_demo_part(folder: pathlib.Path) -> None:
+    """60 questions of the demo to train on, 10 as dev, and a catalogue of 90 with their gold."""
+    gold = set()
+    for name, count in (("train", 60), ("dev", 10)):
+        lines = (_DEMO / f"{name}.jsonl").read_text().splitlines(keepends=True)[:count]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+        gold.update(title for line in lines for title in json.loads(line)["title"])
+    lines = (_DEMO / "catalogue.jsonl").read_text().splitlines(keepends=True)
+    lines.sort(key=lambda line: json.loads(line)["title"] not in gold)
+    (folder / "catalogue.jsonl").write_text("".join(lines[:90]))
 
 
 def write_embeddings(

@@ -55,6 +55,19 @@ def initialize() -> None:
             "variables JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES "
             "and JAX_PROCESS_ID, or none of them to run one process alone"
         ) from error
+    _connect()
+
+
+def _connect() -> None:
+    """Connects all devices while the processes, which have just met, are at the same point.
+
+    On CPUs a process waits 30 seconds for the others where it first exchanges something with them,
+    and half an hour from then on. Later, one may compile for longer than the other.
+    """
+    devices = all_devices()
+    ones = np.ones(len(local(devices)), np.float32)
+    parallel(lambda one: jax.lax.psum(one, AXIS), devices)(ones).block_until_ready()
+    wait_for_all("all processes are connected")
 
 
 def use_compilation_cache() -> None:

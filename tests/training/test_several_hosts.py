@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 from flax import traverse_util
-from tiny import write_tiny_bert
+from tiny import write_demo_part, write_tiny_bert
 
 from configs import default
 from elq_jax.entities.catalogue import Catalogue
@@ -23,6 +23,7 @@ from elq_jax.training.preemption import EXIT_CODE
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 STEPS = 6
+TIMEOUT = 300  # seconds
 pytestmark = pytest.mark.usefixtures("quick_compilation_of_module")
 
 
@@ -53,26 +54,37 @@ class Hosts:
             self.processes.append(process)
 
     def wait(self):
-        """Exit statuses and outputs."""
-        statuses = [process.wait(timeout=400) for process in self.processes]
+        """Exit statuses and outputs. A host that waits for one that failed is killed."""
+        deadline = time.monotonic() + TIMEOUT
+        while None in (statuses := [process.poll() for process in self.processes]):
+            if set(statuses) - {None, 0, EXIT_CODE} or time.monotonic() > deadline:
+                self.kill()
+            time.sleep(0.05)
         return statuses, [log.read_text() for log in self._logs]
+
+    def kill(self):
+        for process in self.processes:
+            process.kill()
 
     def wait_for(self, path, step):
         """Returns when a metrics.jsonl has a line of this step."""
+        deadline = time.monotonic() + TIMEOUT
         while not (path.exists() and f'{{"step": {step},' in path.read_text()):
-            assert all(process.poll() is None for process in self.processes), self.wait()
+            stopped = [process.poll() for process in self.processes] != [None, None]
+            if stopped or time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(self.wait())
             time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, quick_compilation_of_module):
     folder = tmp_path_factory.mktemp("hosts")
-    (folder / "bert").mkdir()
-    # Gradients of words are most of what hosts exchange.
-    write_tiny_bert(folder / "bert", layers=1, words=3000)
-    for name, count in (("catalogue", 90), ("train", 60), ("dev", 10)):
-        lines = (ROOT / "demo" / f"{name}.jsonl").read_text().splitlines(keepends=True)
-        (folder / f"{name}.jsonl").write_text("".join(lines[:count]))
+    # Gradients of words are most of what hosts exchange, and dropout of what is compiled.
+    for name, dropout in (("bert", 0.1), ("entity_bert", 0.0)):
+        (folder / name).mkdir()
+        write_tiny_bert(folder / name, layers=1, dropout=dropout, words=3000)
+    write_demo_part(folder)
     return folder
 
 
@@ -91,6 +103,7 @@ def settings(folder):
     }
     return stages | {
         "question_encoder": str(folder / "bert"),
+        "entity_encoder": str(folder / "entity_bert"),
         "catalogue": str(folder / "catalogue.jsonl"),
         "train_files": (str(folder / "train.jsonl"),),
         "held_out_share": 0.0,
@@ -133,8 +146,7 @@ def together(folder, settings):
 
     hosts = Hosts(folder, *command)
     hosts.wait_for(run / "joint" / "metrics.jsonl", 3)
-    for process in hosts.processes:
-        process.kill()
+    hosts.kill()
     hosts.wait()
 
     statuses, outputs = Hosts(folder, *command).wait()

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from flax import traverse_util
-from tiny import write_tiny_bert
+from tiny import write_demo_part, write_tiny_bert
 
 from configs import default
 from elq_jax.core.errors import ElqError
@@ -30,7 +30,6 @@ from elq_jax.training.optimizer import (
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compilation_of_module")
-DEMO = pathlib.Path(__file__).parent.parent.parent / "demo"
 
 
 def test_decay_and_learning_rate_by_parameter():
@@ -83,29 +82,23 @@ def tiny_bert(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def bert_with_dropout(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bert_with_dropout")
-    write_tiny_bert(folder, layers=1, words=3000)
-    return folder
-
-
 @pytest.fixture
 def config(tiny_bert, tmp_path):
+    return make_config(tiny_bert, tmp_path)
+
+
+def make_config(bert, folder):
+    """A short run of the demo's questions, which are written to the folder."""
+    write_demo_part(folder)
     config = default.get_config()
-    config.question_encoder = str(tiny_bert)
+    config.question_encoder = str(bert)
     config.model.max_question_tokens = 16  # One length, so one program to compile.
     config.model.max_entity_tokens = 16
     config.num_devices = 1
     config.held_out_share = 0.0
-    config.catalogue = str(tmp_path / "catalogue.jsonl")
-    config.train_files = (str(tmp_path / "train.jsonl"),)
-    config.dev_files = (str(tmp_path / "dev.jsonl"),)
-    lines = (DEMO / "catalogue.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "catalogue.jsonl").write_text("".join(lines[:90]))
-    for name, count in (("train", 60), ("dev", 10)):
-        questions = (DEMO / f"{name}.jsonl").read_text().splitlines(keepends=True)
-        (tmp_path / f"{name}.jsonl").write_text("".join(questions[:count]))
+    config.catalogue = str(folder / "catalogue.jsonl")
+    config.train_files = (str(folder / "train.jsonl"),)
+    config.dev_files = (str(folder / "dev.jsonl"),)
     for stage in (config.bi_encoder, config.joint):
         stage.batch_size = 8
         stage.num_steps = 6
@@ -116,6 +109,23 @@ def config(tiny_bert, tmp_path):
     return config
 
 
+@pytest.fixture(scope="module")
+def unbroken(tiny_bert, tmp_path_factory, quick_compilation_of_module):
+    """The configuration and the folder of a run of both stages, with dropout of questions."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    (folder / "bert").mkdir()
+    write_tiny_bert(folder / "bert", layers=1, words=3000)
+    config = make_config(folder / "bert", folder)
+    config.entity_encoder = str(tiny_bert)
+    config.stages = ("bi_encoder", "joint")
+    config.held_out_share = 0.3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates, "LEAST_MENTIONS", 5)
+        patch.setattr(confidence, "LEAST_LINKS", 0)
+        loop.train_and_evaluate(config, folder / "run", profile_steps=2)
+        yield config, folder / "run"
+
+
 def parameters(linker):
     return traverse_util.flatten_dict(Model.open(linker).params, sep="/")
 
@@ -124,15 +134,9 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_killed_runs_end_with_the_parameters_of_an_unbroken_one(
-    config, bert_with_dropout, tmp_path, monkeypatch
-):
-    config.question_encoder = str(bert_with_dropout)
-    config.stages = ("bi_encoder", "joint")
-    config.held_out_share = 0.3
-    monkeypatch.setattr(candidates, "LEAST_MENTIONS", 5)
-    monkeypatch.setattr(confidence, "LEAST_LINKS", 0)
-    expected = parameters(loop.train_and_evaluate(config, tmp_path / "unbroken"))
+def test_killed_runs_end_with_the_parameters_of_an_unbroken_one(unbroken, tmp_path, monkeypatch):
+    config, whole_run = unbroken
+    expected = parameters(whole_run / "linker")
 
     class Killed(BaseException):
         pass
@@ -163,8 +167,8 @@ def test_killed_runs_end_with_the_parameters_of_an_unbroken_one(
         assert steps[-1] == 6
     assert (tmp_path / "broken" / "joint" / "curves.png").read_bytes().startswith(b"\x89PNG")
     for name in ("candidates.json", "names/keys.npy", "confidence.json", "config.json"):
-        found, whole = (tmp_path / run / "linker" / name for run in ("broken", "unbroken"))
-        assert found.read_bytes() == whole.read_bytes()
+        found = tmp_path / "broken" / "linker" / name
+        assert found.read_bytes() == (whole_run / "linker" / name).read_bytes()
     settings = json.loads((tmp_path / "broken" / "linker" / "config.json").read_text())["linking"]
     best = json.loads((tmp_path / "broken" / "joint" / "best" / "config.json").read_text())
     assert settings["decoder"] == "confidence"
@@ -174,7 +178,7 @@ def test_killed_runs_end_with_the_parameters_of_an_unbroken_one(
     weights = CandidateWeights.read(tmp_path / "broken" / "linker" / "candidates.json")
     held_out = [
         line
-        for line in lines_of(tmp_path / "train.jsonl")
+        for line in lines_of(pathlib.Path(config.train_files[0]))
         if is_held_out(line["text"], config.held_out_share)
     ]
     assert 5 <= weights.fitted_on <= sum(len(line["mentions"]) for line in held_out)
@@ -182,9 +186,12 @@ def test_killed_runs_end_with_the_parameters_of_an_unbroken_one(
     assert len(counts) == 60 - len(held_out)
 
 
-def test_sigterm_saves_and_the_run_goes_on(config, bert_with_dropout, tmp_path, monkeypatch):
-    """On object storage (file:// stands for it), on another machine, with a trace of two steps."""
-    config.question_encoder = str(bert_with_dropout)
+def test_sigterm_saves_and_the_run_goes_on(unbroken, tmp_path, monkeypatch):
+    """On object storage (file:// stands for it), on another machine; it begins between stages."""
+    config, whole_run = unbroken
+    bucket = tmp_path / "bucket" / "run"
+    later = "joint", "candidates", "confidence", "linker"
+    shutil.copytree(whole_run, bucket, ignore=shutil.ignore_patterns(*later))
     write = MetricsWriter.write
 
     def write_and_signal(self, step, values):
@@ -192,22 +199,26 @@ def test_sigterm_saves_and_the_run_goes_on(config, bert_with_dropout, tmp_path, 
         if step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    address = f"file://{tmp_path}/bucket/run"
-    monkeypatch.setattr(MetricsWriter, "write", write_and_signal)
+    address = f"file://{bucket}"
     monkeypatch.setenv("ELQ_JAX_SCRATCH", str(tmp_path / "machine"))
-    with pytest.raises(SystemExit) as stopped:
-        loop.train_and_evaluate(config, address)
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsWriter, "write", write_and_signal)
+        with pytest.raises(SystemExit) as stopped:
+            loop.train_and_evaluate(config, address)
     assert stopped.value.code == preemption.EXIT_CODE
-    monkeypatch.undo()
     monkeypatch.setenv("ELQ_JAX_SCRATCH", str(tmp_path / "another_machine"))
     assert loop.train_and_evaluate(config, address) == f"{address}/linker"
-    found = parameters(tmp_path / "bucket" / "run" / "linker")
-    unbroken = loop.train_and_evaluate(config, tmp_path / "unbroken", profile_steps=2)
-    for name, value in parameters(unbroken).items():
+    found = parameters(bucket / "linker")
+    for name, value in parameters(whole_run / "linker").items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
-    rows = lines_of(tmp_path / "bucket" / "run" / "joint" / "metrics.jsonl")
+    rows = lines_of(bucket / "joint" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [2, 3, 3, 4, 5, 6, 6]
-    assert list((tmp_path / "unbroken" / "joint" / "profile").rglob("*.xplane.pb"))
+
+
+def test_steps_are_traced(unbroken):
+    _, run = unbroken
+    for stage in ("bi_encoder", "joint"):
+        assert list((run / stage / "profile").rglob("*.xplane.pb"))
 
 
 MARGIN_LOSS = '''
