@@ -246,13 +246,15 @@ def in_batch_accuracy(start, split, params, size):
     """
     tokenizer, config = Tokenizer.from_pretrained("minilm"), reference.config()
     examples, _ = make_examples(read_split(start, split), tokenizer, LONGEST)
+    all_ids = arrays("kb")["entity_token_ids"][np.concatenate([e.rows for e in examples])]
+    all_vectors = mention_vectors(config, params["question"], examples)
+    all_entities = entity_vectors(config, params["entity"], all_ids)
     surely, perhaps = [], []
+    stop = 0
     for first in range(0, len(examples), size):
-        some = examples[first : first + size]
-        vectors = np.concatenate([mention_vectors(config, params["question"], e) for e in some])
-        ids = arrays("kb")["entity_token_ids"][np.concatenate([e.rows for e in some])]
-        entities = EntityEncoder(config).apply({"params": params["entity"]}, ids, ids != 0)
-        scores = vectors @ np.asarray(entities).T
+        begin, stop = stop, stop + sum(len(e.rows) for e in examples[first : first + size])
+        ids = all_ids[begin:stop]
+        scores = all_vectors[begin:stop] @ all_entities[begin:stop].T
         own = np.diagonal(scores)
         same = (ids[:, None] == ids[None]).all(axis=-1)
         is_best = own > np.where(same, -np.inf, scores).max(axis=1)
@@ -263,12 +265,29 @@ def in_batch_accuracy(start, split, params, size):
     return np.mean(surely), np.mean(perhaps)
 
 
-def mention_vectors(config, params, example):
-    ids, mask = pad_tokens([example.ids], LONGEST, 1)
-    _, vectors = QuestionEncoder(config).apply(
-        {"params": params}, ids, mask, example.bounds[None], method="encode_mentions"
-    )
-    return np.asarray(vectors[0])
+def mention_vectors(config, params, examples):
+    """Vectors [sum of mentions, D] of the mentions of all examples."""
+    ids, mask = pad_tokens([example.ids for example in examples], LONGEST, len(examples))
+    counts = np.array([len(example.rows) for example in examples])
+    real = np.arange(counts.max()) < counts[:, None]
+    bounds = np.zeros((*real.shape, 2), np.int32)
+    bounds[real] = np.concatenate([example.bounds for example in examples])
+    return np.asarray(encode_mentions(config, params, ids, mask, bounds))[real]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode_mentions(config, params, ids, mask, bounds):
+    encoder = QuestionEncoder(config)
+    return encoder.apply({"params": params}, ids, mask, bounds, method="encode_mentions")[1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode_entities(config, params, ids):
+    return EntityEncoder(config).apply({"params": params}, ids, ids != 0)
+
+
+def entity_vectors(config, params, ids):
+    return np.asarray(encode_entities(config, params, ids))
 
 
 @pytest.mark.parametrize("name", ["train_inbatch", "train_inbatch_accum", "train_adversarial"])
@@ -290,11 +309,10 @@ def test_the_first_batch_and_its_negatives(name, start):
     np.testing.assert_array_equal(batch["gold_bounds"][mask], step["in_gold_mention_bounds"][mask])
 
     params = reference.params()
-    some = examples[:size]
-    vectors = np.concatenate([mention_vectors(config, params["question"], e) for e in some])
+    vectors = mention_vectors(config, params["question"], examples[:size])
     if name != "train_adversarial":
         ids = arrays("kb")["entity_token_ids"][batch["gold_rows"][mask]]
-        entities = EntityEncoder(config).apply({"params": params["entity"]}, ids, ids != 0)
+        entities = entity_vectors(config, params["entity"], ids)
         np.testing.assert_allclose(vectors @ entities.T, step["scores"], rtol=0, atol=1e-4)
         return
     np.testing.assert_allclose(vectors, step["mention_queries"], rtol=0, atol=2e-5)
@@ -368,6 +386,7 @@ def test_dropout_comes_back_after_an_evaluation():
     assert [has_dropout(step) for step in range(20)] == [True] * 10 + [False] * 6 + [True] * 4
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_a_deterministic_step_draws_no_dropout():
     bert = dataclasses.replace(reference.config().question_bert, num_layers=1, dropout_rate=0.5)
     config = dataclasses.replace(reference.config(), question_bert=bert)
