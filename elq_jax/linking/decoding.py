@@ -28,6 +28,7 @@ from elq_jax.entities.catalogue import Catalogue
 from elq_jax.linking.links import Candidate, Link, ScoredSpans
 from elq_jax.text.tokenization import EncodedQuestion
 
+_JOINERS = "\u200d\ufe0e\ufe0f"  # Joiner and variation selectors, as inside of emoji.
 DECODERS: Registry[type[Decoder]] = Registry("decoder", "elq_jax.linking.decoding")
 
 # Roles that a token may have in a mention; a token has a sum of them.
@@ -177,8 +178,9 @@ class Confident(Joint):
     2. Their scores are log-probabilities that the link is right, and must be above the threshold.
        So a higher threshold leaves links out and changes no other.
 
-    Spans are searched for above `floor`, whatever the threshold, since the probabilities depend on
-    the other spans of a question. Spans whose score is NaN are dropped.
+    Emoji and other symbols at the ends of a mention are left out of it. Spans are searched for
+    above `floor`, whatever the threshold, since the probabilities depend on the other spans of a
+    question. Spans whose score is NaN are dropped.
 
     Attributes:
       nil: whether mentions of something that is not in the catalogue are reported too, as links
@@ -206,6 +208,11 @@ class Confident(Joint):
         by_score = np.lexsort((-scores[order], spans.question[order]))
         by_score = by_score[scores[order[by_score]] > threshold]
         order, characters = order[by_score], characters[by_score]
+        texts = [spans.texts[number] for number in spans.question[order].tolist()]
+        trimmed = [
+            trim_symbols(*place) for place in zip(texts, *characters.T.tolist(), strict=True)
+        ]
+        characters = np.array(trimmed, np.int64).reshape(-1, 2)
         joint, mention_scores = joint_scores(spans)
         return dataclasses.replace(
             take(spans, order, characters, scores, mention_scores, joint),
@@ -378,6 +385,22 @@ def character_spans(spans: ScoredSpans, order: np.ndarray) -> np.ndarray:
         for number, bounds in places
     ]
     return np.array(offsets, np.int64).reshape(-1, 2)
+
+
+def trim_symbols(text: str, start: int, end: int) -> tuple[int, int]:
+    """Returns the offsets of a mention without emoji, symbols and blanks at its ends.
+
+    A mention of nothing else stays as it is.
+
+    Example: trim_symbols("who wrote 🎉dune?", 10, 15) -> (11, 15).
+    """
+    symbols = [character in _JOINERS or _is_symbol(character) for character in text[start:end]]
+    inner = [start + place for place, is_symbol in enumerate(symbols) if not is_symbol]
+    return (inner[0], inner[-1] + 1) if inner else (start, end)
+
+
+def _is_symbol(character: str) -> bool:
+    return character.isspace() or unicodedata.category(character) in ("So", "Sk", "Cn", "Cs")
 
 
 def character_span(start: int, end: int, offsets: np.ndarray, text: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from scipy.special import log_expit, log_softmax
 
 from elq_jax.core.errors import ElqError
 from elq_jax.linking import decoding
-from elq_jax.linking.decoding import FIRST, INSIDE, LAST, MEANINGFUL, Joint
+from elq_jax.linking.decoding import FIRST, INSIDE, LAST, MEANINGFUL, Joint, trim_symbols
 from elq_jax.linking.links import ScoredSpans
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.original.decoding import THRESHOLD_TYPES, Original, triples
@@ -312,3 +312,13 @@ def tokens_of(text, *pieces):
 def test_character_span(text, pieces, start, end, expected):
     first, last = decoding.character_span(start, end, tokens_of(text, *pieces), text)
     assert text[first:last] == expected
+
+
+@pytest.mark.parametrize("symbol", ["🎉", "❤️", "👍🏽", "🇫🇷", "👨‍👩‍👧", "™", "® ", "°"])
+def test_symbols_at_the_ends_of_a_mention_are_left_out(symbol):
+    text = f"who wrote {symbol}dune {symbol} two{symbol}?"
+    start, end = trim_symbols(text, 10, len(text) - 1)
+    assert text[start:end] == f"dune {symbol} two"
+    assert trim_symbols(text, 0, 9) == (0, 9)
+    assert trim_symbols(text, 10, 10 + len(symbol)) == (10, 10 + len(symbol))
+    assert trim_symbols("c++ ke$ha", 0, 3) == (0, 3)
