@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import itertools
 import lzma
 
 import pytest
@@ -38,6 +39,7 @@ def test_marks_and_blank_lines(tmp_path):
         (lzma.compress(b'{"a": 1}\n'), "found a xz file"),
         (b"PK\x03\x04\x14\0", "found a zip file"),
     ],
+    ids=itertools.count(),  # The workers must agree on the names; a gzip file holds its time.
 )
 def test_what_a_file_is_instead_is_named(tmp_path, content, message):
     path = tmp_path / "one.jsonl"
