@@ -172,7 +172,7 @@ def test_an_installed_package_brings_its_configurations(installed, tmp_path):
         f"configs/webqsp.py: no such file here; using {own}, which came with elq_jax\n"
     )
     code = "from elq_jax.configs import webqsp; print(webqsp.get_config().joint.num_steps)"
-    assert show(installed, tmp_path, code=code).stdout == "1000\n"
+    assert show(installed, tmp_path, code=code).stdout == "1300\n"
 
 
 def test_own_configurations_import_those_that_came_with_the_package(installed, tmp_path):
