@@ -33,8 +33,8 @@ from elq_jax.storage.checksums import are_cheap, check_digest, read_digests, rea
 from elq_jax.storage.files import (
     array_digest,
     atomic_write,
-    check_not_a_pointer,
     make_folder,
+    map_array,
     save_array,
 )
 from elq_jax.storage.resume import ResumeRecord
@@ -42,6 +42,7 @@ from elq_jax.storage.resume import ResumeRecord
 FORMAT_VERSION = 2
 _WITHOUT_CHECKSUMS = 1  # older version, whose shards may have none
 _DESCRIPTION = "embeddings.json"
+_REMOVE = "remove it and run encode_entities again"
 _AGAIN = "copy the folder again, or remove it and run encode_entities again"
 DTYPES = ("float32", "bfloat16", "int8")
 _STORED_AS = {"float32": np.float32, "bfloat16": np.uint16, "int8": np.int8}
@@ -500,28 +501,12 @@ def _is_finite(shard: Shard) -> bool:
 
 def _open_shard(layout: _Layout, number: int) -> Shard:
     start, stop = layout.shard_range(number)
-    values = _map(layout.path(number), _STORED_AS[layout.dtype], (stop - start, layout.width))
+    values = map_array(
+        layout.path(number), _STORED_AS[layout.dtype], (stop - start, layout.width), _REMOVE
+    )
     scale = None
     if layout.dtype == "bfloat16":
         values = values.view(ml_dtypes.bfloat16)
     if layout.dtype == "int8":
-        scale = _map(layout.path(number, "scale"), np.float32, (stop - start,))
+        scale = map_array(layout.path(number, "scale"), np.float32, (stop - start,), _REMOVE)
     return Shard(start, values, scale)
-
-
-def _map(path: pathlib.Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        check_not_a_pointer(path)
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        if isinstance(error, ElqError):
-            raise
-        raise ElqError(
-            f"{path}: damaged ({error}); remove it and run encode_entities again"
-        ) from error
-    if array.dtype != dtype or array.shape != shape:
-        raise ElqError(
-            f"{path}: found {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}; "
-            "remove it and run encode_entities again"
-        )
-    return np.asarray(array)  # the same memory without np.memmap's slow indexing

@@ -35,7 +35,7 @@ from elq_jax.storage.checksums import Sha256, are_cheap, check_digest, read_json
 from elq_jax.storage.files import (
     array_digest,
     atomic_folder,
-    check_not_a_pointer,
+    map_array,
     save_array,
     write_json,
 )
@@ -217,7 +217,8 @@ class NameIndex:
             "facts": (description.rows, 2),
         }
         arrays = {
-            name: _map(folder / f"{name}.npy", _DTYPES[name], shapes[name]) for name in shapes
+            name: map_array(folder / f"{name}.npy", _DTYPES[name], shapes[name], _AGAIN)
+            for name in shapes
         }
         if are_cheap(folder.glob("*.npy")):
             check_names(folder)
@@ -270,22 +271,6 @@ def _read_description(folder: pathlib.Path) -> Description:
 
 def _is_ours(folder: pathlib.Path) -> bool:
     return (folder / _DESCRIPTION).is_file()
-
-
-def _map(path: pathlib.Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        check_not_a_pointer(path)
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        if isinstance(error, ElqError):
-            raise
-        raise ElqError(f"{path}: missing or damaged ({error}); {_AGAIN}") from error
-    if array.dtype != dtype or array.shape != shape:
-        raise ElqError(
-            f"{path}: found {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}; "
-            f"{_AGAIN}"
-        )
-    return np.asarray(array)  # the same memory without np.memmap's slow indexing
 
 
 def name_keys(names: pa.Array) -> np.ndarray:

@@ -229,6 +229,35 @@ def _says_no_space(error: BaseException) -> bool:
     return bool(_NO_SPACE_TEXT.search(str(error)))
 
 
+def map_array(
+    path: str | os.PathLike[str], dtype: Any, shape: tuple[int, ...], advice: str
+) -> np.ndarray:
+    """Maps an array of a .npy file into memory, which must have this dtype and shape.
+
+    Args:
+      path: path of the file.
+      dtype: dtype of the array.
+      shape: shape of the array.
+      advice: text at the end of errors, what to do.
+
+    Raises:
+      ElqError: the file is missing, damaged, or holds another array.
+    """
+    try:
+        check_not_a_pointer(path)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, ElqError):
+            raise
+        raise ElqError(f"{os.fspath(path)}: missing or damaged ({error}); {advice}") from error
+    if array.dtype != dtype or array.shape != shape:
+        raise ElqError(
+            f"{os.fspath(path)}: found {array.dtype} {array.shape}, expected {np.dtype(dtype)} "
+            f"{shape}; {advice}"
+        )
+    return np.asarray(array)  # the same memory without np.memmap's slow indexing
+
+
 def check_not_a_pointer(path: str | os.PathLike[str]) -> None:
     """Raises a DataError if a file is a git-lfs pointer to one that was not fetched."""
     with open(path, "rb") as file:

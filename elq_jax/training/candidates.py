@@ -55,14 +55,7 @@ def fit_candidate_scorer(run: Run) -> None:
     folder = run.folder / _FOLDER
     if not _is_ours(folder):
         names = NameIndex.build(run.catalogue)
-        linker = EntityLinker(
-            run.model,
-            run.catalogue,
-            exact_index(run.embeddings(), run.devices),
-            settings,
-            embeddings=run.embeddings(),
-            devices=run.devices,
-        )
+        linker = linker_of(run, settings)
         weights = fit_candidate_weights(
             linker,
             CandidateScorer(CandidateWeights(weights={}), names, run.embeddings()),
@@ -101,19 +94,45 @@ def _is_ours(folder: pathlib.Path) -> bool:
 
 def _thresholds(run: Run, linker: EntityLinker, weights: CandidateWeights) -> dict[str, Any]:
     """Returns the settings of linking that differ: the best thresholds with and without scoring."""
+    fitted = f"candidates rescored, as fitted on {weights.fitted_on:,} held-out mentions"
+    threshold = best_threshold_on_dev(run, linker, fitted)
+    settings = LinkingSettings.from_dict(run.linking)
+    thresholds = {
+        settings.way: threshold,
+        settings.replace(candidate_scoring=False).way: run.linking["threshold"],
+    }
+    return {"threshold": threshold, "thresholds": thresholds}
+
+
+def linker_of(run: Run, settings: LinkingSettings) -> EntityLinker:
+    """Returns the linker that a run has trained so far, with exact search."""
+    return EntityLinker(
+        run.model,
+        run.catalogue,
+        exact_index(run.embeddings(), run.devices),
+        settings,
+        embeddings=run.embeddings(),
+        candidate_scorer=run.candidate_scorer,
+        devices=run.devices,
+    )
+
+
+def best_threshold_on_dev(run: Run, linker: EntityLinker, fitted: str) -> float:
+    """Finds the threshold that is best on the dev sets of a run, and prints the scores there.
+
+    Args:
+      run: run that names the dev sets and the metric.
+      linker: linker to measure.
+      fitted: text printed before the scores.
+    """
     floor = run.config.eval.threshold_floor
     evaluations = {
         name: predict(linker, questions, floor) for name, questions in run.dev_sets().items()
     }
     scores = dev_scores(evaluations, run.config.eval.metric)
     shown = ", ".join(f"{name[4:]} {value:.3f}" for name, value in scores.items())
-    say(f"candidates rescored, as fitted on {weights.fitted_on:,} held-out mentions; dev: {shown}")
-    settings = LinkingSettings.from_dict(run.linking)
-    thresholds = {
-        settings.way: scores["dev_threshold"],
-        settings.replace(candidate_scoring=False).way: run.linking["threshold"],
-    }
-    return {"threshold": scores["dev_threshold"], "thresholds": thresholds}
+    say(f"{fitted}; dev: {shown}")
+    return scores["dev_threshold"]
 
 
 def fit_candidate_weights(

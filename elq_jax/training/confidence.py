@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from elq_jax.core import devices as devices_lib
-from elq_jax.evaluation.predict import predict
 from elq_jax.linking.confidence import (
     BIAS,
     FEATURES,
@@ -32,11 +31,11 @@ from elq_jax.linking.scoring import BATCHES_IN_FLIGHT
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.questions.align import align_mentions
 from elq_jax.questions.records import Question
-from elq_jax.retrieval import exact_index
 from elq_jax.storage import layout
 from elq_jax.storage.checksums import read_json
 from elq_jax.storage.files import atomic_folder, write_json
-from elq_jax.training.hooks import dev_scores, say
+from elq_jax.training.candidates import best_threshold_on_dev, linker_of
+from elq_jax.training.hooks import say
 
 if TYPE_CHECKING:
     from elq_jax.training.run import Run
@@ -63,15 +62,7 @@ def fit_link_scorer(run: Run) -> None:
     run.workdir.fetch(_FOLDER, again=True)
     folder = run.folder / _FOLDER
     if not _is_ours(folder):
-        linker = EntityLinker(
-            run.model,
-            run.catalogue,
-            exact_index(run.embeddings(), run.devices),
-            settings,
-            embeddings=run.embeddings(),
-            candidate_scorer=run.candidate_scorer,
-            devices=run.devices,
-        )
+        linker = linker_of(run, settings)
         weights = fit_link_weights(
             linker,
             run.questions_of_training(held_out=True),
@@ -106,15 +97,9 @@ def _with_decoder(run: Run, linker: EntityLinker) -> dict[str, Any]:
     joint = linker.settings
     settings = dataclasses.replace(joint, decoder="confidence")  # keeps whole_words
     linker = linker.with_settings(**settings.to_dict())
-    floor = run.config.eval.threshold_floor
-    evaluations = {
-        name: predict(linker, questions, floor) for name, questions in run.dev_sets().items()
-    }
-    scores = dev_scores(evaluations, run.config.eval.metric)
-    shown = ", ".join(f"{name[4:]} {value:.3f}" for name, value in scores.items())
     fitted_on = linker.link_scorer.weights.fitted_on
-    say(f"links have probabilities, as fitted on {fitted_on:,} held-out spans; dev: {shown}")
-    threshold = scores["dev_threshold"]
+    fitted = f"links have probabilities, as fitted on {fitted_on:,} held-out spans"
+    threshold = best_threshold_on_dev(run, linker, fitted)
     thresholds = {**joint.thresholds, joint.way: joint.threshold, settings.way: threshold}
     return dataclasses.replace(settings, threshold=threshold, thresholds=thresholds).to_dict()
 

@@ -165,7 +165,7 @@ def test_damage_is_noticed(tmp_path):
     whole = shard.read_bytes()
     for broken in (whole[:200], b"", b"hello"):
         shard.write_bytes(broken)
-        with pytest.raises(ElqError, match=r"shard-00002-of-00006\.npy: damaged"):
+        with pytest.raises(ElqError, match=r"shard-00002-of-00006\.npy: missing or damaged"):
             Embeddings.open(tmp_path)
     np.save(shard, table(3))
     with pytest.raises(ElqError, match=r"expected float32 \(10, 12\)"):
