@@ -17,6 +17,7 @@ from elq_jax.evaluation.predict import predict
 from elq_jax.questions.read import read_questions
 from elq_jax.storage.lines import read_jsonl
 
+pytestmark = pytest.mark.usefixtures("quick_compilation_of_module")
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -34,7 +35,7 @@ def tables(cell):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, quick_compilation_of_module):
     """Runs a notebook in a folder of its own: (name, devices) -> cells by id, folder."""
     bert = tmp_path_factory.mktemp("bert")
     write_tiny_bert(bert, layers=1, dropout=0.0)
@@ -48,7 +49,6 @@ def run(tmp_path_factory):
             "REPOSITORY": "/nowhere",
             "ELQ_JAX_CACHE": "",
             "IPYTHONDIR": str(folder / "ipython"),
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
         }
         notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)

@@ -33,6 +33,8 @@ FLAGS = {
     "num_cand_mentions": "max_mentions",
     "num_cand_entities": "candidates",
 }
+# Programs are compiled quickly; the library, which the rest calls, as users have it.
+PROGRAM = {"XLA_FLAGS": "", "ELQ_JAX_CACHE": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 NAMES = {"num_cand_mentions": "max_mentions", "num_cand_entities": "num_candidates"}
 
 
@@ -205,7 +207,7 @@ def test_labelled_evaluation(run, make_linker):
 
 def test_evaluate_program(make_linker, tmp_path):
     """`python -m elq_jax.evaluate` reports the precision, recall and F1 the original prints."""
-    environment = os.environ | {"XLA_FLAGS": "", "ELQ_JAX_CACHE": ""}
+    environment = os.environ | PROGRAM
     started = []
     for number, run in enumerate(LABELLED):
         settings, _ = settings_of(run)
@@ -247,7 +249,7 @@ def test_evaluation_during_training(release, tmp_path):
         f"--questions={FIXTURES / 'eval_frozen.jsonl'}",
         f"--output={tmp_path}",
     ]
-    environment = os.environ | {"XLA_FLAGS": "", "ELQ_JAX_CACHE": ""}
+    environment = os.environ | PROGRAM
     subprocess.run(command, env=environment, check=True, timeout=300)
     found = json.loads((tmp_path / "report.json").read_text())["training"]["weak"]
     names = {"Precision": "precision", "Recall": "recall", "F1": "f1"}
