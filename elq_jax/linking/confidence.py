@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
@@ -28,7 +28,7 @@ from elq_jax.core.errors import DataError
 from elq_jax.entities.name_index import KINDS
 from elq_jax.linking.candidates import FEATURES as CANDIDATE_FEATURES
 from elq_jax.linking.candidates import Candidates
-from elq_jax.linking.decoding import joint_scores
+from elq_jax.linking.decoding import joint_scores, overlaps, pairs_within
 from elq_jax.linking.links import Confidence, ScoredSpans
 from elq_jax.storage.checksums import read_json
 from elq_jax.storage.files import write_json
@@ -154,11 +154,12 @@ def span_features(spans: ScoredSpans, candidates: Candidates) -> np.ndarray:
     """Computes the features of spans, see `FEATURES`.
 
     Args:
-      spans: all n spans found in their questions, with rescored candidates, one or more each.
+      spans: all n spans found in their questions, with rescored candidates.
       candidates: the candidates that these were chosen from.
 
     Returns:
-      [n, F] float64.
+      [n, F] float64, with NaN for spans without a candidate. To others, the joint score of such a
+      span is log p(mention).
     """
     count = len(spans.question)
     joint, mention_scores = joint_scores(spans)
@@ -183,7 +184,9 @@ def span_features(spans: ScoredSpans, candidates: Candidates) -> np.ndarray:
         "is_name": is_name,
         "is_its_name": of_first(has_name),
         "title_in_span": of_first(candidates.features[:, _TITLE_IN_MENTION]),
-        **_neighbour_features(spans, joint[:, 0], is_name),
+        **_neighbour_features(
+            spans, np.where(spans.rows[:, 0] < 0, mention_scores, joint[:, 0]), is_name
+        ),
     }
     return np.stack([columns[name] for name in FEATURES], axis=1).astype(np.float64)
 
@@ -208,15 +211,14 @@ def _neighbour_features(
 
     Args:
       spans: n spans.
-      joint: [n] float64, joint score of each with its first candidate.
+      joint: [n] float64, joint score of each with its first candidate, if it has one.
       is_name: [n] bool, whether the span is a name in the catalogue.
     """
     count = len(joint)
     left, right = pairs_within(spans.question)
-    starts, ends = spans.bounds.T
-    overlaps = (starts[left] <= ends[right]) & (starts[right] <= ends[left])
-    width = ends - starts
-    is_longer = overlaps & (width[right] > width[left])
+    overlap = overlaps(spans.bounds[left], spans.bounds[right])
+    width = spans.bounds[:, 1] - spans.bounds[:, 0]
+    is_longer = overlap & (width[right] > width[left])
     same = spans.rows[left, 0] == spans.rows[right, 0]
 
     def any_of(mask: np.ndarray) -> np.ndarray:
@@ -224,33 +226,12 @@ def _neighbour_features(
 
     def best_of(mask: np.ndarray) -> np.ndarray:
         best = np.full(count, -np.inf)
-        np.fmax.at(best, left[mask], joint[right[mask]])  # A span without a candidate has NaN.
+        np.fmax.at(best, left[mask], joint[right[mask]])
         return best
 
     return {
         "in_longer_name": any_of(is_longer & is_name[right]),
         "in_longer_mention": any_of(is_longer & same),
-        "rival": np.clip(joint - best_of(overlaps), -_FARTHEST, _FARTHEST),
-        "others": np.maximum(best_of(~overlaps), -_FARTHEST),
+        "rival": np.clip(joint - best_of(overlap), -_FARTHEST, _FARTHEST),
+        "others": np.maximum(best_of(~overlap), -_FARTHEST),
     }
-
-
-def pairs_within(groups: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lists all ordered pairs of different members of the same group.
-
-    Args:
-      groups: [n] int, number of the group of each member, ascending.
-
-    Returns:
-      two arrays [p] int64, the members of each pair.
-
-    Example: [0, 0, 3] -> [0, 1], [1, 0].
-    """
-    groups = np.asarray(groups)
-    first = np.searchsorted(groups, groups)
-    sizes = np.searchsorted(groups, groups, "right") - first
-    left = np.repeat(np.arange(len(groups)), sizes)
-    place = np.arange(len(left)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    right = first[left] + place
-    differ = left != right
-    return left[differ], right[differ]

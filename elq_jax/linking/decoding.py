@@ -90,6 +90,22 @@ class Decoder(abc.ABC):
         """
         return threshold
 
+    def searches(self, question: np.ndarray, bounds: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        """Returns for which spans the whole catalogue is searched; by default, for all.
+
+        The candidates of other spans are the entities that have them as a name, where candidates
+        are rescored. Without a candidate, a span is no mention.
+
+        Args:
+          question: [n] int, number of the question of each span, ascending.
+          bounds: [n, 2] int, first and last token (inclusive).
+          logits: [n] float32, span logits.
+
+        Returns:
+          [n] bool.
+        """
+        return np.ones(len(question), bool)
+
     def roles(self, question: EncodedQuestion, unknown_id: int) -> np.ndarray:
         """Returns the roles that each token may have; no other span takes one of the K places.
 
@@ -178,24 +194,41 @@ class Confident(Joint):
     2. Their scores are log-probabilities that the link is right, and must be above the threshold.
        So a higher threshold leaves links out and changes no other.
 
-    Emoji and other symbols at the ends of a mention are left out of it. Spans are searched for
-    above `floor`, whatever the threshold, since the probabilities depend on the other spans of a
+    Emoji and other symbols at the ends of a mention are left out of it. Spans are considered above
+    `floor`, whatever the threshold, since the probabilities depend on the other spans of a
     question. Spans whose score is NaN are dropped.
+
+    A search costs much more than anything else that is done for a span. So unlikely spans are
+    compared only with the entities that have them as a name, and not with the whole catalogue.
 
     Attributes:
       nil: whether mentions of something that is not in the catalogue are reported too, as links
         without an entity. Where the linker says so of a mention, this is its only link.
-      floor: log p(mention) that a span must exceed to be searched for.
+      floor: log p(mention) that a span must exceed to be considered.
+      search_floor: log p(mention) that a span must exceed to be searched for.
+      search_margin: how much lower the log p(mention) of a span may be than that of a span that
+        overlaps, if it is to be searched for.
     """
 
     nil: bool = False
     floor: float = -5.0
+    search_floor: float = -3.0
+    search_margin: float = 1.0
 
     needs_confidence: ClassVar[bool] = True
 
     def prune_threshold(self, threshold: float) -> float:
-        """Returns the floor: which spans are searched for does not depend on the threshold."""
+        """Returns the floor: which spans are considered does not depend on the threshold."""
         return self.floor
+
+    def searches(self, question: np.ndarray, bounds: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        """Returns which spans are likely enough, by themselves and beside those that overlap."""
+        scores = log_p_mention(logits)
+        left, right = pairs_within(question)
+        overlap = overlaps(bounds[left], bounds[right])
+        best = np.full(len(scores), -np.inf)
+        np.maximum.at(best, left[overlap], scores[right[overlap]])
+        return (scores > self.search_floor) & (scores > best - self.search_margin)
 
     def __call__(self, spans: ScoredSpans, threshold: float) -> Decoded:
         """Chooses mentions as the class says."""
@@ -229,11 +262,50 @@ def joint_scores(spans: ScoredSpans) -> tuple[np.ndarray, np.ndarray]:
       product is NaN), and log p(mention) [n] float64.
     """
     products = np.where(spans.rows < 0, -np.inf, spans.scores.astype(np.float64))
-    # NumPy's, since scipy.special takes a quarter of a second to import.
-    mention_scores = -np.logaddexp(0.0, -spans.logits.astype(np.float64))
+    mention_scores = log_p_mention(spans.logits)
     with np.errstate(invalid="ignore"):
         log_normalizer = np.logaddexp.reduce(products, axis=-1, keepdims=True)
         return products - log_normalizer + mention_scores[:, None], mention_scores
+
+
+def log_p_mention(logits: np.ndarray) -> np.ndarray:
+    """Returns log p(mention) of span logits [n], in float64."""
+    # NumPy's, since scipy.special takes a quarter of a second to import.
+    return -np.logaddexp(0.0, -logits.astype(np.float64))
+
+
+def pairs_within(groups: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lists all ordered pairs of different members of the same group.
+
+    Args:
+      groups: [n] int, number of the group of each member, ascending.
+
+    Returns:
+      two arrays [p] int64, the members of each pair.
+
+    Example: [0, 0, 3] -> [0, 1], [1, 0].
+    """
+    groups = np.asarray(groups)
+    first = np.searchsorted(groups, groups)
+    sizes = np.searchsorted(groups, groups, "right") - first
+    left = np.repeat(np.arange(len(groups)), sizes)
+    place = np.arange(len(left)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    right = first[left] + place
+    differ = left != right
+    return left[differ], right[differ]
+
+
+def overlaps(bounds: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Returns whether spans of the same question share a token.
+
+    Args:
+      bounds: [n, 2] int, first and last token (inclusive).
+      others: [n, 2] int, those of another span each.
+
+    Returns:
+      [n] bool.
+    """
+    return (bounds[:, 0] <= others[:, 1]) & (others[:, 0] <= bounds[:, 1])
 
 
 def best_first(spans: ScoredSpans, scores: np.ndarray, passes: np.ndarray) -> np.ndarray:

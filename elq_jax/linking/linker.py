@@ -361,7 +361,7 @@ class EntityLinker:
         """
         settings = self.settings.at(threshold)
         rescores = self.candidate_scorer is not None and settings.candidate_scoring
-        found, known = self.search_spans(texts, encoded, threshold, batch_size, bounds, find)
+        found, known = self.search_spans(texts, encoded, settings, batch_size, bounds, find)
         if not rescores:
             return found[0], known[0]
         spans, candidates = self.candidate_scorer.rescored(*found)
@@ -374,25 +374,29 @@ class EntityLinker:
         self,
         texts: Sequence[str],
         encoded: Sequence[EncodedQuestion],
-        threshold: float | None = None,
+        settings: LinkingSettings | None = None,
         batch_size: int = 64,
         bounds: Sequence[np.ndarray] | None = None,
         find: bool = True,
     ) -> tuple[tuple[ScoredSpans, np.ndarray], tuple[ScoredSpans, np.ndarray]]:
         """Scores spans as `score_encoded` does, but leaves the candidates as the search found them.
 
+        Args:
+          texts, encoded, batch_size, bounds, find: arguments of `score_encoded`.
+          settings: settings of linking; None: the linker's own.
+
         Returns:
           spans that the model finds with their vectors [n, D] float32, and those at `bounds`.
         """
         check_process()
-        settings = self.settings.at(threshold)
+        settings = settings or self.settings
         search = Search.of(encoded, settings, self.tokenizer.unk_id) if find else None
         if bounds is not None:
             bounds = arguments.check_bounds(encoded, bounds)
         count = min(settings.num_candidates, len(self.catalogue))
         with self._lock:
             parts = self.scorer(encoded, self.max_question_tokens, batch_size, search, bounds)
-            columns = find_candidates(parts, self.index, count)
+            columns = find_candidates(parts, self.index, count, settings.decoding)
         found, known = (
             (ScoredSpans(texts, encoded, *spans, settings.threshold), vectors)
             for *spans, vectors in columns

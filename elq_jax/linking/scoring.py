@@ -15,7 +15,7 @@ import numpy as np
 
 from elq_jax.core import devices as devices_lib
 from elq_jax.core.errors import ElqError
-from elq_jax.linking.decoding import FIRST, INSIDE, LAST, MEANINGFUL
+from elq_jax.linking.decoding import FIRST, INSIDE, LAST, MEANINGFUL, Decoder
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model import spans
 from elq_jax.model.bundle import Model
@@ -96,6 +96,12 @@ class SpanVectors:
     bounds: np.ndarray
     logits: np.ndarray
     vectors: np.ndarray
+
+    def in_order(self) -> SpanVectors:
+        """Returns the spans in the order of their questions, otherwise as they are."""
+        order = np.argsort(self.question, kind="stable")
+        arrays = (self.question, self.bounds, self.logits, self.vectors)
+        return SpanVectors(*(array[order] for array in arrays))
 
 
 class Scorer:
@@ -237,7 +243,7 @@ class Scorer:
 
 
 def find_candidates(
-    parts: Iterable[Sequence[SpanVectors]], index: Index, count: int
+    parts: Iterable[tuple[SpanVectors, SpanVectors]], index: Index, count: int, decoder: Decoder
 ) -> list[tuple[np.ndarray, ...]]:
     """Searches for the entities of spans; the spans of each element of `parts` are one search.
 
@@ -245,6 +251,7 @@ def find_candidates(
       parts: pairs of found and known spans, as a `Scorer` yields them.
       index: index over E entities.
       count: C, number of entities found for each span.
+      decoder: decoder that says which of the found spans are searched for.
 
     Returns:
       two tuples of arrays, one of the found and one of the known spans, in the order of the
@@ -260,14 +267,18 @@ def find_candidates(
         np.zeros((0, index.shape[1]), np.float32),
     )
     columns = [[[values] for values in empty] for _ in ("found", "known")]
-    for pair in parts:
-        vectors = np.concatenate([part.vectors for part in pair])
-        if not len(vectors):
-            continue
-        scores, rows = index.search(vectors, count)
-        ends = [len(pair[0].vectors)]
+    for found, known in parts:
+        found, known = found.in_order(), known.in_order()
+        searches = decoder.searches(found.question, found.bounds, found.logits)
+        searches = np.concatenate([searches, np.ones(len(known.question), bool)])
+        scores = np.full((len(searches), count), -np.inf, np.float32)
+        rows = np.full((len(searches), count), -1, np.int32)
+        if searches.any():
+            vectors = np.concatenate([found.vectors, known.vectors])[searches]
+            scores[searches], rows[searches] = index.search(vectors, count)
+        ends = [len(found.vectors)]
         for lists, part, *candidates in zip(
-            columns, pair, np.split(scores, ends), np.split(rows, ends), strict=True
+            columns, (found, known), np.split(scores, ends), np.split(rows, ends), strict=True
         ):
             arrays = part.question, part.bounds, part.logits, *candidates, part.vectors
             for array_list, array in zip(lists, arrays, strict=True):

@@ -24,7 +24,7 @@ from elq_jax.linking.confidence import (
     log_odds,
     span_features,
 )
-from elq_jax.linking.decoding import Confident, Joint, without_overlaps
+from elq_jax.linking.decoding import Joint, without_overlaps
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.links import ScoredSpans
 from elq_jax.linking.scoring import BATCHES_IN_FLIGHT
@@ -110,7 +110,7 @@ class LabelledSpans:
 
     Attributes:
       spans: spans with their rescored candidates.
-      features: [n, F] float64, see `confidence.FEATURES`.
+      features: [n, F] float64, see `confidence.span_features`.
       is_mention: [n] bool, whether the span is exactly a gold mention.
       is_right: [n] bool, whether it overlaps a gold mention of its first candidate.
       is_nil: [n] bool, whether it is exactly a gold mention of something outside the catalogue.
@@ -135,11 +135,12 @@ def labelled_spans(linker: EntityLinker, questions: Sequence[Question]) -> Itera
       questions: labelled questions that it was not trained on.
     """
     size = BATCHES_IN_FLIGHT * _BATCH_SIZE
+    settings = dataclasses.replace(linker.settings, decoder="confidence")
     for start in range(0, len(questions), size):
         part = [questions[i] for i in range(start, min(start + size, len(questions)))]
         texts = [question.text for question in part]
         encoded = linker.encode(texts)
-        found, _ = linker.search_spans(texts, encoded, Confident().floor, _BATCH_SIZE)
+        found, _ = linker.search_spans(texts, encoded, settings, _BATCH_SIZE)
         spans, candidates = linker.candidate_scorer.rescored(*found)
         aligned = [
             align_mentions(question, tokens) for question, tokens in zip(part, encoded, strict=True)
@@ -216,7 +217,8 @@ def fit_link_weights(
     features = np.concatenate([chunk.features for chunk, _ in chunks])
     importance = np.concatenate([own for _, own in chunks])
     is_mention = np.concatenate([chunk.is_mention for chunk, _ in chunks])
-    mention = fit_logistic(features, is_mention, importance)
+    is_rival = ~np.isnan(features).any(axis=1)  # A span without a candidate is never chosen.
+    mention = fit_logistic(features[is_rival], is_mention[is_rival], importance[is_rival])
     chosen = [
         without_overlaps(chunk.spans, log_odds(chunk.features, mention))[0] for chunk, _ in chunks
     ]
@@ -241,7 +243,7 @@ def fit_link_weights(
         link=link,
         nil=nil,
         nil_threshold=nil_threshold,
-        fitted_on=len(is_mention),
+        fitted_on=int(is_rival.sum()),
     )
 
 

@@ -21,10 +21,9 @@ from elq_jax.linking.confidence import (
     FEATURES,
     LinkScorer,
     LinkWeights,
-    pairs_within,
     span_features,
 )
-from elq_jax.linking.decoding import Confident
+from elq_jax.linking.decoding import Confident, pairs_within
 from elq_jax.linking.links import Confidence, ScoredSpans
 from elq_jax.linking.rows import Linked, Row, to_line
 from elq_jax.linking.settings import threshold_of
@@ -64,14 +63,25 @@ def spans_with_candidates(seed=0, questions=6, columns=3):
     return spans, candidates
 
 
+def without_candidates(spans, candidates, numbers):
+    """The same, with no candidate for some spans."""
+    scores, rows = spans.scores.copy(), spans.rows.copy()
+    scores[numbers], rows[numbers] = -np.inf, -1
+    kept = ~np.isin(candidates.mentions, numbers)
+    fields = dataclasses.fields(candidates)
+    fewer = Candidates(*(getattr(candidates, field.name)[kept] for field in fields))
+    return dataclasses.replace(spans, scores=scores, rows=rows), fewer
+
+
 def slow_features(spans, candidates, number):
     """The features of one span, from everything that was found in its question."""
     names = list(CANDIDATE_FEATURES)
 
     def joint_of(span):
-        return log_expit(float(spans.logits[span])) + log_softmax(
-            spans.scores[span].astype(np.float64)
-        )
+        mention = log_expit(float(spans.logits[span]))
+        if spans.rows[span, 0] < 0:
+            return [mention]
+        return mention + log_softmax(spans.scores[span].astype(np.float64))
 
     def is_named(place):
         kinds = ("title", "name", "alias")
@@ -116,9 +126,15 @@ def slow_features(spans, candidates, number):
 @pytest.mark.parametrize("seed", range(4))
 def test_features_are_those_of_a_loop(seed):
     spans, candidates = spans_with_candidates(seed)
+    if seed % 2:
+        numbers = np.arange(2, len(spans.question), 3)
+        spans, candidates = without_candidates(spans, candidates, numbers)
     found = span_features(spans, candidates)
     assert found.shape == (len(spans.question), len(FEATURES))
     for number in range(len(spans.question)):
+        if spans.rows[number, 0] < 0:
+            assert np.isnan(found[number]).any()
+            continue
         expected = slow_features(spans, candidates, number)
         assert list(expected) == list(FEATURES)
         np.testing.assert_allclose(
@@ -136,11 +152,7 @@ def test_no_spans_and_spans_without_candidates():
     )
     nothing = Candidates(*(getattr(candidates, f.name)[:0] for f in dataclasses.fields(candidates)))
     assert span_features(empty, nothing).shape == (0, len(FEATURES))
-    scores, rows = spans.scores.copy(), spans.rows.copy()
-    scores[0], rows[0] = -np.inf, -1
-    kept = candidates.mentions > 0
-    fewer = Candidates(*(getattr(candidates, f.name)[kept] for f in dataclasses.fields(candidates)))
-    spans = dataclasses.replace(spans, scores=scores, rows=rows)
+    spans, fewer = without_candidates(spans, candidates, [0])
     confidence = LinkScorer(LinkWeights(mention={"entity": 1.0}, link={"entity": 1.0}))
     spans = dataclasses.replace(spans, confidence=confidence(spans, fewer))
     assert np.isnan(spans.confidence.links[0])
@@ -153,6 +165,29 @@ def test_pairs_within_groups():
     left, right = pairs_within(groups)
     expected = [(i, j) for i in range(6) for j in range(6) if i != j and groups[i] == groups[j]]
     assert list(zip(left.tolist(), right.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_searched_spans_are_those_of_a_loop(seed):
+    spans, _ = spans_with_candidates(seed)
+    decoder = Confident(search_floor=-2.5, search_margin=1.5)
+    found = decoder.searches(spans.question, spans.bounds, spans.logits)
+    scores = log_expit(spans.logits.astype(np.float64))
+    expected = []
+    for i, (question, (first, last)) in enumerate(zip(spans.question, spans.bounds, strict=True)):
+        is_beaten = any(
+            spans.question[j] == question
+            and spans.bounds[j, 0] <= last
+            and spans.bounds[j, 1] >= first
+            and scores[j] >= scores[i] + 1.5
+            for j in range(len(scores))
+        )
+        expected.append(scores[i] > -2.5 and not is_beaten)
+    assert found.tolist() == expected
+    assert len(set(expected)) == 2
+    everything = Confident(search_floor=-np.inf, search_margin=np.inf)
+    assert everything.searches(spans.question, spans.bounds, spans.logits).all()
+    assert decoder.searches(spans.question[:0], spans.bounds[:0], spans.logits[:0]).shape == (0,)
 
 
 def random_confidence(count, seed=0):
@@ -281,11 +316,12 @@ def linker(plain, tmp_path_factory):
         plain.embeddings,
     )
     nil = {"is_name": -9.0, "words": 0.5}
+    everything = {"floor": -30.0, "search_floor": -30.0, "search_margin": 30.0}
     EntityLinker(
         Model.open(plain.folder),
         plain.catalogue,
         plain.index,
-        plain.settings.replace(decoder="confidence", threshold=-8.0, floor=-30.0),
+        plain.settings.replace(decoder="confidence", threshold=-8.0, **everything),
         embeddings=plain.embeddings,
         candidate_scorer=scorer,
         link_scorer=LinkScorer(weights(nil=nil, nil_threshold=0.7)),
@@ -328,6 +364,37 @@ def test_the_threshold_does_not_change_which_spans_are_searched_for(linker):
     scored = [linker.score_batch(QUESTIONS, threshold) for threshold in (-20.0, -0.5)]
     np.testing.assert_array_equal(*(spans.bounds for spans in scored))
     np.testing.assert_array_equal(*(spans.confidence.links for spans in scored))
+
+
+def test_spans_that_are_not_searched_for_have_candidates_by_name(linker, monkeypatch):
+    searched = linker.score_batch(QUESTIONS)
+    queries, search = [], linker.index.search
+
+    def counting(vectors, count):
+        queries.append(len(vectors))
+        return search(vectors, count)
+
+    monkeypatch.setattr(linker.index, "search", counting)
+    none = linker.with_settings(search_floor=0.0).score_batch(QUESTIONS)
+    assert not queries
+    some = linker.with_settings(search_margin=0.5).score_batch(QUESTIONS)
+    np.testing.assert_array_equal(searched.bounds, some.bounds)
+    is_searched = linker.with_settings(search_margin=0.5).settings.decoding.searches(
+        some.question, some.bounds, some.logits
+    )
+    assert queries == [is_searched.sum()]
+    assert 0 < queries[0] < len(is_searched)
+    np.testing.assert_array_equal(some.rows[is_searched], searched.rows[is_searched])
+    np.testing.assert_array_equal(some.rows[~is_searched], none.rows[~is_searched])
+    for number, (start, end), rows in zip(none.question, none.bounds, none.rows, strict=True):
+        offsets = none.encoded[number].offsets
+        text = none.texts[number][offsets[start, 0] : offsets[end, 1]]
+        names = linker.candidate_scorer.names.find([text])
+        assert set(rows[rows >= 0]) == set(names.rows)
+    assert (none.rows[:, 0] >= 0).any()
+    assert np.isnan(none.confidence.links[none.rows[:, 0] < 0]).all()
+    linked = linker.with_settings(search_floor=0.0)(QUESTIONS)
+    assert [[link.title for link in own] for own in linked] == [["Hillsborough"], []]
 
 
 def test_mentions_of_nothing_in_the_catalogue(linker, plain, tmp_path):
