@@ -61,7 +61,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.encode = ml_collections.ConfigDict()  # Used where entity vectors must be computed.
     config.encode.batch_size = 32
-    config.encode.dtype = "float32"
+    config.encode.dtype = "auto"
     config.encode.storage_dtype = "float32"  # On disk: float32, bfloat16, int8.
 
     config.linking = ml_collections.ConfigDict()  # Fields of LinkingSettings.
@@ -127,7 +127,7 @@ def _stage() -> ml_collections.ConfigDict:
     stage.weight_decay = 0.01
     stage.max_grad_norm = 1.0
     stage.span_loss_weight = 5.0
-    stage.dtype = "float32"  # Type of matrix products; or bfloat16.
+    stage.dtype = "float32"  # Type of matrix products; bfloat16; auto: what is fast here.
     stage.remat = False  # True: activations are recomputed, which saves memory.
     stage.log_every = 20
     stage.checkpoint_every = 200

@@ -45,9 +45,11 @@ def main(arguments: list[str]) -> None:
     """Builds the catalogue if it does not exist, then encodes the missing entities."""
     del arguments
     start_jax(several_processes=True)
+    from elq_jax.core.devices import say_dtype
     from elq_jax.entities.encode import encode_entities, open_encoder
 
     settings = _SETTINGS.value()
+    say_dtype(settings.dtype)
     encoder = open_encoder(settings)
     embeddings = encode_entities(encoder, _CATALOGUE.value, _OUTPUT.value, settings)
     rows, width = embeddings.shape

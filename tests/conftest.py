@@ -12,6 +12,7 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("ELQ_JAX_DTYPE", "float32")  # of what a test leaves to the machine
 if not {"PYTEST_XDIST_WORKER", "JAX_COMPILATION_CACHE_DIR"} & set(os.environ):
     # What one test compiles, the others and the programs that they start find on disk, this run.
     _compiled = tempfile.mkdtemp(prefix="elq_jax_tests_")

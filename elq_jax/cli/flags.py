@@ -271,10 +271,11 @@ class LinkerFlags:
             index=define_index("auto"),
             dtype=flags.DEFINE_enum(
                 "dtype",
-                "float32",
-                ("float32", "bfloat16"),
+                "auto",
+                ("auto", "float32", "bfloat16"),
                 "Number format in which the question encoder computes. bfloat16 is faster on GPUs, "
-                "TPUs and some CPUs, and changes scores slightly.",
+                "TPUs and some CPUs, and changes scores slightly. auto takes what this machine is "
+                "fast in.",
             ),
             batch_size=flags.DEFINE_integer(
                 "batch_size",
@@ -297,6 +298,7 @@ class LinkerFlags:
     def open(self, devices: Sequence[jax.Device] | None = None) -> EntityLinker:
         """Opens the linker that the command line names; `devices` as in `from_pretrained`."""
         start_jax()
+        from elq_jax.core.devices import say_dtype
         from elq_jax.linking.linker import EntityLinker
 
         settings = {
@@ -309,13 +311,15 @@ class LinkerFlags:
             "nil": self.nil.value,
             "whole_words": self.whole_words.value,
         }
-        return EntityLinker.from_pretrained(
+        linker = EntityLinker.from_pretrained(
             self.linker.value,
             index=self.index.value,
             dtype=self.dtype.value,
             devices=devices,
             **with_preset(self.preset.value, settings),
         )
+        say_dtype(self.dtype.value, devices)
+        return linker
 
 
 def _linker_name(text: str) -> str:

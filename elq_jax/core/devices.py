@@ -13,19 +13,29 @@ results of all devices in every process. The first process writes files.
 from __future__ import annotations
 
 import collections
+import functools
+import json
 import os
+import pathlib
+import re
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 
+from elq_jax.core import machine
 from elq_jax.core.errors import ElqError
 
 AXIS = "devices"
-COMPUTE_DTYPES = ("float32", "bfloat16")  # of matrix products
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16")  # of matrix products
+_WORTHWHILE = 1.2  # The least ratio of float32's time to bfloat16's for which numbers are rounded.
 # Each is set where several processes are meant to work together; JAX finds the rest by itself.
 _CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "ELQ_JAX_DISTRIBUTED")
 
@@ -83,6 +93,127 @@ def use_compilation_cache() -> None:
         compilation_cache.reset_cache()  # JAX looks for a folder once, when it first compiles.
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def compute_dtype(dtype: str, devices: Sequence[jax.Device] | None = None) -> str:
+    """Returns the type of matrix products that a setting asks for, "float32" or "bfloat16".
+
+    Args:
+      dtype: one of `COMPUTE_DTYPES`; "auto" for the one that `fast_dtype` names.
+      devices: devices of the products, of this process and perhaps of others; None: all.
+
+    Raises:
+      ElqError: there is no such type.
+    """
+    if dtype not in COMPUTE_DTYPES:
+        raise ElqError(f"dtype: {dtype!r}; expected one of {', '.join(COMPUTE_DTYPES)}")
+    return fast_dtype(devices)[0] if dtype == "auto" else dtype
+
+
+def fast_dtype(devices: Sequence[jax.Device] | None = None) -> tuple[str, str]:
+    """Returns the fastest type of matrix products of these devices, and why it is.
+
+    That is bfloat16 on accelerators that have it, and on CPUs with units for it if a short
+    measurement confirms that they are used. The measurement is made once and remembered in the
+    folder of compiled programs (`use_compilation_cache`). $ELQ_JAX_DTYPE overrules all this.
+    Processes that share `devices` get the same answer, and must ask together.
+
+    Args:
+      devices: devices of the products, of this process and perhaps of others; None: all.
+
+    Returns:
+      "float32" or "bfloat16", and the reason as part of a sentence.
+
+    Raises:
+      ElqError: $ELQ_JAX_DTYPE is something else.
+    """
+    if asked := os.environ.get("ELQ_JAX_DTYPE"):
+        if asked not in COMPUTE_DTYPES[1:]:
+            raise ElqError(
+                f"environment variable ELQ_JAX_DTYPE: {asked!r}; expected float32 or bfloat16"
+            )
+        return asked, "$ELQ_JAX_DTYPE says so"
+    device = (local(devices) if devices else jax.local_devices())[0]
+    if device.platform == "cpu":
+        units = machine.bfloat16_units()
+        speedup = _cpu_speedup(jax.config.jax_compilation_cache_dir)
+        is_fast = speedup >= _WORTHWHILE
+        name = f"this CPU has {units[0]}" if units else "this CPU has no units for bfloat16"
+        reason = name
+        if units:
+            reason += f" and a product takes {1 / speedup:.2f} of its time in float32"
+    else:
+        # Before generation 8.0, NVIDIA's GPUs have no units for bfloat16.
+        is_fast = not re.match(r"[1-7]\.", str(getattr(device, "compute_capability", "")))
+        reason = f"this is a {device.device_kind}"
+    if devices and len(local(devices)) < len(devices):
+        is_fast = bool(multihost_utils.process_allgather(np.array(is_fast)).all())
+    return "bfloat16" if is_fast else "float32", reason
+
+
+def say_dtype(dtype: str, devices: Sequence[jax.Device] | None = None) -> None:
+    """Prints which type "auto" has taken, and why, on stderr; nothing for other settings.
+
+    Args:
+      dtype: setting that was given, one of `COMPUTE_DTYPES`.
+      devices: devices of the products, as for `fast_dtype`.
+    """
+    if dtype == "auto" and not os.environ.get("ELQ_JAX_DTYPE"):
+        taken, reason = fast_dtype(devices)
+        if is_main():
+            print(f"dtype: auto takes {taken}, since {reason}", file=sys.stderr)
+
+
+@functools.cache
+def _cpu_speedup(folder: str | None) -> float:
+    """Returns how many times as fast as in float32 a product is in bfloat16; 0 without units.
+
+    Args:
+      folder: folder of compiled programs, where the measurement is remembered, if there is one.
+    """
+    units = machine.bfloat16_units()
+    if not units:
+        return 0.0
+    known: dict[str, float] = {}
+    path = pathlib.Path(folder) / "elq_jax_bfloat16.json" if folder else None
+    if path and "://" not in folder:
+        try:
+            known = {key: float(value) for key, value in json.loads(path.read_bytes()).items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            known = {}  # The first measurement, or a damaged file.
+    key = " ".join((machine.cpu_model(), *units, str(os.cpu_count()), "jax", jax.__version__))
+    if key not in known:
+        known[key] = _measure_speedup()
+        if path and "://" not in folder:
+            _remember(path, known)
+    return known[key]
+
+
+def _remember(path: pathlib.Path, values: Mapping[str, float]) -> None:
+    """Writes a file of JSON whole, unless the folder cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(values, file)
+        os.replace(file.name, path)
+    except OSError:
+        pass  # The next process measures again.
+
+
+def _measure_speedup() -> float:
+    """Measures a product with the shape of a BERT's on the CPU, in both types alternately."""
+    device = jax.local_devices(backend="cpu")[0]
+    x, y = np.ones((512, 384), np.float32), np.ones((384, 1536), np.float32)
+    product = jax.jit(lambda x, y: jnp.matmul(x, y, preferred_element_type=jnp.float32))
+    operands = [jax.device_put((x.astype(t), y.astype(t)), device) for t in ("float32", "bfloat16")]
+    seconds: list[list[float]] = [[], []]
+    for _ in range(8):
+        for times, arrays in zip(seconds, operands, strict=True):
+            start = time.perf_counter()
+            product(*arrays).block_until_ready()
+            times.append(time.perf_counter() - start)
+    # Other load only adds to a time, and the first one compiles.
+    return min(seconds[0]) / min(seconds[1])
 
 
 def _number(name: str) -> int | None:

@@ -17,6 +17,7 @@ from elq_jax.entities.build import open_or_build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter
 from elq_jax.entities.settings import EncodingSettings
+from elq_jax.model.bert import cast_frozen
 from elq_jax.model.bundle import Model, is_linker_directory
 from elq_jax.storage import layout
 from elq_jax.storage.files import user_address
@@ -56,7 +57,8 @@ class CatalogueEncoder:
       model: model with the parameters of its entity encoder, which go to the devices when the
         first entities are encoded.
       batch_size: number of entities per call; rounded up to a multiple of the devices.
-      dtype: type of the matrix products.
+      dtype: type of the matrix products, "float32", "bfloat16" or "auto"; `CatalogueEncoder.dtype`
+        is the one that is taken, see `devices.compute_dtype`.
       devices: devices of this process; all of them by default.
     """
 
@@ -65,19 +67,21 @@ class CatalogueEncoder:
         model: Model,
         *,
         batch_size: int = 64,
-        dtype: str = "float32",
+        dtype: str = "auto",
         devices: Sequence[jax.Device] | None = None,
     ):
         self.model = model
         devices = list(devices or devices_lib.local(devices_lib.all_devices()))
         self._devices = devices
         self._batch_size = -(-batch_size // len(devices)) * len(devices)
-        apply = functools.partial(model.entity_apply, dtype=dtype)
+        self.dtype = devices_lib.compute_dtype(dtype, devices)
+        apply = functools.partial(model.entity_apply, dtype=self.dtype)
         self._apply = devices_lib.parallel(apply, devices)
 
     @functools.cached_property
     def _params(self) -> Any:
-        return devices_lib.replicate(self.model.params["entity"], self._devices)
+        frozen = cast_frozen(self.model.params["entity"], self.dtype)
+        return devices_lib.replicate(frozen, self._devices)
 
     def encode(
         self,

@@ -25,7 +25,7 @@ class EncodingSettings:
       storage_dtype: number format of the vectors on disk; the smaller ones save space and round
         scores a little (int8 has a scale for each row).
       dtype: number format in which the encoder computes; bfloat16 is faster on GPUs, TPUs and some
-        CPUs.
+        CPUs, and auto takes what this machine is fast in.
       batch_size: number of entities encoded at a time; on a CPU small batches, which fit its cache,
         are fastest.
       shard_rows: number of entities in a shard.
@@ -38,7 +38,7 @@ class EncodingSettings:
     normalize: bool = False
     max_tokens: Annotated[int, msgspec.Meta(ge=3)] = 128
     storage_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_size: _Count = 32
     shard_rows: _Count = 16384
     on_error: Literal["stop", "skip"] = "stop"

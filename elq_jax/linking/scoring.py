@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from elq_jax.core import devices as devices_lib
-from elq_jax.core.errors import ElqError
 from elq_jax.linking.decoding import FIRST, INSIDE, LAST, MEANINGFUL, Decoder
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model import spans
+from elq_jax.model.bert import cast_frozen
 from elq_jax.model.bundle import Model
 from elq_jax.retrieval.base import Index
 from elq_jax.text.padding import (
@@ -112,7 +112,8 @@ class Scorer:
 
     Args:
       model: model whose question encoder is used; for its parameters see `with_params`.
-      dtype: dtype of the matrix products, "float32" or "bfloat16".
+      dtype: type of the matrix products, "float32", "bfloat16" or "auto"; `Scorer.dtype` is the
+        one that is taken, see `devices.compute_dtype`.
       devices: devices to run on, of this process and perhaps of others.
 
     Raises:
@@ -120,9 +121,7 @@ class Scorer:
     """
 
     def __init__(self, model: Model, dtype: str, devices: Sequence[jax.Device]):
-        if dtype not in devices_lib.COMPUTE_DTYPES:
-            raise ElqError(f"dtype: {dtype!r}; expected one of {devices_lib.COMPUTE_DTYPES}")
-        self.dtype = dtype
+        self.dtype = dtype = devices_lib.compute_dtype(dtype, devices)
         self._pad_id, self._devices = model.tokenizer.pad_id, devices
         apply = functools.partial(model.question_apply, dtype=dtype)
         max_width = model.config.max_mention_width
@@ -139,8 +138,12 @@ class Scorer:
             return known_vectors, logits, bounds, keep, vectors
 
         self._score = devices_lib.parallel(score, devices, static=(6, 7))
-        self._params = model.params["question"]
-        self._placed = _are_placed(self._params, devices_lib.local(devices))
+        self._set_params(model.params["question"])
+
+    def _set_params(self, params: Mapping[str, Any]) -> None:
+        self._params = params
+        is_placed = _are_placed(params, devices_lib.local(self._devices))
+        self._placed = params if is_placed else None
 
     def with_params(self, params: Mapping[str, Any]) -> Scorer:
         """Returns the scorer with other parameters; nothing is compiled again.
@@ -151,20 +154,20 @@ class Scorer:
             them, and a training step returns them), which are used where they are.
         """
         other = copy.copy(self)
-        other._params = params
-        other._placed = _are_placed(params, devices_lib.local(self._devices))
+        other._set_params(params)
         return other
 
     @property
     def params(self) -> Mapping[str, Any]:
         """Returns one copy of the parameters: the question encoder's tree of arrays [...]."""
-        return devices_lib.unreplicate(self._params) if self._placed else self._params
+        is_placed = self._placed is self._params
+        return devices_lib.unreplicate(self._params) if is_placed else self._params
 
     def place(self) -> None:
         """Copies the parameters to the devices, unless they hold them already."""
-        if not self._placed:
-            self._params = devices_lib.replicate(self._params, self._devices)
-            self._placed = True
+        if self._placed is None:
+            frozen = cast_frozen(self._params, self.dtype)
+            self._placed = devices_lib.replicate(frozen, self._devices)
 
     def __call__(
         self,
@@ -234,7 +237,7 @@ class Scorer:
         arrays = devices_lib.split(arrays, self._devices)
         threshold = search.threshold if search else 0
         return self._score(
-            self._params,
+            self._placed,
             *arrays.values(),
             np.full(len(devices_lib.local(self._devices)), threshold, np.float32),
             min(search.max_mentions, batch.length**2) if search else 0,

@@ -1,7 +1,8 @@
 """Computes BERT (Devlin et al., 2019) as a Linen module, and loads published checkpoints.
 
 Post-layer-norm, learned positions, exact (erf) GELU. Parameters are float32; matrix products run in
-`dtype`; layer norms, softmax and everything after the last layer are float32.
+`dtype`; layer norms, softmax and everything after the last layer are float32. On CPUs a `dtype` of
+bfloat16 is that of the operands of products with the parameters, and all else is float32.
 """
 
 from __future__ import annotations
@@ -102,6 +103,111 @@ _OPTIONAL = {  # as in transformers, the defaults of `BertConfig` hold where one
 }
 
 
+class Dense(nn.Module):
+    """A linear map with a bias, whose product runs in `dtype`.
+
+    On CPUs the result is float32 whatever `dtype` is: a product of bfloat16 numbers that returns
+    bfloat16 takes as long there as one in float32, while one that returns float32 reaches the
+    matrix units.
+
+    Attributes:
+      features: width of the result.
+      dtype: type of the product, float32 or bfloat16.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., n] to [..., features]."""
+        init = nn.initializers.truncated_normal(0.02)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if is_mixed(self.dtype):
+            return mixed_product(x, kernel) + bias
+        last = (((x.ndim - 1,), (0,)), ((), ()))
+        x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
+        return jax.lax.dot_general(x, kernel, last) + bias
+
+
+def gelu(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Computes x * Phi(x), the exact GELU, for a product in `dtype`."""
+    if not is_mixed(dtype):
+        return jax.nn.gelu(x, approximate=False)
+    # erf is faster than erfc, whose further digits near zero are lost in bfloat16's.
+    return 0.5 * x * (1 + jax.lax.erf(x * np.float32(np.sqrt(0.5))))
+
+
+def stream_type(dtype: jnp.dtype) -> jnp.dtype:
+    """Returns the type of what lies between products in `dtype`."""
+    return jnp.float32 if is_mixed(dtype) else dtype
+
+
+def is_mixed(dtype: jnp.dtype) -> bool:
+    """Returns whether products have operands of this type and float32 results: on CPUs."""
+    return dtype != jnp.float32 and jax.default_backend() == "cpu"
+
+
+@jax.custom_vjp
+def mixed_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Multiplies numbers rounded to bfloat16 and sums in float32.
+
+    Cotangents are rounded to bfloat16 too, so that the products of the backward pass are as fast.
+
+    Args:
+      x: [..., n] float32.
+      kernel: [n, m] float32; or bfloat16, where no gradient is asked for.
+
+    Returns:
+      [..., m] float32.
+    """
+    return _mixed_forward(x, kernel)[0]
+
+
+def _mixed_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    return _float32_product(x, kernel, 0), (x, kernel)
+
+
+def _mixed_backward(residuals: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[Any, Any]:
+    x, kernel = residuals
+    cotangent = cotangent.astype(jnp.bfloat16)
+    x_gradient = _float32_product(cotangent, kernel, 1)
+    # The fast kernel sums over the last axis of its first operand. XLA would fold the transposition
+    # of a matrix into the product again, but does not fold that of an array with three axes.
+    transposed = jnp.moveaxis(x, -1, 0).reshape(x.shape[-1], -1)
+    cotangent = cotangent.reshape(-1, cotangent.shape[-1])
+    return x_gradient, _float32_product(transposed, cotangent, 0)
+
+
+mixed_product.defvjp(_mixed_forward, _mixed_backward)
+
+
+def _float32_product(x: jax.Array, y: jax.Array, axis: int) -> jax.Array:
+    """Sums over the last axis of `x` and an axis of the matrix `y`; returns float32."""
+    axes = (((x.ndim - 1,), (axis,)), ((), ()))
+    return jax.lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
+
+
+def cast_frozen(params: Any, dtype: str) -> Any:
+    """Rounds those parameters to `dtype` that products would round at every call.
+
+    Results stay the same. It is for parameters that do not change any more.
+
+    Args:
+      params: tree with the parameters of a `BertEncoder` in it, arrays of the host.
+      dtype: type of the matrix products, "float32" or "bfloat16".
+    """
+
+    def cast(path: tuple[Any, ...], array: Any) -> Any:
+        names = [key.key for key in path]
+        is_rounded = names[-1] == "kernel" and any(name.startswith("layers_") for name in names)
+        return np.asarray(array).astype(jnp.dtype(dtype)) if is_rounded else array
+
+    return params if dtype == "float32" else jax.tree_util.tree_map_with_path(cast, params)
+
+
 class BertLayer(nn.Module):
     """Self-attention and a feed-forward block, each with a residual connection and a norm."""
 
@@ -113,15 +219,15 @@ class BertLayer(nn.Module):
         """Maps hidden states [B, T, D] to hidden states [B, T, D]; `mask` is [B, T] bool."""
         config = self.config
         head_size = config.hidden_size // config.num_heads
+        stream_dtype = stream_type(self.dtype)
 
-        def dense(features: int, name: str) -> nn.Dense:
-            init = nn.initializers.truncated_normal(0.02)
-            return nn.Dense(features, dtype=self.dtype, kernel_init=init, name=name)
+        def dense(features: int, name: str) -> Dense:
+            return Dense(features, self.dtype, name=name)
 
         def residual_norm(residual: jax.Array, update: jax.Array, name: str) -> jax.Array:
             update = nn.Dropout(config.dropout_rate)(update, deterministic=deterministic)
             norm = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32, name=name)
-            return norm(residual + update).astype(self.dtype)
+            return norm(residual + update).astype(stream_dtype)
 
         def heads(x: jax.Array) -> jax.Array:
             return x.reshape(*x.shape[:2], config.num_heads, head_size)
@@ -133,14 +239,14 @@ class BertLayer(nn.Module):
         logits = logits / np.sqrt(head_size)
         # A finite minimum, so that rows of padding examples give numbers and not NaN.
         logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(logits).astype(self.dtype)
+        weights = jax.nn.softmax(logits).astype(stream_dtype)
         weights = nn.Dropout(config.attention_dropout_rate)(weights, deterministic=deterministic)
         attended = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(hidden.shape)
         attended = dense(config.hidden_size, "attention_output")(attended)
         hidden = residual_norm(hidden, attended, "attention_norm")
 
         inner = dense(config.intermediate_size, "intermediate")(hidden)
-        inner = jax.nn.gelu(inner, approximate=False)
+        inner = gelu(inner, self.dtype)
         return residual_norm(hidden, dense(config.hidden_size, "output")(inner), "output_norm")
 
 
@@ -205,7 +311,7 @@ class BertEncoder(nn.Module):
             self.word(input_ids) + self.position(jnp.arange(length)) + self.token_type.embedding[0]
         )
         hidden = self.embedding_dropout(self.embedding_norm(hidden), deterministic=deterministic)
-        states = [hidden.astype(self.dtype)]
+        states = [hidden.astype(stream_type(self.dtype))]
         for layer in self.layers:
             states.append(layer(states[-1], mask, deterministic))
         return [state.astype(jnp.float32) for state in states]

@@ -278,6 +278,7 @@ def embedding_error(
     encoder = CatalogueEncoder(
         Model(model.config, model.params, tokenizer),
         batch_size=len(rows),
+        dtype="float32",
         devices=jax.local_devices()[:1],
     )
     ours = encoder.encode(catalogue.titles(rows), catalogue.texts(rows))

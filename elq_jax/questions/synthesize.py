@@ -416,4 +416,6 @@ def _encode(
             f"{embeddings.folder}: vectors of another entity encoder than {given}; give these "
             "flags as encode_entities had them, or patterns whose entities are in the catalogue"
         )
-    return CatalogueEncoder(model, batch_size=32).encode(entities.titles, entities.texts)
+    return CatalogueEncoder(model, batch_size=32, dtype="float32").encode(
+        entities.titles, entities.texts
+    )

@@ -111,6 +111,7 @@ def linker_of(run: Run, settings: LinkingSettings) -> EntityLinker:
         run.catalogue,
         exact_index(run.embeddings(), run.devices),
         settings,
+        dtype=run.config.joint.dtype,
         embeddings=run.embeddings(),
         candidate_scorer=run.candidate_scorer,
         devices=run.devices,

@@ -113,7 +113,8 @@ class Start:
       batches: batches of the whole stage.
       recipe: optimiser, learning rates, and which steps have dropout.
       state: training state, on the host.
-      record: values saved beside the state: seed, best score on dev, step of that score.
+      record: values saved beside the state: seed, best score on dev, step of that score, and the
+        type of matrix products, which a run keeps on other machines too.
       checkpoints: checkpoints of the stage.
       writer: writer of metrics.jsonl.
     """
@@ -146,6 +147,10 @@ def start_stage(run: Run, stage: Stage) -> Start:
         state, record = restored
         hooks.say(f"{stage.name}: resumes at step {int(state.step)} of {batches.num_steps}")
     run.workdir.fetch(f"{stage.name}/metrics.jsonl", again=True)  # 4
+    if "dtype" not in record:
+        dtype = run.config[stage.name].dtype
+        devices_lib.say_dtype(dtype, run.devices)
+        record["dtype"] = devices_lib.compute_dtype(dtype, run.devices)
     metrics = run.folder / stage.name / "metrics.jsonl"
     writer = MetricsWriter(metrics, int(state.step))
     return Start(batches, recipe, state, record, checkpoints, writer)
@@ -168,7 +173,7 @@ def train_stage(run: Run, stage: Stage, profile_steps: int = 0) -> TrainState:
     table = None
     if stage.has_table:
         table = Table.place(run.embeddings(), devices, settings.table_dtype)
-    objective = Objective.of_stage(run.model.config, settings)
+    objective = Objective.of_stage(run.model.config, settings, start.record["dtype"])
     take_step = parallel_train_step(objective, devices)
     state = devices_lib.replicate(start.state, devices)
     start.state = None  # Only the devices hold it from here on.
@@ -213,13 +218,12 @@ def create_hooks(
     A value that is not finite is seen before it is scored or saved, and a checkpoint is saved after
     the best parameters that its record names.
     """
-    settings = run.config[stage.name]
     stage_hooks: list[hooks.Hook] = [
         hooks.Metrics(
             stage.name,
             start.batches.num_steps,
             run.devices,
-            settings.dtype,
+            start.record["dtype"],
             start.recipe.learning_rate,
             start.writer,
             clock,
@@ -253,7 +257,9 @@ def dev_evaluation(run: Run, table: Table) -> Callable[[Any], dict[str, Evaluati
     sets = run.dev_sets()
     index = exact_index(run.embeddings(), run.devices, table)
     settings = LinkingSettings.from_dict(run.config.linking)
-    linker = EntityLinker(run.model, run.catalogue, index, settings, devices=run.devices)
+    linker = EntityLinker(
+        run.model, run.catalogue, index, settings, dtype=run.config.joint.dtype, devices=run.devices
+    )
 
     def evaluate(params: Any) -> dict[str, Evaluation]:
         trained, floor = linker.with_params(params), run.config.eval.threshold_floor

@@ -47,14 +47,19 @@ class Objective:
     remat: bool = False
 
     @classmethod
-    def of_stage(cls, model: ElqConfig, stage: Mapping[str, Any]) -> Objective:
+    def of_stage(cls, model: ElqConfig, stage: Mapping[str, Any], dtype: str) -> Objective:
         """Makes the objective that a stage of a configuration asks for.
+
+        Args:
+          model: configuration of the encoders.
+          stage: section of the stage.
+          dtype: type of the matrix products, "float32" or "bfloat16".
 
         Raises:
           ElqError: there is no such linking loss, or a setting of it cannot be used.
         """
         loss = create_linking_loss(stage)
-        return cls(model, loss, stage["span_loss_weight"], stage["dtype"], stage["remat"])
+        return cls(model, loss, stage["span_loss_weight"], dtype, stage["remat"])
 
 
 def train_step(

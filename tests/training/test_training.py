@@ -386,7 +386,7 @@ def test_a_workdir_of_other_inputs_is_refused(config, tmp_path):
         ({"seed": -1}, "seed: -1; expected an integer, at least 0"),
         ({"eval.max_questions": 0}, "eval.max_questions: 0; expected an integer, at least 1"),
         ({"joint.num_steps": 0, "joint.num_epochs": 0.0}, "both are 0; give one of them"),
-        ({"joint.dtype": "fp16"}, "joint.dtype: 'fp16'; expected one of float32, bfloat16"),
+        ({"joint.dtype": "fp16"}, "joint.dtype: 'fp16'; expected one of auto, float32, bfloat16"),
         ({"joint.table_dtype": "int4"}, "joint.table_dtype: 'int4'; expected one of"),
         ({"encode.batch_size": 0}, "encode.batch_size: 0; expected an integer"),
         ({"eval.metric": "best"}, "eval.metric: 'best'; expected one of weak, strong"),
