@@ -33,6 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     for name in ("catalogue", "train_files", "train_repeats", "dev_files"):
         config[name] = data[name]
     config.held_out_share = 0.0  # The original trains on all questions and rescores nothing.
+    config.linking.spelling = False
 
     config.model.max_entity_tokens = 48
     config.model.max_mention_width = 11

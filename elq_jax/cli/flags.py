@@ -202,6 +202,10 @@ _SCORING = (
     "trained for it can do so; it has one threshold for each of the two. By default the linker's "
     "own."
 )
+_SPELLING = (
+    "Whether a misspelt word of a question is read as the word of the catalogue that was probably "
+    "meant. Only a linker that has these words can do so. By default the linker's own."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +219,7 @@ class LinkerFlags:
     max_mentions: flags.FlagHolder[int | None]
     candidates: flags.FlagHolder[int | None]
     candidate_scoring: flags.FlagHolder[bool | None]
+    spelling: flags.FlagHolder[bool | None]
     decoder: flags.FlagHolder[str | None]
     nil: flags.FlagHolder[bool | None]
     whole_words: flags.FlagHolder[bool | None]
@@ -265,6 +270,7 @@ class LinkerFlags:
                 lower_bound=1,
             ),
             candidate_scoring=flags.DEFINE_bool("candidate_scoring", None, _SCORING),
+            spelling=flags.DEFINE_bool("spelling", None, _SPELLING),
             decoder=flags.DEFINE_string("decoder", None, _DECODER),
             nil=flags.DEFINE_bool("nil", None, _NIL),
             whole_words=flags.DEFINE_bool("whole_words", None, _WHOLE_WORDS),
@@ -306,6 +312,7 @@ class LinkerFlags:
             "max_mentions": self.max_mentions.value,
             "num_candidates": self.candidates.value,
             "candidate_scoring": self.candidate_scoring.value,
+            "spelling": self.spelling.value,
             "min_probability": self.min_probability.value,
             "decoder": self.decoder.value,
             "nil": self.nil.value,

@@ -58,7 +58,7 @@ _DTYPES = {
     "starts": np.int64,
     "facts": np.uint8,
 }
-_MULTIPLIER = 0x9E3779B97F4A7C15  # odd
+MULTIPLIER = 0x9E3779B97F4A7C15  # odd
 
 
 class Named(NamedTuple):
@@ -310,12 +310,17 @@ def hash_strings(strings: pa.Array) -> np.ndarray:
     )
     lengths = np.diff(offsets)
     places = np.arange(len(content)) - np.repeat(offsets[:-1] - first, lengths)
-    powers = np.cumprod(np.full(lengths.max() + 1, _MULTIPLIER, np.uint64))
+    powers = np.cumprod(np.full(lengths.max() + 1, MULTIPLIER, np.uint64))
     terms = (content.astype(np.uint64) + np.uint64(1)) * powers[places]
     values = np.zeros(len(strings), np.uint64)
     if len(terms):
         whole = lengths > 0
         values[whole] = np.add.reduceat(terms, (offsets[:-1] - first)[whole])
+    return scrambled(values)
+
+
+def scrambled(values: np.ndarray) -> np.ndarray:
+    """Mixes the bits of values [n] uint64, in place, as SplitMix64 does."""
     values ^= values >> np.uint64(30)
     values *= np.uint64(0xBF58476D1CE4E5B9)
     values ^= values >> np.uint64(27)

@@ -25,6 +25,7 @@ from elq_jax.entities.name_index import KINDS, Named, NameIndex, words_of
 from elq_jax.linking.links import ScoredSpans
 from elq_jax.storage.checksums import read_json
 from elq_jax.storage.files import write_json
+from elq_jax.text.corrections import corrected
 
 FORMAT_VERSION = 1
 
@@ -224,11 +225,15 @@ class CandidateScorer:
 
 
 def _texts_of(spans: ScoredSpans) -> list[str]:
-    """Returns the text of each span, from the first character of its first token to its last's."""
+    """Returns the text of each span, from the first character of its first token to its last's.
+
+    Misspelt words are read as the tokens spell them.
+    """
     texts = []
     for number, (start, end) in zip(spans.question.tolist(), spans.bounds.tolist(), strict=True):
-        offsets = spans.encoded[number].offsets
-        texts.append(spans.texts[number][offsets[start, 0] : offsets[end, 1]])
+        question = spans.encoded[number]
+        place = question.offsets[start, 0], question.offsets[end, 1]
+        texts.append(corrected(spans.texts[number], question.corrections, *place))
     return texts
 
 

@@ -10,6 +10,7 @@ index/             a saved ScaNN index, if one was built
 candidates.json    weights that rescore the candidates of mentions, if they were fitted
 names/             names of the entities, which the rescoring needs
 confidence.json    weights that say how probably a link is right, if they were fitted
+words/             words of the catalogue, by which spelling is corrected, if it is
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from elq_jax.core.errors import DataError, ElqError
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter, checked_shards
 from elq_jax.entities.name_index import NameIndex, check_names
+from elq_jax.entities.word_index import WordIndex, check_words
 from elq_jax.linking.candidates import CandidateScorer, CandidateWeights
 from elq_jax.linking.confidence import LinkScorer, LinkWeights
 from elq_jax.linking.settings import LinkingSettings
@@ -48,6 +50,7 @@ def write_linker(
     index: Index | None = None,
     candidate_scorer: CandidateScorer | None = None,
     link_scorer: LinkScorer | None = None,
+    words: WordIndex | None = None,
 ) -> None:
     """Writes a linker directory, which appears under its name when it is complete.
 
@@ -62,6 +65,7 @@ def write_linker(
       index: index over the embeddings, whose files are written too if it has any.
       candidate_scorer: what rescores the candidates of mentions; its weights and names are written.
       link_scorer: what says how probably a link is right; its weights are written.
+      words: words of the catalogue, which are written too.
 
     Raises:
       ElqError: `folder` holds something else, or there are no embeddings.
@@ -84,13 +88,18 @@ def write_linker(
             index.save(temporary / layout.INDEX)
         if candidate_scorer is not None:
             candidate_scorer.weights.write(temporary / layout.CANDIDATES)
-            names = candidate_scorer.names
-            if names.folder is not None:
-                link_or_copy(names.folder, temporary / layout.NAMES)
-            else:
-                names.save(temporary / layout.NAMES)
+            _link_or_save(candidate_scorer.names, temporary / layout.NAMES)
         if link_scorer is not None:
             link_scorer.weights.write(temporary / layout.CONFIDENCE)
+        if words is not None:
+            _link_or_save(words, temporary / layout.WORDS)
+
+
+def _link_or_save(index: NameIndex | WordIndex, folder: pathlib.Path) -> None:
+    if index.folder is not None:
+        link_or_copy(index.folder, folder)
+    else:
+        index.save(folder)
 
 
 def _write_embeddings(folder: pathlib.Path, model: Model, vectors: np.ndarray) -> None:
@@ -143,8 +152,8 @@ def open_parts(
       settings: changes to the directory's `LinkingSettings`.
 
     Returns:
-      model (its question encoder), catalogue, index, settings, embeddings, candidate_scorer and
-      link_scorer, by the names that `EntityLinker` has for them.
+      model (its question encoder), catalogue, index, settings, embeddings, candidate_scorer,
+      link_scorer and words, by the names that `EntityLinker` has for them.
 
     Raises:
       ElqError: a part is missing or broken, or the parts do not belong together.
@@ -160,6 +169,7 @@ def open_parts(
         "embeddings": embeddings,
         "candidate_scorer": open_candidate_scorer(folder, embeddings),
         "link_scorer": open_link_scorer(folder),
+        "words": open_words(folder, embeddings.catalogue_fingerprint),
     }
 
 
@@ -188,6 +198,16 @@ def open_link_scorer(folder: pathlib.Path) -> LinkScorer | None:
     """
     path = folder / layout.CONFIDENCE
     return LinkScorer(LinkWeights.read(path)) if path.exists() else None
+
+
+def open_words(folder: pathlib.Path, catalogue_fingerprint: str | None) -> WordIndex | None:
+    """Opens the words of the catalogue; None where a linker has none.
+
+    Raises:
+      ElqError: a file is missing or damaged, or the words are of another catalogue.
+    """
+    path = folder / layout.WORDS
+    return WordIndex.open(path, catalogue_fingerprint) if path.exists() else None
 
 
 def open_embeddings(folder: str | os.PathLike[str], catalogue: Catalogue) -> Embeddings:
@@ -264,6 +284,10 @@ def verify(folder: str | os.PathLike[str]) -> dict[str, str]:
     if layout.CONFIDENCE in present:
         LinkWeights.read(folder / layout.CONFIDENCE)
         findings[layout.CONFIDENCE] = "can be read"
+    if layout.WORDS in present:
+        words = WordIndex.open(folder / layout.WORDS, catalogue and catalogue.fingerprint)
+        check_words(folder / layout.WORDS)
+        findings[layout.WORDS] = f"{len(words):,} words, checksums agree"
     if not findings:
         raise ElqError(
             f"{folder}: nothing to verify; expected a linker directory, or a folder that "
@@ -286,6 +310,7 @@ def _parts_that_belong_together(folder: pathlib.Path) -> set[str]:
         (layout.NAMES, layout.CATALOGUE),
         (layout.CANDIDATES, layout.NAMES),
         (layout.CONFIDENCE, layout.CANDIDATES),
+        (layout.WORDS, layout.CATALOGUE),
     ):
         if part in names and needed not in names:
             raise ElqError(
@@ -315,6 +340,7 @@ def check_parts(
     settings: LinkingSettings,
     candidate_scorer: CandidateScorer | None = None,
     link_scorer: LinkScorer | None = None,
+    words: WordIndex | None = None,
 ) -> None:
     """Raises an ElqError unless the parts of a linker fit together."""
     config, tokenizer = model.config, model.tokenizer
@@ -331,6 +357,11 @@ def check_parts(
                 f"candidate_scorer: names of another catalogue (fingerprint {expected}, expected "
                 f"{catalogue.fingerprint}); make it with NameIndex.build(catalogue)"
             )
+    if words is not None and catalogue.fingerprint != words.catalogue_fingerprint:
+        raise ElqError(
+            f"words: of another catalogue (fingerprint {words.catalogue_fingerprint}, expected "
+            f"{catalogue.fingerprint}); make them with WordIndex.build(catalogue)"
+        )
     if width != config.vector_width:
         raise ElqError(
             f"the index has vectors of width {width}, the model of {config.vector_width}; "

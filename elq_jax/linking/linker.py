@@ -17,6 +17,7 @@ from elq_jax.core import devices as devices_lib
 from elq_jax.core.errors import ElqError, check_count
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings
+from elq_jax.entities.word_index import WordIndex
 from elq_jax.linking import arguments, directory
 from elq_jax.linking.candidates import CandidateScorer
 from elq_jax.linking.confidence import LinkScorer
@@ -25,6 +26,7 @@ from elq_jax.linking.links import Link, ScoredSpans
 from elq_jax.linking.process import check_process
 from elq_jax.linking.scoring import Scorer, Search, chunks, find_candidates
 from elq_jax.linking.settings import LinkingSettings
+from elq_jax.linking.spelling import Speller
 from elq_jax.model.bundle import Model
 from elq_jax.retrieval import Index
 from elq_jax.storage.files import user_path
@@ -54,6 +56,7 @@ class EntityLinker:
       scorer: scorer, which runs the question encoder on the devices.
       candidate_scorer: what rescores the candidates of mentions; None: the search's scores stay.
       link_scorer: what says how probably a link is right; None: links have no probability.
+      speller: what corrects the spelling of questions; None: they are read as they are.
       embeddings: [E, D] vectors that the index was built over; None if they were not given.
       folder: directory that this linker was opened from; None if it was made in memory, or has got
         other parameters since.
@@ -69,6 +72,7 @@ class EntityLinker:
         embeddings: Embeddings | np.ndarray | None = None,
         candidate_scorer: CandidateScorer | None = None,
         link_scorer: LinkScorer | None = None,
+        words: WordIndex | None = None,
         dtype: str = "auto",
         devices: str | Sequence[jax.Device] | None = None,
     ):
@@ -83,6 +87,7 @@ class EntityLinker:
           embeddings: [E, D] vectors that the index was built over; `save_pretrained` writes them.
           candidate_scorer: what rescores the candidates of mentions, if anything does.
           link_scorer: what says how probably a link is right, if anything does.
+          words: words of the catalogue, by which the spelling of questions is corrected, if at all.
           dtype: type of the encoder's matrix products: "float32", "bfloat16", or "auto" for what
             the devices are fast in. bfloat16 changes scores slightly.
           devices: devices, or the name of a platform such as "cpu"; all local ones by default.
@@ -93,13 +98,14 @@ class EntityLinker:
         check_process()
         settings = settings or LinkingSettings()
         scorers = candidate_scorer, link_scorer
-        directory.check_parts(model, catalogue, index, settings, *scorers)
+        directory.check_parts(model, catalogue, index, settings, *scorers, words)
         self.model, self.config, self.tokenizer = model, model.config, model.tokenizer
         self.catalogue, self.index, self.settings = catalogue, index, settings
         self._devices = devices_lib.choose(devices)
         self.scorer = Scorer(model, dtype, self._devices)
         self.embeddings = embeddings
         self.candidate_scorer, self.link_scorer = scorers
+        self.speller = None if words is None else Speller(words, self.tokenizer)
         self._lock = threading.RLock()
         self.folder: pathlib.Path | None = None
         self._arguments: dict[str, Any] | None = None  # of `from_pretrained`
@@ -172,6 +178,7 @@ class EntityLinker:
             self.index,
             self.candidate_scorer,
             self.link_scorer,
+            self.speller and self.speller.words,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -326,12 +333,13 @@ class EntityLinker:
         return self.score_encoded(texts, self.encode(texts), threshold, batch_size)[0]
 
     def encode(self, texts: Iterable[str]) -> list[EncodedQuestion]:
-        """Tokenises questions, cut to `max_question_tokens`."""
+        """Tokenises questions, cut to `max_question_tokens`, after their spelling is corrected."""
         check_process()
         return self.tokenizer.encode_questions(
             arguments.texts_of(texts),
             self.max_question_tokens,
             special_tokens_in_text=self.settings.decoding.special_tokens_in_text,
+            correct=self.speller if self.settings.spelling else None,
         )
 
     def score_encoded(

@@ -40,6 +40,8 @@ class LinkingSettings:
       decoder_settings: settings of the decoder, by name.
       candidate_scoring: whether candidates are rescored by their names, in a linker that has the
         weights for it; for others it changes nothing.
+      spelling: whether the spelling of questions is corrected, in a linker that has the words of
+        its catalogue; for others it changes nothing.
       thresholds: best thresholds by `way` of linking; another way begins with its own.
     """
 
@@ -50,14 +52,16 @@ class LinkingSettings:
     decoder: str = "joint"
     decoder_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     candidate_scoring: bool = True
+    spelling: bool = True
     thresholds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         _check_number("threshold", self.threshold)
         for way, threshold in self.thresholds.items():
             _check_number(f"thresholds[{way!r}]", threshold)
-        if not isinstance(self.candidate_scoring, bool):
-            raise ElqError(f"candidate_scoring: {self.candidate_scoring!r}; expected true or false")
+        for name in ("candidate_scoring", "spelling"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ElqError(f"{name}: {value!r}; expected true or false")
         if self.decoding.needs_confidence and not self.candidate_scoring:
             raise ElqError(
                 f"decoder: {self.decoder!r} needs candidate scoring; turn candidate_scoring on, or "

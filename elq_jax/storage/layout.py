@@ -4,3 +4,4 @@ CONFIG, PARAMETERS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.j
 ORIGINAL_PARAMETERS = "original.safetensors"  # of linkers that `convert` wrote
 CATALOGUE, EMBEDDINGS, INDEX = "catalogue.arrow", "embeddings", "index"
 CANDIDATES, NAMES, CONFIDENCE = "candidates.json", "names", "confidence.json"
+WORDS = "words"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 import copy
+import dataclasses
 import functools
 import hashlib
 import json
 import os
 import pathlib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from elq_jax.core.errors import ElqError, check_count
 from elq_jax.core.strings import made_whole
 from elq_jax.storage.files import atomic_write, check_not_a_pointer
 from elq_jax.storage.hub import resolve_encoder
+from elq_jax.text.corrections import Correction, corrected, original_offsets
 
 ENTITY_TAG = "[unused2]"  # between an entity's title and its text
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -39,12 +41,15 @@ class EncodedQuestion:
         [CLS] and [SEP]. BERT ends a word at white space, at punctuation, and at every Chinese
         character: "[CLS] d ' iv ##oire [SEP]" gives [-1, 0, 1, 2, 2, -1].
       truncated_at: character offset of the first token that was cut off; None if none was.
+      corrections: words that the tokens spell in another way than the original string. All tokens
+        of such a word have its offsets.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
     words: np.ndarray
     truncated_at: int | None
+    corrections: tuple[Correction, ...] = ()
 
 
 class Tokenizer:
@@ -153,7 +158,11 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def encode_questions(
-        self, texts: Sequence[str], max_length: int, special_tokens_in_text: bool = False
+        self,
+        texts: Sequence[str],
+        max_length: int,
+        special_tokens_in_text: bool = False,
+        correct: Callable[[Sequence[str]], Sequence[tuple[Correction, ...]]] | None = None,
     ) -> list[EncodedQuestion]:
         """Encodes questions as `[CLS] tokens [SEP]`, at most `max_length` ids each.
 
@@ -164,18 +173,27 @@ class Tokenizer:
           special_tokens_in_text: whether questions are read as the original implementation does:
             a literal "[SEP]" or "[PAD]" in a question becomes that token (a [PAD] makes a hole in
             the attention mask), and a long question is cut behind any token.
+          correct: function that returns the words of each question to read in another spelling, in
+            the order of its text; None: questions are read as they are.
 
         Raises:
           ElqError: `texts` is not a sequence of strings, or `max_length` is below 3.
         """
         backend = self._backend_with_special_tokens if special_tokens_in_text else self._backend
-        encodings = backend.encode_batch(_check_texts(texts, "texts"), add_special_tokens=False)
+        read = texts = _check_texts(texts, "texts")
+        if correct is not None:
+            corrections = correct(texts)
+            read = [corrected(*pair) for pair in zip(texts, corrections, strict=True)]
+        encodings = backend.encode_batch(read, add_special_tokens=False)
         check_count("max_length", max_length, least=3)
         room = max_length - 2
-        return [
+        questions = [
             self._question(text, encoding, room, whole_words=not special_tokens_in_text)
-            for text, encoding in zip(texts, encodings, strict=True)
+            for text, encoding in zip(read, encodings, strict=True)
         ]
+        if correct is None:
+            return questions
+        return [_as_written(*pair) for pair in zip(questions, corrections, strict=True)]
 
     def _question(
         self, text: str, encoding: tokenizers.Encoding, room: int, whole_words: bool
@@ -231,6 +249,15 @@ class Tokenizer:
             entities.append(np.array([self.cls_id, *ids, self.sep_id], np.int32))
         return entities
 
+    def whole_words(self) -> list[str]:
+        """Lists the words of two and more letters that are single tokens, in the order of ids."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=False)
+        return [
+            token
+            for token in sorted(vocabulary, key=vocabulary.__getitem__)
+            if len(token) > 1 and token.isalpha()
+        ]
+
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Looks up the tokens of ids: [2054, 2015] are ["what", "##s"]."""
         return [self._backend.id_to_token(int(token)) or "[UNK]" for token in ids]
@@ -240,6 +267,16 @@ class Tokenizer:
         backend = copy.deepcopy(self._backend)
         backend.encode_special_tokens = False
         return backend
+
+
+def _as_written(question: EncodedQuestion, corrections: tuple[Correction, ...]) -> EncodedQuestion:
+    """Returns a corrected question with offsets in the text as it was written."""
+    if not corrections:
+        return question
+    offsets, cut = original_offsets(question.offsets, corrections), question.truncated_at
+    if cut is not None:
+        cut = int(original_offsets(np.array([[cut, cut + 1]]), corrections)[0, 0])
+    return dataclasses.replace(question, offsets=offsets, truncated_at=cut, corrections=corrections)
 
 
 def _without_mark(content: bytes) -> bytes:

@@ -13,6 +13,7 @@ from elq_jax.core.errors import ElqError
 from elq_jax.entities import build, encode
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings
+from elq_jax.entities.word_index import WordIndex
 from elq_jax.evaluation.sets import set_names
 from elq_jax.linking import directory
 from elq_jax.linking.candidates import CandidateScorer
@@ -121,7 +122,7 @@ class Run:
 
     def write_linker(self) -> str:
         """Writes the linker directory; returns its address."""
-        embeddings = self.embeddings()
+        embeddings, settings = self.embeddings(), LinkingSettings.from_dict(self.linking)
         if devices_lib.is_main():
             directory.write_linker(
                 self.folder / "linker",
@@ -131,6 +132,7 @@ class Run:
                 embeddings.folder,
                 candidate_scorer=self.candidate_scorer,
                 link_scorer=self.link_scorer,
+                words=WordIndex.build(self.catalogue) if settings.spelling else None,
             )
             self.workdir.publish("linker")
         devices_lib.wait_for_all("the linker is written")
