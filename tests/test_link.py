@@ -211,6 +211,8 @@ def test_lines_hold_what_the_linker_says(linker, tmp_path):
     ]
     linked = batch.link_rows(linker, rows, 4)
     lines = [json.loads(batch.to_line(one)) for one in linked]
+    for one, line in zip(linked, lines, strict=True):
+        assert batch.to_line(one) == json.dumps(line, ensure_ascii=False).encode() + b"\n"
     assert [line["id"] for line in lines] == ["a", 2, 3, "long"]
     assert lines[1] == {"id": 2, "text": "", "links": []}
     assert lines[2] == {"id": 3, "error": "f.jsonl:3: missing"}
@@ -219,7 +221,7 @@ def test_lines_hold_what_the_linker_says(linker, tmp_path):
     expected = linker("who is obama café")
     assert expected
     for found, link in zip(lines[0]["links"], expected, strict=True):
-        assert set(found) == {*link.__slots__}
+        assert set(found) == {*link.__struct_fields__}
         assert lines[0]["text"][found["start"] : found["end"]] == found["mention"]
         for name in ("start", "end", "mention", "title", "wikidata_id", "row"):
             assert found[name] == getattr(link, name)

@@ -304,12 +304,13 @@ class Catalogue:
                 f"row {rows[outside][0]} is not in the catalogue (0 to {len(self) - 1})"
             )
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
-        places = rows - self._starts[numbers]
-        columns = {number: self._column(column, number) for number in np.unique(numbers).tolist()}
-        return [
-            columns[number][place].as_py()
-            for number, place in zip(numbers.tolist(), places.tolist(), strict=True)
-        ]
+        values: list[Any] = [None] * len(rows)
+        for number in np.unique(numbers).tolist():
+            [places] = np.nonzero(numbers == number)
+            cells = self._column(column, number).take(pa.array(rows[places] - self._starts[number]))
+            for place, value in zip(places.tolist(), cells.to_pylist(), strict=True):
+                values[place] = value
+        return values
 
     def _find(
         self,

@@ -38,7 +38,7 @@ def normal_titles(titles: pa.Array) -> pa.Array:
 # Letters that Unicode does not decompose into a plain one and a mark.
 _PLAIN_LETTERS = {
     **{"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "ł": "l"},
-    **{"ħ": "h", "ı": "i", "ς": "σ", "&": " and "},
+    **{"ħ": "h", "ı": "i", "ς": "σ"},
 }
 
 
@@ -56,13 +56,18 @@ def normal_names(names: pa.Array) -> pa.Array:
     Returns:
       [n] strings of words with single blanks between them.
     """
-    names = pc.utf8_lower(pc.utf8_normalize(names, form="NFKD"))
-    for letter, plain in _PLAIN_LETTERS.items():
-        names = pc.replace_substring(names, letter, plain)
-    names = pc.replace_substring_regex(names, r"[\x{300}-\x{36f}]+", "")
-    words = pc.utf8_trim_whitespace(
-        pc.replace_substring_regex(names, r"[^\p{L}\p{N}\p{M}+#]+", " ")
-    )
+    is_ascii = pc.all(pc.string_is_ascii(names), min_count=0).as_py()
+    if not is_ascii:
+        names = pc.utf8_normalize(names, form="NFKD")
+    names = pc.utf8_lower(names)
+    if not is_ascii:
+        for letter, plain in _PLAIN_LETTERS.items():
+            names = pc.replace_substring(names, letter, plain)
+        names = pc.replace_substring_regex(names, r"[\x{300}-\x{36f}]+", "")
+    names = pc.replace_substring(names, "&", " and ")
+    # The classes of Unicode take milliseconds to compile.
+    letters = "a-z0-9" if is_ascii else r"\p{L}\p{N}\p{M}"
+    words = pc.utf8_trim_whitespace(pc.replace_substring_regex(names, f"[^{letters}+#]+", " "))
     words = pc.if_else(pc.equal(words, ""), pc.utf8_trim_whitespace(names), words)
     return pc.replace_substring_regex(words, r"^(?:the|an?) (\S)", r"\1")
 

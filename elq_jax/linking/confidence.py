@@ -28,7 +28,7 @@ from elq_jax.core.errors import DataError
 from elq_jax.entities.name_index import KINDS
 from elq_jax.linking.candidates import FEATURES as CANDIDATE_FEATURES
 from elq_jax.linking.candidates import Candidates
-from elq_jax.linking.decoding import joint_scores, overlaps, pairs_within
+from elq_jax.linking.decoding import joined, joint_scores, overlaps, pairs_within
 from elq_jax.linking.links import Confidence, ScoredSpans
 from elq_jax.storage.checksums import read_json
 from elq_jax.storage.files import write_json
@@ -198,9 +198,8 @@ def span_features(spans: ScoredSpans, candidates: Candidates) -> np.ndarray:
 
 def _word_counts(spans: ScoredSpans) -> np.ndarray:
     """Returns the number of words [n] of each span; words are those of the tokenizer."""
-    lengths = [len(question.words) for question in spans.encoded]
-    starts = np.cumsum([0, *lengths])[spans.question]
-    words = np.concatenate([np.zeros(0, np.int32), *(q.words for q in spans.encoded)])
+    words, starts = joined([question.words for question in spans.encoded])
+    starts = starts[spans.question]
     return words[starts + spans.bounds[:, 1]] - words[starts + spans.bounds[:, 0]] + 1
 
 

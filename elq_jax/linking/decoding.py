@@ -106,7 +106,7 @@ class Decoder(abc.ABC):
         """
         return np.ones(len(question), bool)
 
-    def roles(self, question: EncodedQuestion, unknown_id: int) -> np.ndarray:
+    def roles(self, encoded: Sequence[EncodedQuestion], unknown_id: int) -> np.ndarray:
         """Returns the roles that each token may have; no other span takes one of the K places.
 
         A span may be a mention if 1. all its tokens are INSIDE, 2. the first is FIRST, 3. the last
@@ -114,15 +114,16 @@ class Decoder(abc.ABC):
         whose tokens are not all [UNK].
 
         Args:
-          question: tokens of the question.
+          encoded: tokens of questions.
           unknown_id: id of [UNK], which stands for any word outside the vocabulary.
 
         Returns:
-          [T] uint8.
+          [n] uint8, roles of the tokens of all questions, one question after the other.
         """
-        roles = np.full(len(question.ids), INSIDE | FIRST | LAST, np.uint8)
-        roles |= np.where(question.ids != unknown_id, MEANINGFUL, 0).astype(np.uint8)
-        roles[[0, -1]] = 0
+        ids, starts = joined([question.ids for question in encoded])
+        roles = np.full(len(ids), INSIDE | FIRST | LAST, np.uint8)
+        roles[ids != unknown_id] |= MEANINGFUL
+        roles[starts[:-1]] = roles[starts[1:] - 1] = 0
         return roles
 
     def decode(self, spans: ScoredSpans, threshold: float) -> Decoded:
@@ -165,11 +166,12 @@ class Joint(Decoder):
 
     whole_words: bool = True
 
-    def roles(self, question: EncodedQuestion, unknown_id: int) -> np.ndarray:
+    def roles(self, encoded: Sequence[EncodedQuestion], unknown_id: int) -> np.ndarray:
         """Returns roles as in the base class; `whole_words` keeps the tokens of a word together."""
-        roles = super().roles(question, unknown_id)
+        roles = super().roles(encoded, unknown_id)
         if self.whole_words:
-            inside_word = question.words[1:] == question.words[:-1]
+            words, _ = joined([question.words for question in encoded])
+            inside_word = words[1:] == words[:-1]
             roles[1:][inside_word] &= 255 - FIRST
             roles[:-1][inside_word] &= 255 - LAST
         return roles
@@ -411,9 +413,19 @@ def make_links(texts: Sequence[str], decoded: Decoded, catalogue: Catalogue) -> 
     Raises:
       ElqError: a mention has no candidate.
     """
-    rows = np.unique(decoded.rows[decoded.rows >= 0]).tolist()
-    names = zip(catalogue.titles(rows), catalogue.wikidata_ids(rows), strict=True)
-    entities = dict(zip(rows, names, strict=True))
+    is_entity = decoded.rows >= 0  # The index may have found fewer than it was asked for.
+    rows, place = np.unique(decoded.rows[is_entity], return_inverse=True)
+    titles, ids = catalogue.titles(rows), catalogue.wikidata_ids(rows)
+    candidates = [
+        Candidate(row, titles[place], ids[place], score)
+        for row, place, score in zip(
+            decoded.rows[is_entity].tolist(),
+            place.tolist(),
+            decoded.candidate_scores[is_entity].tolist(),
+            strict=True,
+        )
+    ]
+    ends = np.cumsum(is_entity.sum(axis=1)).tolist()
     links: list[list[Link]] = [[] for _ in texts]
     count, probabilities, is_nil = len(decoded.question), decoded.probabilities, decoded.is_nil
     columns = (
@@ -421,42 +433,55 @@ def make_links(texts: Sequence[str], decoded: Decoded, catalogue: Catalogue) -> 
         decoded.characters,
         decoded.scores,
         decoded.mention_scores,
-        decoded.rows,
-        decoded.candidate_scores,
         np.full(count, None) if probabilities is None else probabilities,
         np.zeros(count, bool) if is_nil is None else is_nil,
     )
-    for number, (start, end), score, mention_score, rows, scores, probability, nil in zip(
-        *(column.tolist() for column in columns), strict=True
+    for first, last, number, (start, end), *scores, probability, nil in zip(
+        [0, *ends], ends, *(column.tolist() for column in columns), strict=False
     ):
-        candidates = tuple(
-            Candidate(row, *entities[row], score)
-            for row, score in zip(rows, scores, strict=True)
-            if row >= 0  # The index may have found fewer than it was asked for.
-        )
-        mention = texts[number][start:end]
-        if not candidates:
+        mention, own = texts[number][start:end], tuple(candidates[first:last])
+        if not own:
             raise ElqError(
                 f"the index found no entity for the mention {mention!r}, expected at least one; "
                 "build the index again, or take --index=exact"
             )
-        row, title, wikidata_id = None, None, None
-        if not nil:
-            row, (title, wikidata_id) = candidates[0].row, entities[candidates[0].row]
-        entity = (title, wikidata_id, row)
-        scores = (score, mention_score)
-        links[number].append(Link(start, end, mention, *entity, *scores, candidates, probability))
+        entity = (None, None, None) if nil else (own[0].title, own[0].wikidata_id, own[0].row)
+        links[number].append(Link(start, end, mention, *entity, *scores, own, probability))
     return links
+
+
+def joined(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Joins arrays of Q questions, for instance of their tokens.
+
+    Args:
+      arrays: arrays [T, ...], one per question.
+
+    Returns:
+      [n, ...] all of them, one after the other, and [Q + 1] int64, where each begins and the last
+      ends. Without questions, integers [0].
+    """
+    starts = np.cumsum([0, *map(len, arrays)])
+    return np.concatenate(arrays) if len(arrays) else np.zeros(0, np.int32), starts
 
 
 def character_spans(spans: ScoredSpans, order: np.ndarray) -> np.ndarray:
     """Returns half-open character offsets [m, 2] int64 of spans, see `character_span`."""
-    places = zip(spans.question[order].tolist(), spans.bounds[order].tolist(), strict=True)
-    offsets = [
-        character_span(*bounds, spans.encoded[number].offsets, spans.texts[number])
-        for number, bounds in places
-    ]
-    return np.array(offsets, np.int64).reshape(-1, 2)
+    if not len(order):
+        return np.zeros((0, 2), np.int64)
+    offsets, starts = joined([question.offsets for question in spans.encoded])
+    question, bounds = spans.question[order], spans.bounds[order]
+    ends = offsets[starts[question][:, None] + bounds]  # [m, 2, 2]: of first and last token
+    extents = ends[:, [0, 1], [0, 1]].astype(np.int64)
+    has_text = (ends[..., 0] < ends[..., 1]).all(axis=1).tolist()
+    for i, (number, (first, last)) in enumerate(
+        zip(question.tolist(), extents.tolist(), strict=True)
+    ):
+        text = spans.texts[number]
+        mention = text[first:last]
+        if not (has_text[i] and text.isascii() and mention == mention.strip()):
+            tokens = spans.encoded[number].offsets
+            extents[i] = character_span(*bounds[i].tolist(), tokens, text)
+    return extents
 
 
 def trim_symbols(text: str, start: int, end: int) -> tuple[int, int]:
@@ -466,6 +491,8 @@ def trim_symbols(text: str, start: int, end: int) -> tuple[int, int]:
 
     Example: trim_symbols("who wrote 🎉dune?", 10, 15) -> (11, 15).
     """
+    if text[start : start + 1].isalnum() and text[end - 1 : end].isalnum():
+        return start, end
     symbols = [character in _JOINERS or _is_symbol(character) for character in text[start:end]]
     inner = [start + place for place, is_symbol in enumerate(symbols) if not is_symbol]
     return (inner[0], inner[-1] + 1) if inner else (start, end)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from elq_jax.text.tokenization import EncodedQuestion
@@ -57,8 +58,7 @@ class ScoredSpans:
     confidence: Confidence | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """Describes one entity that a mention may mean.
 
     Attributes:
@@ -74,8 +74,7 @@ class Candidate:
     score: float
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Link:
+class Link(msgspec.Struct, frozen=True):
     """Describes one mention of a question and the entity that it is linked to.
 
     Attributes:
@@ -106,6 +105,4 @@ class Link:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the link as plain JSON values."""
-        values = dataclasses.asdict(self)
-        values["candidates"] = list(values["candidates"])
-        return values
+        return msgspec.to_builtins(self)

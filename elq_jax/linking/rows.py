@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import msgspec
 from rich.console import Console
 
 from elq_jax.core.errors import ElqError
@@ -119,7 +119,8 @@ def to_dict(linked: Linked) -> dict[str, Any]:
 
 def to_line(linked: Linked) -> bytes:
     """Returns a row and its links as a line of .jsonl."""
-    return json.dumps(to_dict(linked), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    # As `json` writes it, several times as fast: with blanks, and not escaped.
+    return msgspec.json.format(msgspec.json.encode(to_dict(linked)), indent=0) + b"\n"
 
 
 def link_all(

@@ -73,8 +73,10 @@ class Search:
           unknown_id: id of [UNK].
         """
         decoder = settings.decoding
+        roles = decoder.roles(encoded, unknown_id)
+        ends = np.cumsum([len(question.ids) for question in encoded]).tolist()
         return cls(
-            [decoder.roles(question, unknown_id) for question in encoded],
+            [roles[start:end] for start, end in zip([0, *ends], ends, strict=False)],
             settings.max_mentions,
             decoder.prune_threshold(settings.threshold),
             decoder.keep_any,

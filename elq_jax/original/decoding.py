@@ -23,6 +23,7 @@ from elq_jax.linking.decoding import (
     accept,
     best_first,
     character_spans,
+    joined,
     joint_scores,
     take,
 )
@@ -89,11 +90,12 @@ class Original(Decoder):
             return self.mention_threshold
         return threshold
 
-    def roles(self, question: EncodedQuestion, unknown_id: int) -> np.ndarray:
+    def roles(self, encoded: Sequence[EncodedQuestion], unknown_id: int) -> np.ndarray:
         """Allows every token anywhere in a mention; [CLS] and [SEP] only if so set."""
-        roles = np.full(len(question.ids), INSIDE | FIRST | LAST | MEANINGFUL, np.uint8)
+        ids, starts = joined([question.ids for question in encoded])
+        roles = np.full(len(ids), INSIDE | FIRST | LAST | MEANINGFUL, np.uint8)
         if not self.allow_special_tokens:
-            roles[[0, -1]] = 0
+            roles[starts[:-1]] = roles[starts[1:] - 1] = 0
         return roles
 
     def __call__(self, spans: ScoredSpans, threshold: float) -> Decoded:

@@ -419,6 +419,8 @@ def test_no_damaged_file_crashes_the_process(tmp_path, monkeypatch):
             catalogue = Catalogue.open(path)
             for entity_ in map(catalogue.__getitem__, range(min(len(catalogue), 9))):
                 assert isinstance(entity_.title, str)
+            rows = np.arange(len(catalogue))[::-1]
+            assert catalogue.titles(rows) == [catalogue[row].title for row in rows]
             catalogue.rows_of_titles(["t3é"])
         except ElqError:
             refused += 1

@@ -83,6 +83,17 @@ def test_names_are_normalised_as_by_a_loop_over_characters():
     names = [name for name in QUERIES if name != "\ud800"]
     names += ["½ & Æther", "O’Brien's", "ΟΔΥΣΣΕΎΣ", "한국", "a\u00a0b\u2003c", "The  A", "Ａ１"]
     assert normal_names(pa.array(names)).to_pylist() == [slow_normal(name) for name in names]
+    # Names of ASCII characters alone have a way of their own.
+    for ascii_names in (
+        [name for name in names if name.isascii()],
+        ["".join(map(chr, row)) for row in np.random.default_rng(0).integers(1, 128, (300, 6))],
+        [f"{chr(i)}the {chr(i)}" for i in range(1, 128)],
+        [],
+    ):
+        found = normal_names(pa.array(ascii_names, pa.string())).to_pylist()
+        beside = normal_names(pa.array([*ascii_names, "é"])).to_pylist()
+        assert [*found, "e"] == beside
+        assert found[:20] == [slow_normal(name) for name in ascii_names[:20]]
     # Writing a normal name again changes nothing but a second article.
     for name in ("Beyoncé Knowles", "E.T. the Extra-Terrestrial", "C++"):
         [once] = normal_names(pa.array([name])).to_pylist()

@@ -36,7 +36,7 @@ def linker(folder):
 def test_a_link_as_json_values(linker):
     [link, *_] = linker(TEXTS[0])
     values = link.to_dict()
-    assert list(values) == list(link.__slots__)
+    assert tuple(values) == link.__struct_fields__
     assert values["row"] == link.row
     assert values["candidates"][1] == {
         name: getattr(link.candidates[1], name) for name in ("row", "title", "wikidata_id", "score")

@@ -1,6 +1,5 @@
 """Candidate scoring against loops over strings and brute force over all entities."""
 
-import dataclasses
 import json
 import math
 import re
@@ -250,7 +249,7 @@ def scored_folder(plain, tmp_path_factory):
 
 
 def columns(links):
-    return [[dataclasses.asdict(link) for link in of_question] for of_question in links]
+    return [[link.to_dict() for link in of_question] for of_question in links]
 
 
 def test_a_linker_rescores_and_one_flag_turns_it_off(plain, scored_folder):

@@ -331,7 +331,7 @@ def linker(plain, tmp_path_factory):
 
 
 def columns(links):
-    return [[dataclasses.asdict(link) for link in of_question] for of_question in links]
+    return [[link.to_dict() for link in of_question] for of_question in links]
 
 
 def test_links_have_probabilities_and_joint_linking_is_as_before(plain, linker):

@@ -201,22 +201,27 @@ def test_roles():
     question = question_of(6)
     inside = INSIDE | FIRST | LAST
     all_of = inside | MEANINGFUL
-    assert Joint().roles(question, 3).tolist() == [0, all_of, all_of, inside, all_of, 0]
-    assert Original().roles(question, 3).tolist() == [all_of] * 6
+    assert Joint().roles([question], 3).tolist() == [0, all_of, all_of, inside, all_of, 0]
+    assert Original().roles([question], 3).tolist() == [all_of] * 6
     # Tokens 1, 2 and 3 are one word, 4 is another.
     question = question_of(6, words=[0, 0, 0, 1])
     middle, end = INSIDE | MEANINGFUL, INSIDE | MEANINGFUL | LAST
     expected = [0, middle | FIRST, middle, end & ~MEANINGFUL, all_of, 0]
-    assert Joint().roles(question, 3).tolist() == expected
-    assert Joint(whole_words=False).roles(question, 3).tolist() == [
+    assert Joint().roles([question], 3).tolist() == expected
+    assert Joint(whole_words=False).roles([question], 3).tolist() == [
         0,
         *[all_of] * 2,
         inside,
         all_of,
         0,
     ]
+    both = [question_of(6), question, question_of(3)]
+    for decoder in (Joint(), Original(allow_special_tokens=False)):
+        alone = [decoder.roles([one], 3) for one in both]
+        np.testing.assert_array_equal(decoder.roles(both, 3), np.concatenate(alone))
+        assert decoder.roles([], 3).shape == (0,)
     strict = Original(allow_special_tokens=False)
-    assert strict.roles(question, 3).tolist() == [0, *[all_of] * 4, 0]
+    assert strict.roles([question], 3).tolist() == [0, *[all_of] * 4, 0]
 
 
 OLD = {
@@ -312,6 +317,35 @@ def tokens_of(text, *pieces):
 def test_character_span(text, pieces, start, end, expected):
     first, last = decoding.character_span(start, end, tokens_of(text, *pieces), text)
     assert text[first:last] == expected
+
+
+def test_character_spans_of_all_spans_at_once():
+    texts = [("who wrote dune?", ("who", "wrote", "dune", "?")), ("", ())]
+    texts += [("cafe\u0301 noir", ("cafe", "noir")), ("go [SEP] now", ("go", "[SEP] ", "now"))]
+    texts += [("a\x1c\tb c", ("a\x1c\t", "b", "c"))]
+    encoded = [
+        EncodedQuestion(np.zeros(len(offsets)), offsets, np.zeros(len(offsets)), None)
+        for offsets in (tokens_of(text, *pieces) for text, pieces in texts)
+    ]
+    places = [
+        (number, start, end)
+        for number, question in enumerate(encoded)
+        for start in range(len(question.ids))
+        for end in range(start, len(question.ids))
+    ]
+    question, *bounds = np.array(places).T
+    none = np.zeros((len(places), 1))
+    spans = ScoredSpans(
+        [text for text, _ in texts], encoded, question, np.stack(bounds, 1), none, none, none, 0.0
+    )
+    order = np.random.default_rng(0).permutation(len(places))
+    expected = [
+        decoding.character_span(start, end, encoded[number].offsets, texts[number][0])
+        for number, start, end in (places[i] for i in order)
+    ]
+    found = decoding.character_spans(spans, order)
+    assert found.dtype == np.int64
+    assert [*map(tuple, found.tolist())] == expected
 
 
 @pytest.mark.parametrize("symbol", ["🎉", "❤️", "👍🏽", "🇫🇷", "👨‍👩‍👧", "™", "® ", "°"])

@@ -1,10 +1,10 @@
 """The device half of linking: which spans are found, what is moved, against slow loops."""
 
-import dataclasses
 import itertools
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 from scipy.special import log_expit
@@ -154,8 +154,8 @@ def test_parameters_on_the_devices_stay_there(linker, monkeypatch):
     links = two(TEXT, -np.inf)
     assert len(moved) == 1
     for link, wanted in zip(links, expected, strict=True):
-        assert dataclasses.replace(link, score=0, mention_score=0, candidates=()) == (
-            dataclasses.replace(wanted, score=0, mention_score=0, candidates=())
+        assert msgspec.structs.replace(link, score=0, mention_score=0, candidates=()) == (
+            msgspec.structs.replace(wanted, score=0, mention_score=0, candidates=())
         )
 
 
