@@ -21,8 +21,6 @@ from elq_jax.model.bert import cast_frozen
 from elq_jax.model.bundle import Model
 from elq_jax.retrieval.base import Index
 from elq_jax.text.padding import (
-    BATCH_BUCKETS,
-    LENGTH_BUCKETS,
     EvaluationBatch,
     length_sorted_batches,
     pad_tokens,
@@ -197,8 +195,7 @@ class Scorer:
         if most:
             most = 1 << (most - 1).bit_length()  # few widths, few compilations
         lengths = [len(question.ids) for question in encoded]
-        buckets = [*(size for size in LENGTH_BUCKETS if size < longest), longest]
-        batches = iter(length_sorted_batches(lengths, batch_size, buckets, BATCH_BUCKETS))
+        batches = iter(length_sorted_batches(lengths, batch_size, longest))
         while group := list(itertools.islice(batches, BATCHES_IN_FLIGHT)):
             # All are dispatched before the first result is waited for.
             outputs = [self._dispatch(encoded, batch, search, known, most) for batch in group]

@@ -57,17 +57,49 @@ def test_pad_tokens():
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 64, 100])
 def test_length_sorted_batches(batch_size):
     lengths = np.random.default_rng(0).integers(2, 60, 333)
-    planned = length_sorted_batches(lengths, batch_size)
+    planned = length_sorted_batches(lengths, batch_size, 60)
     seen = np.concatenate([batch.indices for batch in planned])
     assert sorted(seen) == list(range(333))
+    assert [*lengths[seen]] == sorted(lengths)
     for batch in planned:
         assert len(batch.indices) <= batch.size <= batch_size
         assert batch.size in (*padding.BATCH_BUCKETS, batch_size)
         longest = lengths[batch.indices].max()
-        assert batch.length == min(b for b in padding.LENGTH_BUCKETS if b >= longest)
-    assert [b.length for b in planned] == sorted(b.length for b in planned)
-    partial = Counter(b.length for b in planned if len(b.indices) < batch_size)
-    assert max(partial.values(), default=0) <= 1
+        assert longest <= max(16, 2 * lengths[batch.indices].min())
+        if len(batch.indices) == batch_size >= 32:
+            assert batch.length == longest + longest % (2 if longest < 32 else 4)
+        else:
+            assert batch.length == min(b for b in (*padding.LENGTH_BUCKETS, 60) if b >= longest)
+    classes = Counter(
+        int(lengths[b.indices].max() - 1) // 16 for b in planned if b.size < batch_size
+    )
+    assert max(classes.values(), default=0) <= 3
+
+
+def test_sizes_of_batches_that_are_not_full():
+    def sizes(count):
+        return [batch.size for batch in length_sorted_batches([9] * count, 64)]
+
+    assert {count: sizes(count) for count in (1, 2, 5, 20, 44, 50, 64, 66, 130)} == {
+        1: [1],
+        2: [4],
+        5: [16],
+        20: [16, 4],
+        44: [32, 16],
+        50: [64],
+        64: [64],
+        66: [4, 64],
+        130: [4, 64, 64],
+    }
+
+
+def test_padding_of_real_lengths():
+    """Of webqsp/test: 1,467 questions, 5 to 18 tokens."""
+    counts = dict(enumerate((4, 45, 191, 310, 344, 270, 162, 89, 22, 18, 7, 4, 1), 6))
+    lengths = np.repeat(list(counts), list(counts.values()))
+    batches = length_sorted_batches(lengths, 64)
+    assert sum(batch.size * batch.length for batch in batches) < 1.12 * lengths.sum()
+    assert len({(batch.size, batch.length) for batch in batches}) <= 8
 
 
 def test_length_sorted_batches_of_nothing_and_too_long():
