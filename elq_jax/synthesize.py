@@ -47,9 +47,9 @@ _PATTERNS = define_paths(
     "patterns",
     "Labelled questions (.jsonl), patterns with {kind} for a name (.txt), or shipped (the default)",
 )
-_PATTERN_ENTITIES = define_path(
+_PATTERN_ENTITIES = define_paths(
     "pattern_entities",
-    "Entities of the patterns, .jsonl with title, text and kind; by default those shipped.",
+    "Entities of the patterns, .jsonl with title, text and kind (default: those shipped)",
 )
 _RESTART = flags.DEFINE_bool(
     "restart", False, "Start over instead of resuming what an interrupted run left."

@@ -6,21 +6,22 @@ A pattern is a labelled question, whose gold entities say the kinds, or a line o
     {film} cast
     {actor|musician} age
 
-`{film}` stands for any entity whose kind is "film" among the entities that the patterns come with,
-a .jsonl of lines {"title", "text", "kind"}; `{actor|musician}` for either kind, `{any}` for any
-entity of the catalogue. A heading names the style of the patterns below it; other lines that begin
-with # are no patterns either.
+`{film}` stands for any entity like those of kind "film" among the entities that the patterns come
+with, in .jsonl files of lines {"title", "text", "kind"}; `{actor|musician}` for either kind,
+`{any}` for any entity of the catalogue. A heading names the style of the patterns below it; other
+lines that begin with # are no patterns either.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from elq_jax.core.errors import DataError, ElqError
 from elq_jax.entities.build import build_catalogue
@@ -32,6 +33,8 @@ from elq_jax.storage.lines import decode_text, open_lines, read_jsonl
 SHIPPED = "shipped"
 """Word for the patterns that come with this library, where paths of patterns are given."""
 
+_SHIPPED_PATTERNS = ("patterns.txt", "class_patterns.txt", "train.jsonl")
+_SHIPPED_ENTITIES = ("catalogue.jsonl", "kinds.jsonl")
 _SLOT = re.compile(r"\{([^{}]*)\}")
 _ANY = "any"
 
@@ -90,6 +93,11 @@ def shipped_folder() -> pathlib.Path:
     return installed if installed.is_dir() else package.parent / "demo"
 
 
+def shipped_entities() -> list[pathlib.Path]:
+    """Returns the files of the entities that the patterns of this library come with."""
+    return [shipped_folder() / name for name in _SHIPPED_ENTITIES]
+
+
 def pattern_files(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     """Returns the files that patterns are read from: `SHIPPED` is those of this library.
 
@@ -99,7 +107,7 @@ def pattern_files(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     files = []
     for path in paths:
         if str(path) == SHIPPED and not path.exists():
-            files += [shipped_folder() / name for name in ("patterns.txt", "train.jsonl")]
+            files += [shipped_folder() / name for name in _SHIPPED_PATTERNS]
         elif path.is_file():
             files.append(path)
         else:
@@ -107,25 +115,37 @@ def pattern_files(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     return files
 
 
-def read_pattern_entities(path: pathlib.Path) -> tuple[Catalogue, PatternEntities]:
-    """Reads the entities that patterns come with: as a catalogue, and by their kinds.
+def read_pattern_entities(paths: Sequence[pathlib.Path]) -> tuple[Catalogue, PatternEntities]:
+    """Reads the entities that patterns come with: as one catalogue, and by their kinds.
+
+    Args:
+      paths: paths of .jsonl files, whose entities are numbered in this order.
 
     Raises:
       ElqError: there is no such file, or a line is no entity.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        build_catalogue(path, pathlib.Path(folder) / "catalogue.arrow")
-        catalogue = Catalogue.open(pathlib.Path(folder) / "catalogue.arrow")
+    kinds: list[str | None] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        with (folder / "entities.jsonl").open("wb") as file:
+            for path in paths:
+                build_catalogue(path, folder / "part.arrow")  # An error names this file's line.
+                for number, row in read_jsonl(path):
+                    kinds.append(_checked_kind(row, path, number))
+                    file.write(json.dumps(row).encode() + b"\n")
+        build_catalogue(folder / "entities.jsonl", folder / "catalogue.arrow")
+        catalogue = Catalogue.open(folder / "catalogue.arrow")
         titles, texts = (
             values(range(len(catalogue))) for values in (catalogue.titles, catalogue.texts)
         )
-    kinds = []
-    for number, row in read_jsonl(path):
-        kind = row.get("kind")
-        if kind is not None and not (isinstance(kind, str) and kind.isidentifier()):
-            raise DataError(f"field 'kind': {kind!r}; expected a word such as film", path, number)
-        kinds.append(kind)
     return catalogue, PatternEntities(titles, texts, kinds)
+
+
+def _checked_kind(row: dict[str, Any], path: pathlib.Path, number: int) -> str | None:
+    kind = row.get("kind")
+    if kind is not None and not (isinstance(kind, str) and kind.isidentifier()):
+        raise DataError(f"field 'kind': {kind!r}; expected a word such as film", path, number)
+    return kind
 
 
 def read_patterns(

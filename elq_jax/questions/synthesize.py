@@ -29,7 +29,7 @@ from elq_jax.entities.encode import CatalogueEncoder, open_encoder
 from elq_jax.entities.name_index import NameIndex
 from elq_jax.entities.settings import EncodingSettings
 from elq_jax.questions import noise, shapes
-from elq_jax.questions.kinds import nearest_queries, nearest_rows, whole_vectors
+from elq_jax.questions.kinds import kinds_of_rows, nearest_rows, whole_vectors
 from elq_jax.questions.patterns import (
     SHIPPED,
     Pattern,
@@ -37,7 +37,7 @@ from elq_jax.questions.patterns import (
     pattern_files,
     read_pattern_entities,
     read_patterns,
-    shipped_folder,
+    shipped_entities,
 )
 from elq_jax.questions.records import Span
 from elq_jax.questions.settings import SynthesisSettings
@@ -47,7 +47,7 @@ from elq_jax.storage import layout
 from elq_jax.storage.part_file import PartFile
 from elq_jax.storage.progress import progress
 
-_FORMAT = 1  # Raised when the same inputs give other questions.
+_FORMAT = 2  # Raised when the same inputs give other questions.
 _AT_ONCE = 2048  # Questions whose entities are looked for together.
 _DRAWN = 12  # Entities drawn for a slot, of which the first with a usable name are taken.
 _ATTEMPTS = 30  # Patterns tried for a question.
@@ -61,7 +61,7 @@ def synthesize(
     output: pathlib.Path,
     settings: SynthesisSettings,
     patterns: Sequence[pathlib.Path] = (),
-    pattern_entities: pathlib.Path | None = None,
+    pattern_entities: Sequence[pathlib.Path] = (),
     dev_output: pathlib.Path | None = None,
     restart: bool = False,
 ) -> Counter[str]:
@@ -77,7 +77,7 @@ def synthesize(
       settings: settings of the questions.
       patterns: paths of patterns, see `elq_jax.questions.patterns`, or `SHIPPED`, which stands for
         those of this library, as () does.
-      pattern_entities: path of the entities that patterns come with; None: those of this library.
+      pattern_entities: paths of the entities that patterns come with; () is those of this library.
       dev_output: path of the file of development questions; None: none are written.
       restart: whether to start over instead of resuming what an interrupted run left.
 
@@ -89,8 +89,8 @@ def synthesize(
         disk is full.
     """
     files = pattern_files(patterns or [pathlib.Path(SHIPPED)])
-    entities = pattern_entities or shipped_folder() / "catalogue.jsonl"
-    _check_outputs([output, *filter(None, [dev_output])], [*files, entities])
+    entities = pattern_entities or shipped_entities()
+    _check_outputs([output, *filter(None, [dev_output])], [*files, *entities])
     synthesizer = Synthesizer.open(folder, settings, files, entities)
     inputs = {
         "format": _FORMAT,
@@ -98,7 +98,7 @@ def synthesize(
         "catalogue": synthesizer.catalogue.path,
         "embeddings": synthesizer.embeddings.fingerprint,
         "patterns": {str(number): path for number, path in enumerate(files)},
-        "pattern_entities": entities,
+        "pattern_entities": {str(number): path for number, path in enumerate(entities)},
     }
     if dev_output is not None:
         _write(synthesizer, "dev", dev_output, settings.dev_questions, inputs, restart)
@@ -179,8 +179,7 @@ class Synthesizer:
         self._pattern_vectors, self._settings = pattern_vectors, settings
         self._styles = {"train": _part_of(styles, "train"), "dev": _part_of(styles, "dev")}
         self._kinds = pattern_kinds
-        nearest = nearest_queries(embeddings, pattern_vectors)
-        self._kind_of = np.array(pattern_kinds, object)[nearest] if len(pattern_vectors) else None
+        self._kinds_of = kinds_of_rows(embeddings, pattern_vectors, pattern_kinds)
         self._names = NameIndex.build(catalogue)
         self._neighbours = max(1, min(settings.neighbours, len(catalogue) // 20))
 
@@ -190,7 +189,7 @@ class Synthesizer:
         folder: pathlib.Path,
         settings: SynthesisSettings,
         files: Sequence[pathlib.Path],
-        entities: pathlib.Path,
+        entities: Sequence[pathlib.Path],
     ) -> Synthesizer:
         """Reads catalogue and patterns; the arguments are those of `synthesize`.
 
@@ -293,7 +292,7 @@ class Synthesizer:
         result = {}
         for number, own in zip(numbers.tolist(), near, strict=True):
             kind = self._kinds[number - rows] if number >= rows else None
-            result[number] = own if kind is None else own[self._kind_of[own] == kind]
+            result[number] = own if kind is None else own[(self._kinds_of[own] == kind).all(axis=1)]
         return result
 
     def _draw(
@@ -308,8 +307,8 @@ class Synthesizer:
     def _share_kind(self, kind: int | None, row: int, others: Iterable[int]) -> bool:
         """Returns whether one of other entities may be of the kind that a question tells.
 
-        Where the kinds of entities are known, it is if they are equal; else if it is nearer to the
-        entity than the one that shows the kind, which is cautious, since equal names are near.
+        Where the kinds of entities are known, it is if one of its two kinds is that; else if it is
+        nearer to the entity than the one that shows the kind. Both are cautious.
 
         Args:
           kind: number of the entity that shows the kind; None: the question tells none.
@@ -321,7 +320,7 @@ class Synthesizer:
         rows = len(self.catalogue)
         label = self._kinds[kind - rows] if kind >= rows else None
         if label is not None:
-            return any(self._kind_of[other] == label for other in others)
+            return any((self._kinds_of[other] == label).any() for other in others)
         shown = self._pattern_vectors[kind - rows] if kind >= rows else self.embeddings.rows([kind])
         near = self.embeddings.rows(np.array([row, *others]))
         vectors = whole_vectors(np.concatenate([shown.reshape(1, -1), near]))

@@ -7,6 +7,7 @@ import json
 import pathlib
 import random
 import re
+import tomllib
 import types
 import unicodedata
 
@@ -18,13 +19,16 @@ from elq_jax.entities.build import build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter
 from elq_jax.questions import shapes, synthesize
-from elq_jax.questions.kinds import nearest_queries, nearest_rows
+from elq_jax.questions.kinds import kinds_of_rows, nearest_queries, nearest_rows
 from elq_jax.questions.patterns import (
     Pattern,
     PatternEntities,
     Slot,
+    pattern_files,
     read_pattern_entities,
     read_patterns,
+    shipped_entities,
+    shipped_folder,
 )
 from elq_jax.questions.read import read_questions
 from elq_jax.questions.settings import SynthesisSettings
@@ -97,6 +101,36 @@ def test_nearest_rows_are_those_of_an_exact_search(tmp_path, monkeypatch, shard_
     np.testing.assert_array_equal(nearest_queries(embeddings, queries), cosines.argmax(axis=0))
 
 
+def test_kinds_of_rows_are_those_of_a_slow_loop(tmp_path):
+    """The nearest example and the nearest mean disagree where an example lies among others."""
+    names = ["film", None, "book", "film", "book", "film"]
+    examples = RNG.normal(size=(6, 12)).astype(np.float32)
+    vectors = RNG.normal(size=(150, 12)).astype(np.float32)
+    kinds = kinds_of_rows(write_embeddings(tmp_path / "embeddings", vectors), examples, names)
+
+    def nearest(vector, others):
+        cosines = [
+            vector @ other / np.linalg.norm(vector) / np.linalg.norm(other) for other in others
+        ]
+        return int(np.argmax(cosines))
+
+    unit = [example / np.linalg.norm(example) for example in examples]
+    means = [unit[2] + unit[4], unit[0] + unit[3] + unit[5]]
+    expected = [
+        (names[nearest(vector, examples)], ["book", "film"][nearest(vector, means)])
+        for vector in vectors
+    ]
+    assert kinds.tolist() == [list(pair) for pair in expected]
+    assert {("film", "book"), ("book", "film"), ("film", "film"), (None, "book")} <= {*expected}
+
+
+@pytest.mark.parametrize("names", [[], [None, None]])
+def test_without_known_kinds_no_row_has_one(tmp_path, names):
+    vectors = RNG.normal(size=(5, 12)).astype(np.float32)
+    embeddings = write_embeddings(tmp_path / "embeddings", vectors)
+    assert kinds_of_rows(embeddings, vectors[: len(names)], names).tolist() == [[None, None]] * 5
+
+
 # --- patterns
 
 
@@ -131,7 +165,7 @@ def test_patterns_of_labelled_questions(catalogue, tmp_path):
     """Gold of the catalogue, of the pattern entities, of neither; overlapping surfaces in order."""
     entities = tmp_path / "others.jsonl"
     entities.write_text('{"title": "Zog", "text": "A king.", "kind": "king"}\n')
-    others, known = read_pattern_entities(entities)
+    others, known = read_pattern_entities([entities])
     assert known == PatternEntities(["Zog"], ["A king."], ["king"])
     lines = [
         ("Did zog meet Elvis?", [[13, 18], [4, 7]], ["Elvis Presley", "Zog"]),
@@ -154,14 +188,44 @@ def test_patterns_of_labelled_questions(catalogue, tmp_path):
 
 def test_the_patterns_of_the_project_can_be_read(catalogue):
     here = Catalogue.open(catalogue / "catalogue.arrow")
-    others, known = read_pattern_entities(DEMO / "catalogue.jsonl")
-    styles = read(DEMO / "patterns.txt", known, here, others)
-    count = sum(map(len, styles.values()))
-    assert count > 200
-    texts = {(pattern.texts, pattern.slots) for own in styles.values() for pattern in own}
-    assert len(texts) == count
-    assert len(styles) >= 7
-    assert all(pattern.slots == () for pattern in styles["nothing"])
+    others, known = read_pattern_entities(shipped_entities())
+    assert len({*known.titles}) == len(known.titles) == len(others)
+    texts = [path for path in pattern_files([pathlib.Path("shipped")]) if path.suffix == ".txt"]
+    styles = [pair for path in texts for pair in read(path, known, here, others).items()]
+    assert len(dict(styles)) == len(styles) >= 12
+    patterns = [pattern for _, own in styles for pattern in own]
+    assert len(patterns) > 450
+    assert len({(pattern.texts, pattern.slots) for pattern in patterns}) == len(patterns)
+    assert all(pattern.slots == () for pattern in dict(styles)["nothing"])
+    classes = {"music_genre", "film_genre", "profession", "position", "instrument", "time_zone"}
+    shown = {
+        known.kinds[k - len(here)] for own in patterns for slot in own.slots for k in slot.kinds
+    }
+    assert classes <= shown
+    assert min(known.kinds.count(kind) for kind in classes) >= 5
+
+
+def test_entities_of_several_files_are_numbered_in_their_order(tmp_path):
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    first.write_text('{"title": "Zog", "text": "A king.", "kind": "king"}\n')
+    second.write_text('{"title": "Ufa", "text": ""}\n{"title": "É", "text": "", "kind": "x"}\n')
+    others, known = read_pattern_entities([first, second])
+    assert known == PatternEntities(["Zog", "Ufa", "É"], ["A king.", "", ""], ["king", None, "x"])
+    assert others.rows_of_titles(["É", "Zog"]).tolist() == [2, 0]
+    second.write_text('{"title": "Ufa", "text": ""}\n{"title": "É", "text": "", "kind": "x y"}\n')
+    with pytest.raises(ElqError, match=r"b.jsonl:2: field 'kind': 'x y'"):
+        read_pattern_entities([first, second])
+    second.write_text('{"title": "Ufa"}\n')
+    with pytest.raises(ElqError, match=r"b.jsonl:1: "):
+        read_pattern_entities([first, second])
+
+
+def test_an_installed_package_has_the_files_of_the_patterns():
+    project = tomllib.loads((DEMO.parent / "pyproject.toml").read_text())
+    packaged = project["tool"]["setuptools"]["package-data"]["elq_jax.demo"]
+    files = [*pattern_files([pathlib.Path("shipped")]), *shipped_entities()]
+    assert sorted(packaged) == sorted(path.name for path in files)
+    assert all(path.is_file() and path.parent == shipped_folder() for path in files)
 
 
 # --- shapes
@@ -232,7 +296,7 @@ def open_synthesizer(folder, settings=SETTINGS):
     """All shapes, from the patterns of the project; kinds are those of the demo's entities."""
     catalogue = Catalogue.open(folder / "catalogue.arrow")
     embeddings = Embeddings.open(folder / "embeddings")
-    others, known = read_pattern_entities(DEMO / "catalogue.jsonl")
+    others, known = read_pattern_entities([DEMO / "catalogue.jsonl"])
     styles = read(DEMO / "patterns.txt", known, catalogue, others)
     vectors = embeddings.rows(np.arange(len(catalogue)))
     return synthesize.Synthesizer(catalogue, embeddings, vectors, known.kinds, styles, settings)
@@ -248,6 +312,23 @@ def test_a_question_depends_on_seed_and_number_alone(catalogue):
     dev = apart.questions(range(60), "dev")
     patterns = [{line["source"]["pattern"] for line in lines} for lines in (together, dev)]
     assert not patterns[0] & patterns[1]
+
+
+def test_entities_are_drawn_whose_both_kinds_are_the_wanted_one(catalogue):
+    """Against the exact search, with rows whose nearest mean is of another kind."""
+    synthesizer = open_synthesizer(catalogue)
+    total = len(synthesizer.catalogue)
+    _, known = read_pattern_entities([DEMO / "catalogue.jsonl"])
+    films = [row for row, kind in enumerate(known.kinds) if kind == "film"]
+    plan = types.SimpleNamespace(kinds=[total + films[3]])
+    [usual] = synthesizer._nearest([plan]).values()
+    assert films[3] in usual
+    assert {*usual.tolist()} <= {*films}
+    for number, other in ((0, "book"), (1, "book"), (1, None)):
+        synthesizer = open_synthesizer(catalogue)
+        synthesizer._kinds_of[usual[1], number] = other
+        [rows] = synthesizer._nearest([plan]).values()
+        assert rows.tolist() == np.delete(usual, 1).tolist()
 
 
 def test_names_say_which_entity_is_meant(catalogue):
