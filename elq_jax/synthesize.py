@@ -49,7 +49,7 @@ _PATTERNS = define_paths(
 )
 _PATTERN_ENTITIES = define_paths(
     "pattern_entities",
-    "Entities of the patterns, .jsonl with title, text and kind (default: those shipped)",
+    "Entities of the patterns (.jsonl with title, text and kind), or shipped (the default)",
 )
 _RESTART = flags.DEFINE_bool(
     "restart", False, "Start over instead of resuming what an interrupted run left."

@@ -31,7 +31,8 @@ from elq_jax.questions.records import Question
 from elq_jax.storage.lines import decode_text, open_lines, read_jsonl
 
 SHIPPED = "shipped"
-"""Word for the patterns that come with this library, where paths of patterns are given."""
+"""Word for the files that come with this library, where paths of patterns or of their entities are
+given."""
 
 _SHIPPED_PATTERNS = ("patterns.txt", "class_patterns.txt", "train.jsonl")
 _SHIPPED_ENTITIES = ("catalogue.jsonl", "kinds.jsonl")
@@ -93,25 +94,33 @@ def shipped_folder() -> pathlib.Path:
     return installed if installed.is_dir() else package.parent / "demo"
 
 
-def shipped_entities() -> list[pathlib.Path]:
-    """Returns the files of the entities that the patterns of this library come with."""
-    return [shipped_folder() / name for name in _SHIPPED_ENTITIES]
-
-
 def pattern_files(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     """Returns the files that patterns are read from: `SHIPPED` is those of this library.
 
     Raises:
       ElqError: there is no such file.
     """
+    return _files(paths, _SHIPPED_PATTERNS, "patterns; give a .jsonl or .txt")
+
+
+def entity_files(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """Returns the files of the entities that patterns come with: `SHIPPED` is this library's.
+
+    Raises:
+      ElqError: there is no such file.
+    """
+    return _files(paths, _SHIPPED_ENTITIES, "pattern entities; give a .jsonl")
+
+
+def _files(paths: Sequence[pathlib.Path], shipped: Sequence[str], what: str) -> list[pathlib.Path]:
     files = []
     for path in paths:
         if str(path) == SHIPPED and not path.exists():
-            files += [shipped_folder() / name for name in _SHIPPED_PATTERNS]
+            files += [shipped_folder() / name for name in shipped]
         elif path.is_file():
             files.append(path)
         else:
-            raise ElqError(f"{path}: no such file of patterns; give a .jsonl or .txt, or {SHIPPED}")
+            raise ElqError(f"{path}: no such file of {what}, or {SHIPPED}")
     return files
 
 

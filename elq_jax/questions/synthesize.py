@@ -34,10 +34,10 @@ from elq_jax.questions.patterns import (
     SHIPPED,
     Pattern,
     PatternEntities,
+    entity_files,
     pattern_files,
     read_pattern_entities,
     read_patterns,
-    shipped_entities,
 )
 from elq_jax.questions.records import Span
 from elq_jax.questions.settings import SynthesisSettings
@@ -77,7 +77,7 @@ def synthesize(
       settings: settings of the questions.
       patterns: paths of patterns, see `elq_jax.questions.patterns`, or `SHIPPED`, which stands for
         those of this library, as () does.
-      pattern_entities: paths of the entities that patterns come with; () is those of this library.
+      pattern_entities: paths of the entities that patterns come with, or `SHIPPED`, as () is.
       dev_output: path of the file of development questions; None: none are written.
       restart: whether to start over instead of resuming what an interrupted run left.
 
@@ -89,7 +89,7 @@ def synthesize(
         disk is full.
     """
     files = pattern_files(patterns or [pathlib.Path(SHIPPED)])
-    entities = pattern_entities or shipped_entities()
+    entities = entity_files(pattern_entities or [pathlib.Path(SHIPPED)])
     _check_outputs([output, *filter(None, [dev_output])], [*files, *entities])
     synthesizer = Synthesizer.open(folder, settings, files, entities)
     inputs = {

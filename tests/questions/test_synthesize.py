@@ -24,10 +24,10 @@ from elq_jax.questions.patterns import (
     Pattern,
     PatternEntities,
     Slot,
+    entity_files,
     pattern_files,
     read_pattern_entities,
     read_patterns,
-    shipped_entities,
     shipped_folder,
 )
 from elq_jax.questions.read import read_questions
@@ -188,7 +188,7 @@ def test_patterns_of_labelled_questions(catalogue, tmp_path):
 
 def test_the_patterns_of_the_project_can_be_read(catalogue):
     here = Catalogue.open(catalogue / "catalogue.arrow")
-    others, known = read_pattern_entities(shipped_entities())
+    others, known = read_pattern_entities(entity_files([pathlib.Path("shipped")]))
     assert len({*known.titles}) == len(known.titles) == len(others)
     texts = [path for path in pattern_files([pathlib.Path("shipped")]) if path.suffix == ".txt"]
     styles = [pair for path in texts for pair in read(path, known, here, others).items()]
@@ -223,9 +223,11 @@ def test_entities_of_several_files_are_numbered_in_their_order(tmp_path):
 def test_an_installed_package_has_the_files_of_the_patterns():
     project = tomllib.loads((DEMO.parent / "pyproject.toml").read_text())
     packaged = project["tool"]["setuptools"]["package-data"]["elq_jax.demo"]
-    files = [*pattern_files([pathlib.Path("shipped")]), *shipped_entities()]
+    files = [*pattern_files([pathlib.Path("shipped")]), *entity_files([pathlib.Path("shipped")])]
     assert sorted(packaged) == sorted(path.name for path in files)
     assert all(path.is_file() and path.parent == shipped_folder() for path in files)
+    with pytest.raises(ElqError, match=r"no such file of pattern entities; give a .jsonl, or ship"):
+        entity_files([pathlib.Path("no.jsonl")])
 
 
 # --- shapes
