@@ -6,6 +6,7 @@ A folder holds `words.json` (a description with the checksums of the arrays) and
 | ---------- | ---------- | ---------------------------------------------------------------------- |
 | keys.npy   | uint64 [N] | hashes of words, and of pairs of words with a blank between, ascending |
 | counts.npy | uint32 [N] | how often each occurs                                                  |
+| bits.npy   | uint8 [F]  | a bit for each beginning of a hash: whether it is one of a key         |
 
 Words are those of titles, aliases and texts, without digits, as `normal_names` writes them; a word
 of a name counts as `NAME_WEIGHT` of a text. Pairs are neighbours in a title or an alias. Arrays are
@@ -15,7 +16,6 @@ mapped, not read, so opening a folder takes milliseconds for any number of entit
 from __future__ import annotations
 
 import collections
-import functools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -27,9 +27,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from elq_jax.core.errors import ElqError
-from elq_jax.core.strings import made_whole
 from elq_jax.entities.catalogue import Catalogue
-from elq_jax.entities.name_index import MULTIPLIER, hash_strings, scrambled
+from elq_jax.entities.name_index import hash_strings
 from elq_jax.entities.names import normal_names
 from elq_jax.storage.checksums import Sha256, are_cheap, check_digest, read_json
 from elq_jax.storage.files import array_digest, atomic_folder, map_array, save_array, write_json
@@ -41,7 +40,7 @@ _AGAIN = (
     "copy the folder again, or make it again in Python: WordIndex.build(Catalogue.open("
     '"catalogue.arrow")).save("words")'
 )
-_DTYPES = {"keys": np.uint64, "counts": np.uint32}
+_DTYPES = {"keys": np.uint64, "counts": np.uint32, "bits": np.uint8}
 _MERGED_AT = 1 << 23  # words of a part of the catalogue that are held before they are merged
 # A letter is in the alphabet if it is in one of so many different words of names.
 _LEAST_SHARE, _MOST_LETTERS = 1 / 200, 64
@@ -52,6 +51,7 @@ class WordIndex:
     """The words of all names and texts of a catalogue. Made by `build` or `open`.
 
     Attributes:
+      counts: how often words and pairs occur, by `word_keys`.
       total: number of words in the texts, repetitions included.
       alphabet: letters that are frequent in names, in lower case and without diacritics.
       catalogue_fingerprint: fingerprint of the catalogue.
@@ -60,20 +60,18 @@ class WordIndex:
 
     def __init__(
         self,
-        keys: np.ndarray,
-        counts: np.ndarray,
+        counts: Counts,
         total: int,
         alphabet: str,
         catalogue_fingerprint: str,
         folder: pathlib.Path | None = None,
     ):
-        """Wraps arrays, see the table of this module."""
-        self._arrays = {"keys": keys, "counts": counts}
-        self.total, self.alphabet, self.folder = total, alphabet, folder
+        """Wraps counts, see the table of this module."""
+        self.counts, self.total, self.alphabet, self.folder = counts, total, alphabet, folder
         self.catalogue_fingerprint = catalogue_fingerprint
 
     def __len__(self) -> int:
-        return len(self._arrays["keys"])
+        return len(self.counts.keys)
 
     @classmethod
     def build(cls, catalogue: Catalogue) -> WordIndex:
@@ -91,12 +89,8 @@ class WordIndex:
             total += len(words)
         least = _LEAST_SHARE * letters.total() / _FEWEST_LETTERS
         alphabet = [letter for letter, n in letters.most_common(_MOST_LETTERS) if n >= least]
-        keys, counts = counter.merged()
-        return cls(keys, counts, total, "".join(sorted(alphabet)), catalogue.fingerprint)
-
-    def counts(self, keys: np.ndarray) -> np.ndarray:
-        """Returns how often words or pairs with hashes [n] uint64 occur, [n] int64."""
-        return counts_in(keys, self._arrays["keys"], self._arrays["counts"])
+        counts = Counts.of(*counter.merged())
+        return cls(counts, total, "".join(sorted(alphabet)), catalogue.fingerprint)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes a folder, which appears under its name when it is whole.
@@ -106,7 +100,7 @@ class WordIndex:
         """
         with atomic_folder(folder, "an index of words", _is_ours) as temporary:
             digests = {}
-            for name, array in self._arrays.items():
+            for name, array in self.counts._asdict().items():
                 save_array(temporary / f"{name}.npy", array)
                 digests[f"{name}.npy"] = array_digest(array)
             description = Description(
@@ -140,13 +134,16 @@ class WordIndex:
                 f"{folder}: words of another catalogue (fingerprint {fingerprint}, expected "
                 f"{catalogue_fingerprint}); {_AGAIN}"
             )
+        n = description.words
+        sizes = {"keys": n, "counts": n, "bits": 1 << _log_bits(n) - 3}
         arrays = [
-            map_array(folder / f"{name}.npy", dtype, (description.words,), _AGAIN)
-            for name, dtype in _DTYPES.items()
+            map_array(folder / f"{name}.npy", _DTYPES[name], (size,), _AGAIN)
+            for name, size in sizes.items()
         ]
         if are_cheap(folder.glob("*.npy")):
             check_words(folder)
-        return cls(*arrays, description.total, description.alphabet, fingerprint, folder)
+        counts = Counts(*arrays)
+        return cls(counts, description.total, description.alphabet, fingerprint, folder)
 
 
 class Description(msgspec.Struct, frozen=True):
@@ -197,115 +194,53 @@ def _is_ours(folder: pathlib.Path) -> bool:
     return (folder / _DESCRIPTION).is_file()
 
 
-def counts_in(keys: np.ndarray, known: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Looks up keys [n] among ascending known ones; returns their counts [n] int64, or 0."""
-    if not len(known):
-        return np.zeros(len(keys), np.int64)
-    places = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-    return np.where(known[places] == keys, counts[places], 0).astype(np.int64)
+class Counts(NamedTuple):
+    """Counts by keys, for look-ups most of which find nothing.
+
+    Attributes:
+      keys: [N] uint64, hashes, ascending.
+      counts: [N], their counts.
+      bits: [F] uint8, a bit for each beginning of a hash: whether a key begins so. About 1 in 16
+        of other hashes does too.
+    """
+
+    keys: np.ndarray
+    counts: np.ndarray
+    bits: np.ndarray
+
+    @classmethod
+    def of(cls, keys: np.ndarray, counts: np.ndarray) -> Counts:
+        """Makes the bits of ascending keys."""
+        log_bits = _log_bits(len(keys))
+        bits = np.zeros(1 << log_bits - 3, np.uint8)
+        if len(keys):
+            places = keys >> np.uint64(64 - log_bits)
+            own = np.uint8(1) << (places & np.uint64(7)).astype(np.uint8)
+            first = np.flatnonzero(np.diff(places >> np.uint64(3), prepend=places[:1] + 8))
+            bits[places[first] >> np.uint64(3)] = np.bitwise_or.reduceat(own, first)
+        return cls(keys, counts, bits)
+
+    def __call__(self, keys: np.ndarray) -> np.ndarray:
+        """Returns the counts of hashes [n] uint64, of the dtype of the counts; 0 for others."""
+        found = np.zeros(len(keys), self.counts.dtype)
+        places = keys >> np.uint64(64 - _log_bits(len(self.keys)))
+        bit = self.bits[places >> np.uint64(3)] >> (places & np.uint64(7)).astype(np.uint8) & 1
+        may_be = np.flatnonzero(bit)
+        if len(may_be):
+            wanted = keys[may_be]
+            places = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+            found[may_be] = np.where(self.keys[places] == wanted, self.counts[places], 0)
+        return found
+
+
+def _log_bits(keys: int) -> int:
+    """Returns the logarithm of the number of bits for so many keys: 16 to 32 for each."""
+    return 4 + max(keys, 1).bit_length()
 
 
 def word_keys(words: Sequence[str]) -> np.ndarray:
     """Returns the hashes [n] uint64 by which words, and pairs "like this", are looked up."""
     return hash_strings(pa.array(words, pa.string()))
-
-
-class Spellings(NamedTuple):
-    """Ways to write a word with one slip: v of them, the same way perhaps several times.
-
-    Attributes:
-      keys: [v] uint64, hashes.
-      edits: [v] int8, place in `EDITS` of what makes the word this one.
-      places: [v] int64, place of the letter that is changed, from 1.
-      letters: [v] int64, place in the alphabet of the new letter; -1 if there is none.
-    """
-
-    keys: np.ndarray
-    edits: np.ndarray
-    places: np.ndarray
-    letters: np.ndarray
-
-
-EDITS = ("drop", "swap", "replace", "insert")
-DROP, SWAP, REPLACE, INSERT = range(len(EDITS))
-
-
-def spellings(word: str, alphabet: str) -> Spellings:
-    """Hashes all words of Damerau-Levenshtein distance 1 that begin with the same letter.
-
-    No word is written out: a hash is a scrambled polynomial in `MULTIPLIER`, so that of another
-    spelling follows from sums over the letters before and after the edit.
-
-    Args:
-      word: word of n letters.
-      alphabet: A letters that may be new in it.
-
-    Returns:
-      n - 1 words without a letter, n - 2 with neighbours swapped, (n - 1) A with a letter replaced
-      (by itself too) and n A with a new letter, in this order.
-    """
-    values, lengths = _polynomials(word)
-    new_values, new_lengths = _polynomials(alphabet)
-    n, size = len(word), len(alphabet)
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    before = np.cumsum(np.append(np.uint64(0), values * _power(starts)))
-    after = before[-1] - before  # of the letters from a place on
-    i = np.arange(1, n)
-    drop = before[i] + after[i + 1] * _power(-lengths[i])
-    j = i[:-1]
-    swapped = values[j + 1] + values[j] * _power(lengths[j + 1])
-    swap = before[j] + swapped * _power(starts[j]) + after[j + 2]
-    replaced = before[i, None] + new_values * _power(starts[i])[:, None]
-    replaced = replaced + after[i + 1, None] * _power(new_lengths - lengths[i, None])
-    k = np.arange(1, n + 1)
-    inserted = before[k, None] + new_values * _power(np.append(starts, ends[-1])[k])[:, None]
-    inserted = inserted + after[k, None] * _power(new_lengths)
-    keys = [drop, swap, replaced.ravel(), inserted.ravel()]
-    places = [i, j, np.repeat(i, size), np.repeat(k, size)]
-    new = np.arange(size)
-    letters = [np.full(2 * n - 3, -1), np.tile(new, n - 1), np.tile(new, n)]
-    edits = np.repeat(np.arange(len(EDITS), dtype=np.int8), [len(part) for part in keys])
-    return Spellings(
-        scrambled(np.concatenate(keys)), edits, np.concatenate(places), np.concatenate(letters)
-    )
-
-
-def spelled(word: str, edit: int, place: int, letter: str) -> str:
-    """Writes out a spelling: ("word", SWAP, 1, "") is "wrod", ("word", INSERT, 4, "s") "words"."""
-    head, tail = word[:place], word[place:]
-    if edit == DROP:
-        return head + tail[1:]
-    if edit == SWAP:
-        return head + tail[1] + tail[0] + tail[2:]
-    return head + letter + tail[int(edit == REPLACE) :]
-
-
-def _polynomials(letters: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the polynomial [n] uint64 and the number of bytes [n] int64 of each letter."""
-    values, lengths = zip(*map(_polynomial, letters), strict=True) if letters else ((), ())
-    return np.array(values, np.uint64), np.array(lengths, np.int64)
-
-
-@functools.lru_cache(1 << 12)
-def _polynomial(letter: str) -> tuple[int, int]:
-    content = made_whole(letter).encode()
-    value = sum((byte + 1) * MULTIPLIER**i for i, byte in enumerate(content, 1))
-    return value % 2**64, len(content)
-
-
-def _power(exponents: np.ndarray) -> np.ndarray:
-    """Returns `MULTIPLIER` to powers, modulo 2^64; negative ones are powers of the inverse."""
-    most = 1 << int(np.abs(exponents).max(initial=1)).bit_length()
-    return _powers(most)[exponents + most]
-
-
-@functools.lru_cache
-def _powers(most: int) -> np.ndarray:
-    """Returns powers from -`most` to `most`, [2 * most + 1] uint64."""
-    inverse = pow(MULTIPLIER, -1, 2**64)
-    negative, positive = (np.cumprod(np.full(most, x, np.uint64)) for x in (inverse, MULTIPLIER))
-    return np.concatenate([negative[::-1], np.ones(1, np.uint64), positive])
 
 
 class _Counter:

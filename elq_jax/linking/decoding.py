@@ -26,9 +26,9 @@ from elq_jax.core.errors import ElqError
 from elq_jax.core.registry import Registry
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.linking.links import Candidate, Link, ScoredSpans
+from elq_jax.text.corrections import JOINERS
 from elq_jax.text.tokenization import EncodedQuestion
 
-_JOINERS = "\u200d\ufe0e\ufe0f"  # Joiner and variation selectors, as inside of emoji.
 DECODERS: Registry[type[Decoder]] = Registry("decoder", "elq_jax.linking.decoding")
 
 # Roles that a token may have in a mention; a token has a sum of them.
@@ -493,7 +493,7 @@ def trim_symbols(text: str, start: int, end: int) -> tuple[int, int]:
     """
     if text[start : start + 1].isalnum() and text[end - 1 : end].isalnum():
         return start, end
-    symbols = [character in _JOINERS or _is_symbol(character) for character in text[start:end]]
+    symbols = [character in JOINERS or _is_symbol(character) for character in text[start:end]]
     inner = [start + place for place, is_symbol in enumerate(symbols) if not is_symbol]
     return (inner[0], inner[-1] + 1) if inner else (start, end)
 

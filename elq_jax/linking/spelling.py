@@ -27,21 +27,11 @@ import pyarrow as pa
 
 from elq_jax.core.strings import made_whole
 from elq_jax.entities.names import normal_names
-from elq_jax.entities.word_index import (
-    DROP,
-    INSERT,
-    REPLACE,
-    SWAP,
-    Spellings,
-    WordIndex,
-    counts_in,
-    spelled,
-    spellings,
-    word_keys,
-)
+from elq_jax.entities.spellings import DROP, INSERT, REPLACE, SWAP, spelled, spellings
+from elq_jax.entities.word_index import Counts, WordIndex, word_keys
 from elq_jax.questions.noise import NEIGHBOURS
 from elq_jax.questions.words import FUNCTION_WORDS
-from elq_jax.text.corrections import Correction
+from elq_jax.text.corrections import Correction, glued_symbols
 from elq_jax.text.tokenization import Tokenizer
 
 _SURE = 0.9  # probability that a correction needs
@@ -83,6 +73,22 @@ class _Word(NamedTuple):
         return f"{self.before} {self.normal}", f"{self.normal} {self.after}"
 
 
+class _Meant(NamedTuple):
+    """A word that may be meant by a word of a text.
+
+    Attributes:
+      word: number of the word of a text.
+      spelling: word that may be meant.
+      n: how often it occurs, or is expected to.
+      is_usual: whether fingers often slip from it to the word.
+    """
+
+    word: int
+    spelling: str
+    n: float
+    is_usual: bool
+
+
 class Speller:
     """Finds the words of questions that are misspelt.
 
@@ -106,32 +112,33 @@ class Speller:
         return expected
 
     @functools.cached_property
-    def _expected(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns hashes, ascending, and expected counts of the words of the vocabulary."""
+    def _expected(self) -> Counts:
+        """Returns the expected counts of the words of the vocabulary."""
         keys, counts = word_keys([*self._vocabulary]), np.array([*self._vocabulary.values()])
         order = np.argsort(keys)
-        return keys[order], counts[order]
+        return Counts.of(keys[order], counts[order])
 
     def __call__(self, texts: Sequence[str]) -> list[tuple[Correction, ...]]:
-        """Returns the corrections of each text, in its order."""
-        corrections: list[list[Correction]] = [[] for _ in texts]
-        unknown = [word for pair in enumerate(texts) for word in self._unknown(*pair)]
-        keys = word_keys([key for word in unknown for key in (word.normal, *word.pairs)])
+        """Returns the corrections of each text, in its order; glued symbols are left out."""
+        corrections = [[*glued_symbols(text)] for text in texts]
+        words = [word for pair in enumerate(texts) for word in self._unknown(*pair)]
+        keys = word_keys([key for word in words for key in (word.normal, *word.pairs)])
         counts = self.words.counts(keys).reshape(-1, 3)
-        for word, (count, *pairs) in zip(unknown, counts.tolist(), strict=True):
-            better = None if any(pairs) else self._better(word, count)
+        is_name = counts[:, 1:].any(axis=1)
+        words = [word for word, known in zip(words, is_name.tolist(), strict=True) if not known]
+        for word, better in zip(words, self._better(words, counts[~is_name, 0]), strict=True):
             if better is not None:
                 written = texts[word.text][word.start : word.end]
                 place = (word.start, word.end, _in_case_of(written, better))
                 corrections[word.text].append(Correction(*place))
-        return [tuple(own) for own in corrections]
+        return [tuple(sorted(own)) for own in corrections]
 
     def _unknown(self, number: int, text: str) -> Iterable[_Word]:
         """Yields the words of a text that are no words of the vocabulary, with their neighbours."""
         known = self._vocabulary
-        places = [(m.start(), m.end()) for m in _WORD.finditer(text)]
-        if all(end - start < _SHORT or text[start:end].lower() in known for start, end in places):
+        if all(len(w) < _SHORT or w.lower() in known for w in _WORD.findall(text)):
             return
+        places = [match.span() for match in _WORD.finditer(text)]
         shouts = text.isupper()
         for place, (start, end) in enumerate(places):
             written = text[start:end]
@@ -156,81 +163,105 @@ class Speller:
             and set(normal) <= set(self.words.alphabet)
         )
 
-    def _better(self, word: _Word, count: int) -> str | None:
-        """Returns the word that was probably meant; None: the one that is written.
+    def _better(self, words: Sequence[_Word], counts: np.ndarray) -> list[str | None]:
+        """Returns the words that were probably meant; None: those that are written.
 
         Args:
-          word: word that forms no name with its neighbours.
-          count: how often it occurs in the catalogue.
+          words: w words that form no names with their neighbours.
+          counts: [w] int64, how often they occur in the catalogue.
         """
-        alphabet = self.words.alphabet
-        ways = spellings(word.normal, alphabet)
-        expected = np.maximum(
-            self.words.counts(ways.keys) * self._scale, counts_in(ways.keys, *self._expected)
-        )
-        hits = np.flatnonzero(expected)
-        usual = _are_usual(word.normal, alphabet, Spellings(*(part[hits] for part in ways)))
-        meant: dict[str, tuple[float, bool]] = {}
-        columns = (ways.edits[hits], ways.places[hits], ways.letters[hits], expected[hits], usual)
-        for edit, place, letter, n, is_usual in zip(*(c.tolist() for c in columns), strict=True):
-            spelling = spelled(word.normal, edit, place, alphabet[letter])
-            _, was_usual = meant.get(spelling, (n, False))
-            meant[spelling] = (n, is_usual or was_usual)
-        meant.pop(word.normal, None)  # It is one of its own spellings.
-        return self._most_probable(word, count, meant) if meant else None
-
-    def _most_probable(
-        self, word: _Word, count: int, meant: dict[str, tuple[float, bool]]
-    ) -> str | None:
-        """Chooses among the words that may be meant, see the head of this module.
-
-        Args:
-          word: word that is written.
-          count: how often it occurs in the catalogue.
-          meant: how often other words occur, and whether fingers slip from them to this one.
-        """
-        pairs = [pair for other in meant for pair in word._replace(normal=other).pairs]
+        better: list[str | None] = [None] * len(words)
+        meant = self._meant(words)
+        if not meant:
+            return better
+        pairs = [pair for m in meant for pair in words[m.word]._replace(normal=m.spelling).pairs]
         beside = self.words.counts(word_keys(pairs)).reshape(-1, 2) * self._scale
         has_content = np.array(
-            [len(w) > 1 and w not in FUNCTION_WORDS for w in (word.before, word.after)]
+            [[len(w) > 1 and w not in FUNCTION_WORDS for w in (x.before, x.after)] for x in words]
         )
-        n, is_usual = np.array([*meant.values()], np.float64).T
+        owners, n = np.array([m.word for m in meant]), np.array([m.n for m in meant])
+        is_usual = np.array([m.is_usual for m in meant])
         scores = (
             _COUNT * np.log10(1 + n)
             + _PAIR * np.log10(1 + beside).sum(axis=1)
-            + _APART * ((beside == 0) & has_content).sum(axis=1)
-            + _UNUSUAL * (1 - is_usual)
+            + _APART * ((beside == 0) & has_content[owners]).sum(axis=1)
+            + _UNUSUAL * ~is_usual
         )
-        no_slip = _NO_SLIP + _KNOWN * np.log10(1 + count * self._scale)
-        no_slip += _CAPITAL * word.is_capital + _LETTER * min(len(word.normal), 12)
-        best = int(scores.argmax())
-        if len(word.normal) == _SHORT and not (beside[best] * has_content).any():
-            return None
-        log_total = np.logaddexp.reduce([*scores, no_slip])
-        return [*meant][best] if scores[best] - log_total > np.log(_SURE) else None
+        capitals = np.array([word.is_capital for word in words])
+        lengths = np.array([min(len(word.normal), 12) for word in words])
+        total = _NO_SLIP + _KNOWN * np.log10(1 + counts * self._scale)
+        total += _CAPITAL * capitals + _LETTER * lengths
+        np.logaddexp.at(total, owners, scores)
+        is_sure = scores - total[owners] > np.log(_SURE)
+        is_sure &= (lengths[owners] > _SHORT) | (has_content[owners] & (beside > 0)).any(axis=1)
+        for place in np.flatnonzero(is_sure).tolist():
+            better[meant[place].word] = meant[place].spelling
+        return better
+
+    def _meant(self, words: Sequence[_Word]) -> list[_Meant]:
+        """Finds the known words that one slip leads from to words of the same alphabet."""
+        alphabet = self.words.alphabet
+        lengths = np.array([len(word.normal) for word in words])
+        meant: dict[tuple[int, str], _Meant] = {}
+        for length in np.unique(lengths).tolist():
+            own = np.flatnonzero(lengths == length)
+            letters = np.array([[*map(alphabet.index, words[i].normal)] for i in own.tolist()])
+            ways = spellings(letters, alphabet)
+            keys = ways.keys.ravel()
+            expected = np.maximum(
+                self.words.counts(keys) * self._scale, self._expected(keys)
+            ).reshape(ways.keys.shape)
+            row, column = np.nonzero(expected)
+            slips = (ways.edits[column], ways.places[column], ways.letters[column])
+            usual = self._are_usual(letters[row], *slips)
+            columns = (own[row], *slips, expected[row, column], usual)
+            for i, edit, place, letter, n, is_usual in zip(
+                *(values.tolist() for values in columns), strict=True
+            ):
+                spelling = spelled(words[i].normal, edit, place, alphabet[letter])
+                if spelling != words[i].normal and not (
+                    (before := meant.get((i, spelling))) and before.is_usual
+                ):
+                    meant[i, spelling] = _Meant(i, spelling, n, is_usual)
+        return [*meant.values()]
+
+    def _are_usual(
+        self, words: np.ndarray, edits: np.ndarray, places: np.ndarray, letters: np.ndarray
+    ) -> np.ndarray:
+        """Returns whether fingers often slip from spellings of words to the words, [v] bool.
+
+        Args:
+          words: [v, n] int, words, whose letters are places in the alphabet.
+          edits, places, letters: [v] int, edits that make the spellings of them, see `Spellings`.
+        """
+        n = words.shape[1]
+        padded = np.pad(words, ((0, 0), (0, 2)), constant_values=-1)
+        at, left, right = (
+            np.take_along_axis(padded, place[:, None], axis=1)[:, 0]
+            for place in (places, places - 1, places + 1)
+        )
+        # Another form of a word is no slip: "billet", "billets"; "concedes", "conceded".
+        endings = [self.words.alphabet.find(letter) for letter in "sd"]
+        is_form = (edits == INSERT) & (places == n)
+        is_form |= (edits == REPLACE) & (places == n - 1) & np.isin(at, endings)
+        is_form &= np.isin(letters, endings)
+        return ~is_form & (
+            ((edits == DROP) & ((at == left) | (at == right)))
+            | (edits == SWAP)
+            | ((edits == REPLACE) & self._are_neighbours[at, letters])
+            | (edits == INSERT)
+        )
+
+    @functools.cached_property
+    def _are_neighbours(self) -> np.ndarray:
+        """Returns which letters of the alphabet are neighbours on a keyboard, [A, A] bool."""
+        alphabet = self.words.alphabet
+        return np.array([[b in NEIGHBOURS.get(a, "") for b in alphabet] for a in alphabet])
 
     @functools.cached_property
     def _scale(self) -> float:
         """Returns the factor that makes counts those of a catalogue of `_WORDS_OF_COUNTS` words."""
         return min(1.0, _WORDS_OF_COUNTS / max(self.words.total, 1))
-
-
-def _are_usual(word: str, alphabet: str, ways: Spellings) -> np.ndarray:
-    """Returns whether fingers often slip from each spelling to a word, [v] bool."""
-    letters = np.array([*word, "", ""])
-    i, new = ways.places, np.array([*alphabet, ""])[ways.letters]
-    at, left, right = letters[np.minimum(i, len(word))], letters[i - 1], letters[i + 1]
-    is_near = [b in NEIGHBOURS.get(a, "") for a, b in zip(at.tolist(), new.tolist(), strict=True)]
-    # Another form of a word is no slip: "billet", "billets"; "concedes", "conceded".
-    is_form = (ways.edits == INSERT) & (i == len(word))
-    is_form |= (ways.edits == REPLACE) & (i == len(word) - 1) & np.isin(at, ("s", "d"))
-    is_form &= np.isin(new, ("s", "d"))
-    return ~is_form & (
-        ((ways.edits == DROP) & ((at == left) | (at == right)))
-        | (ways.edits == SWAP)
-        | ((ways.edits == REPLACE) & np.array(is_near, bool))
-        | (ways.edits == INSERT)
-    )
 
 
 def _normal(word: str) -> str:

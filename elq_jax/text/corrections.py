@@ -1,18 +1,24 @@
-"""Replaces words of a text, and finds the places of tokens in the text as it was written."""
+"""Replaces parts of a text, and finds the places of tokens in the text as it was written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import unicodedata
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+JOINERS = "\u200d\ufe0e\ufe0f"  # Joiner and variation selectors, as inside of emoji.
+_SAYING = "°♯♭"  # something of the number or the letter before them
+_SYMBOLS = ("So", "Sk", "Sm", "Cn", "Cs")  # Unicode categories; most emoji are So.
+
 
 class Correction(NamedTuple):
-    """Another spelling of a word of a text.
+    """A part of a text that is read in another way.
 
     Attributes:
-      start: first character of the word.
+      start: first character of the part, a word or symbols behind one.
       end: offset one past its last character.
       text: what is read instead.
     """
@@ -43,6 +49,34 @@ def corrected(
     return "".join([*pieces, text[start:end]])
 
 
+def glued_symbols(text: str) -> Iterator[Correction]:
+    """Yields corrections that leave out emoji and other symbols at the end of a word.
+
+    Symbols of ASCII or inside of a word stay ("C++", "M★A★S★H"), and so do sharps, flats and
+    degrees behind a digit or a single letter ("20°", "C♯").
+
+    Example: glued_symbols("who founded lego™?") -> [Correction(16, 17, "")].
+    """
+    if text.isascii():
+        return
+    end = 0
+    for is_symbol, characters in itertools.groupby(text, _is_symbol):
+        symbols = "".join(characters)
+        start, end = end, end + len(symbols)
+        is_glued = is_symbol and start and not text[start - 1].isspace()
+        if not is_glued or text[end : end + 1].isalnum() or not set(symbols) - set(JOINERS):
+            continue
+        word = text[max(start - 2, 0) : start]
+        if symbols[0] not in _SAYING or (word.isalpha() and len(word) == 2):
+            yield Correction(start, end, "")
+
+
+def _is_symbol(character: str) -> bool:
+    if character.isascii():
+        return False
+    return character in JOINERS or unicodedata.category(character) in _SYMBOLS
+
+
 def original_offsets(offsets: np.ndarray, corrections: Sequence[Correction]) -> np.ndarray:
     """Returns where the tokens of a corrected text stand in the text as it was.
 
@@ -62,12 +96,13 @@ def original_offsets(offsets: np.ndarray, corrections: Sequence[Correction]) -> 
     moved_first, moved_last = first.copy(), last.copy()
     shift = 0
     for start, end, text in corrections:
-        after = start + shift + len(text)
-        moved_first[(first > start + shift) & (first < after)] = start
-        moved_last[(last > start + shift) & (last < after)] = end
+        before, after = start + shift, start + shift + len(text)
         shift = after - end
+        moved_first[(first > before) & (first < after)] = start
         moved_first[first >= after] = first[first >= after] - shift
-        moved_last[last >= after] = last[last >= after] - shift
+        moved_last[(last > before) & (last < after)] = end
+        is_later = (last > before) & (last >= after)
+        moved_last[is_later] = last[is_later] - shift
     moved = offsets.copy()
     moved[offsets[:, 0] < offsets[:, 1]] = np.stack([moved_first, moved_last], axis=1)
     return moved

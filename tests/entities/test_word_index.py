@@ -12,7 +12,8 @@ from elq_jax.core.errors import ElqError
 from elq_jax.entities import word_index
 from elq_jax.entities.build import build_catalogue
 from elq_jax.entities.catalogue import Catalogue
-from elq_jax.entities.word_index import NAME_WEIGHT, WordIndex, spelled, spellings, word_keys
+from elq_jax.entities.spellings import spelled, spellings
+from elq_jax.entities.word_index import NAME_WEIGHT, Counts, WordIndex, word_keys
 
 ENTITIES = [
     ("Dune (novel)", ["Dune, the Novel", "dune"], "A novel of 1965 by Frank Herbert. A novel!"),
@@ -68,8 +69,25 @@ def test_counts_are_those_of_a_loop(words):
 def test_parts_are_merged(words, catalogue, monkeypatch):
     monkeypatch.setattr(word_index, "_MERGED_AT", 3)
     again = WordIndex.build(catalogue)
-    for name, array in words._arrays.items():
-        np.testing.assert_array_equal(array, again._arrays[name])
+    for array, other in zip(words.counts, again.counts, strict=True):
+        np.testing.assert_array_equal(array, other)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 1000])
+def test_counts_of_many_keys_are_those_of_a_dict(size):
+    rng = np.random.default_rng(size)
+    hashes = rng.integers(2**64, size=size, dtype=np.uint64).tolist()
+    known = {key: count for count, key in enumerate(hashes, 1)}
+    keys = np.array(sorted(known), np.uint64)
+    counts = Counts.of(keys, np.array([known[key] for key in sorted(known)], np.uint32))
+    near = [key ^ 1 << bit for key in known for bit in (0, 20, 50, 63)]
+    asked = np.array([0, 2**64 - 1, *known, *near], np.uint64)
+    assert counts(asked).tolist() == [known.get(key, 0) for key in asked.tolist()]
+    assert counts(asked[:0]).tolist() == []
+    others = rng.integers(2**64, size=4000, dtype=np.uint64)
+    places = others >> np.uint64(64 - 3 - int(np.log2(len(counts.bits))))
+    passed = counts.bits[places >> np.uint64(3)] >> (places & np.uint64(7)).astype(np.uint8) & 1
+    assert passed.mean() < 1 / 12
 
 
 def test_the_alphabet_holds_letters_of_many_words(tmp_path):
@@ -94,17 +112,18 @@ def distance(a, b):
     return table[len(a) - 1, len(b) - 1]
 
 
-@pytest.mark.parametrize("word", ["aba", "abé語", "bb", "語baé"])
-def test_spellings_are_all_words_of_distance_1(word):
+@pytest.mark.parametrize("words", [["aba", "語é語"], ["abé語", "語baé"], ["bb"]])
+def test_spellings_are_all_words_of_distance_1(words):
     alphabet = "abé語"
-    ways = spellings(word, alphabet)
-    columns = zip(ways.edits.tolist(), ways.places.tolist(), ways.letters.tolist(), strict=True)
-    written = [spelled(word, edit, place, alphabet[letter]) for edit, place, letter in columns]
-    np.testing.assert_array_equal(ways.keys, word_keys(written))
-    sizes = range(1, len(word) + 2)
-    every = {"".join(w) for size in sizes for w in itertools.product(alphabet, repeat=size)}
-    near = {other for other in every if other[0] == word[0] and distance(word, other) <= 1}
-    assert set(written) == near
+    ways = spellings(np.array([[*map(alphabet.index, word)] for word in words]), alphabet)
+    for word, keys in zip(words, ways.keys, strict=True):
+        columns = zip(ways.edits.tolist(), ways.places.tolist(), ways.letters.tolist(), strict=True)
+        written = [spelled(word, edit, place, alphabet[letter]) for edit, place, letter in columns]
+        np.testing.assert_array_equal(keys, word_keys(written))
+        sizes = range(1, len(word) + 2)
+        every = {"".join(w) for size in sizes for w in itertools.product(alphabet, repeat=size)}
+        near = {other for other in every if other[0] == word[0] and distance(word, other) <= 1}
+        assert set(written) == near
 
 
 def test_files(words, catalogue, tmp_path):

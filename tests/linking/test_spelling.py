@@ -22,7 +22,7 @@ from elq_jax.linking.candidates import _texts_of
 from elq_jax.linking.spelling import Speller
 from elq_jax.questions.noise import NEIGHBOURS, typo
 from elq_jax.questions.words import FUNCTION_WORDS
-from elq_jax.text.corrections import Correction, corrected, original_offsets
+from elq_jax.text.corrections import Correction, corrected, glued_symbols, original_offsets
 from elq_jax.text.tokenization import Tokenizer
 
 NAMES = {
@@ -47,7 +47,7 @@ def words(tmp_path_factory):
     (folder / "entities.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     build_catalogue(folder / "entities.jsonl", folder / "catalogue.arrow")
     index = WordIndex.build(Catalogue.open(folder / "catalogue.arrow"))
-    return WordIndex(*index._arrays.values(), index.total, ALPHABET, index.catalogue_fingerprint)
+    return WordIndex(index.counts, index.total, ALPHABET, index.catalogue_fingerprint)
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def linker(folder):
 def test_tokens_are_those_of_the_correction_and_stand_where_the_word_stands(linker):
     encoded = linker.encode(TEXTS)
     readings = [corrected(text, q.corrections) for text, q in zip(TEXTS, encoded, strict=True)]
-    assert [len(question.corrections) for question in encoded] == [1, 1, 0, 2]
+    assert [len(question.corrections) for question in encoded] == [1, 1, 0, 3]
     plain = linker.tokenizer.encode_questions(readings, linker.max_question_tokens)
     for text, reading, question, other in zip(TEXTS, readings, encoded, plain, strict=True):
         np.testing.assert_array_equal(question.ids, other.ids)
@@ -274,7 +274,7 @@ def test_the_words_are_saved_with_the_linker(linker, folder, tmp_path):
     assert not copy.settings.spelling
     assert copy.with_settings(spelling=True).encode(TEXTS)[0].corrections
     assert directory.verify(folder)["words"].endswith("words, checksums agree")
-    other = WordIndex(*linker.speller.words._arrays.values(), 9, "abc", "0" * 64)
+    other = WordIndex(linker.speller.words.counts, 9, "abc", "0" * 64)
     shutil.rmtree(tmp_path / "linker" / "words")
     other.save(tmp_path / "linker" / "words")
     for check in (directory.verify, EntityLinker.from_pretrained):
@@ -297,12 +297,40 @@ def test_the_place_of_a_cut_is_one_in_the_text(linker):
     assert text[: question.truncated_at].endswith(" ")
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("who founded lego™?", "who founded lego?"),
+        ("who founded lego→", "who founded lego"),
+        ("paris😀❤\ufe0f, malcolm x★ and (genre)®!", "paris, malcolm x and (genre)!"),
+        ("about 👨\u200d👩\u200d👧 and us👨\u200d👩\u200d👧", "about 👨\u200d👩\u200d👧 and us"),
+        ("M★A★S★H in C++ and C♯ at 20°, I ♥ NY", "M★A★S★H in C++ and C♯ at 20°, I ♥ NY"),
+        ("lego° 😀", "lego 😀"),
+        ("^caret` می\u200cخواهم é", "^caret` می\u200cخواهم é"),
+    ],
+)
+def test_symbols_glued_to_a_word_are_left_out(speller, text, expected):
+    corrections = list(glued_symbols(text))
+    assert corrected(text, corrections) == expected
+    assert speller([text]) == [tuple(corrections)]
+
+
+def test_a_symbol_that_is_left_out_is_not_in_the_mention(linker):
+    clean, glued = TEXTS[2], f"{TEXTS[2]}™→?"
+    expected = [(link.mention, link.row) for link in linker(f"{clean}?")]
+    assert "Hillsborough" in [mention for mention, _ in expected]
+    assert [(link.mention, link.row) for link in linker(glued)] == expected
+
+
 def test_offsets_in_the_text():
     corrections = [Correction(0, 3, "wxyz"), Correction(4, 7, "q"), Correction(9, 10, "ab")]
     text = "abc def. g h"
     assert corrected(text, corrections) == "wxyz q. ab h"
     assert corrected(text, corrections, 4, 10) == "q. ab"
     assert corrected(text, corrections, 7, 9) == ". "
+    left_out = [Correction(2, 4, ""), Correction(4, 5, "xy")]  # "ab★★c d" is read as "abxy d"
+    offsets = np.array([[0, 2], [2, 3], [3, 4], [5, 6]])
+    assert original_offsets(offsets, left_out).tolist() == [[0, 2], [4, 5], [4, 5], [6, 7]]
     offsets = [[0, 0], [0, 2], [2, 4], [3, 6], [5, 6], [6, 7], [8, 9], [9, 10], [11, 12], [0, 0]]
     expected = [[0, 0], [0, 3], [0, 3], [0, 7], [4, 7], [7, 8], [9, 10], [9, 10], [11, 12], [0, 0]]
     assert original_offsets(np.array(offsets), corrections).tolist() == expected
