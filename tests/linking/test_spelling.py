@@ -1,6 +1,7 @@
 """Corrected questions: which words, against loops over strings, and what links make of them."""
 
 import collections
+import dataclasses
 import itertools
 import json
 import math
@@ -261,10 +262,10 @@ def test_without_correction_links_are_those_of_a_linker_without_words(linker, fo
     off = linker.with_settings(spelling=False)
     assert plain.speller is None
     assert off.speller is not None
-    expected = [[link.to_dict() for link in links] for links in plain(TEXTS)]
-    assert [[link.to_dict() for link in links] for links in off(TEXTS)] == expected
+    expected = [[dataclasses.asdict(link) for link in links] for links in plain(TEXTS)]
+    assert [[dataclasses.asdict(link) for link in links] for links in off(TEXTS)] == expected
     assert not any(question.corrections for question in off.encode(TEXTS))
-    assert [[link.to_dict() for link in links] for links in linker(TEXTS)] != expected
+    assert [[dataclasses.asdict(link) for link in links] for links in linker(TEXTS)] != expected
 
 
 def test_the_words_are_saved_with_the_linker(linker, folder, tmp_path):

@@ -39,6 +39,8 @@ from elq_jax.training.configuration import check
 from elq_jax.training.metrics import MetricsWriter
 from elq_jax.training.step import Objective, parallel_train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation_of_module")
+
 OPTIM = json.loads((FIXTURES / "optim.json").read_text())
 SETTINGS = json.loads((FIXTURES / "train_inbatch.json").read_text())["settings"]
 LONGEST = SETTINGS["max_context_length"]

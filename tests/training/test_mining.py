@@ -1,5 +1,7 @@
 """Mined negatives against a loop over mentions and entities."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from tiny import arrays, tiny_model
 from elq_jax.questions.examples import TrainingExample
 from elq_jax.retrieval import exact_index
 from elq_jax.training import mining
+
+pytestmark = pytest.mark.usefixtures("quick_compilation_of_module")
 
 
 def random_examples(count, rows, seed):
@@ -26,17 +30,19 @@ def random_examples(count, rows, seed):
 
 def slow_negatives(model, vectors, examples, num_negatives):
     """Ranks all entities for one mention at a time: negatives, and hits at 1 and at N + 1."""
+    encode = jax.jit(functools.partial(model.question_apply, method="encode_mentions"))
     rows, hits = [], []
     for example in examples:
         mined = []
-        _, queries = model.question_apply(
-            model.params["question"],
-            example.ids[None],
-            np.ones((1, len(example.ids)), bool),
-            example.bounds[None],
-            method="encode_mentions",
+        ids, mask, bounds = (
+            np.zeros(12, int),
+            np.arange(12) < len(example.ids),
+            np.zeros((3, 2), int),
         )
-        for query, gold in zip(np.asarray(queries[0], np.float64), example.rows, strict=True):
+        ids[mask], bounds[: len(example.bounds)] = example.ids, example.bounds
+        _, queries = encode(model.params["question"], ids[None], mask[None], bounds[None])
+        queries = np.asarray(queries[0, : len(example.bounds)], np.float64)
+        for query, gold in zip(queries, example.rows, strict=True):
             scores = [float(query @ vector) for vector in vectors]
             ranking = sorted(range(len(vectors)), key=lambda row: -scores[row])
             if gold >= 0:
