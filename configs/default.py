@@ -67,9 +67,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.linking = ml_collections.ConfigDict()  # Fields of LinkingSettings.
     config.linking.max_mentions = 10
     config.linking.num_candidates = 10
-    config.linking.spelling = (
-        True  # Misspelt words of questions are read as words of the catalogue.
-    )
+    config.linking.spelling = True  # Misspelt words are read as words of the catalogue.
 
     config.eval = ml_collections.ConfigDict()
     config.eval.metric = "weak"  # The F1 that chooses threshold and best step; or strong.

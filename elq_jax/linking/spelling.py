@@ -8,7 +8,8 @@ a slip. All words that one slip leads to it are compared with the word itself, i
                 this way: a letter is left out, doubled, exchanged with the next one, or replaced by
                 its neighbour on the keyboard
   of no slip    how often the word itself occurs in the catalogue, whether it has a capital letter
-                inside of a sentence, as names have, and how short it is
+                inside of a sentence, as names have, how short it is, and how few words the
+                catalogue has: a small one does not know most names
 
 The constants are the rounded weights of a conditional logit, fitted on the training questions of
 WebQSP, SimpleQuestions and LC-QuAD with one typo each, and on their names as they are. Half of
@@ -18,6 +19,7 @@ those are of entities outside the catalogue, and must not become names that are 
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -37,6 +39,7 @@ from elq_jax.text.tokenization import Tokenizer
 _SURE = 0.9  # probability that a correction needs
 _COUNT, _PAIR, _APART, _UNUSUAL = 2.2, 2.7, -2.0, -5.0  # of a word, the first two by log10(1 + n)
 _NO_SLIP, _KNOWN, _CAPITAL, _LETTER = 2.3, 4.0, 2.5, -0.3  # of the word as it is written
+_SMALLER = 0.6  # of no slip, for each power of 10 that a catalogue has fewer words
 _WORDS_OF_COUNTS = 1e7  # counts are those among so many words
 _SHORT, _LONG = 3, 32  # letters; a word of _SHORT letters must form a name after correction
 
@@ -189,7 +192,7 @@ class Speller:
         )
         capitals = np.array([word.is_capital for word in words])
         lengths = np.array([min(len(word.normal), 12) for word in words])
-        total = _NO_SLIP + _KNOWN * np.log10(1 + counts * self._scale)
+        total = self._no_slip + _KNOWN * np.log10(1 + counts * self._scale)
         total += _CAPITAL * capitals + _LETTER * lengths
         np.logaddexp.at(total, owners, scores)
         is_sure = scores - total[owners] > np.log(_SURE)
@@ -260,8 +263,18 @@ class Speller:
 
     @functools.cached_property
     def _scale(self) -> float:
-        """Returns the factor that makes counts those of a catalogue of `_WORDS_OF_COUNTS` words."""
-        return min(1.0, _WORDS_OF_COUNTS / max(self.words.total, 1))
+        """Returns the factor that makes counts comparable with those of `_WORDS_OF_COUNTS` words.
+
+        A smaller catalogue says less of how frequent its words are, so its counts grow by less.
+        """
+        ratio = _WORDS_OF_COUNTS / max(self.words.total, 1)
+        return min(ratio, math.sqrt(ratio))
+
+    @functools.cached_property
+    def _no_slip(self) -> float:
+        """Returns the log-odds of no slip, which rise where the catalogue knows few words."""
+        smaller = math.log10(_WORDS_OF_COUNTS / max(self.words.total, 1))
+        return _NO_SLIP + _SMALLER * max(smaller, 0.0)
 
 
 def _normal(word: str) -> str:

@@ -75,7 +75,7 @@ def read(speller, text):
         ("who was NAPOLEON BONAPATRE", "who was NAPOLEON BONAPARTE"),
         ("WHO WAS NAPOLEON BONAPATRE", "WHO WAS NAPOLEON BONAPARTE"),
         ("Tegucgialpa, where's that?", "Tegucigalpa, where's that?"),
-        ("whcih books did kurt vonnegutt wriet?", "which books did kurt vonnegut write?"),
+        ("whcih books did kurt vonnegutt wriet?", "which books did kurt vonnegut wriet?"),
         ("what is teh capital of new yrok", "what is teh capital of new york"),
         ("hondurás and hondurra\u0301s", "hondurás and honduras"),
         ("", ""),
@@ -98,7 +98,7 @@ def test_misspelt_words_are_read_as_they_were_meant(speller, text, expected):
         "zoroastre",  # is a name itself
         "who is gendalf",  # no usual slip, and not sure enough
         "honduran hondurans",
-        "xanthipe",  # rare
+        "xenaphon",  # no usual slip
         "кто написал dune",
     ],
 )
@@ -141,6 +141,9 @@ def slow_reading(text, tokenizer):
             counts[word] += NAME_WEIGHT + n
         counts.update(f"{a} {b}" for a, b in itertools.pairwise(own))
         counts["is"] += n
+    total = sum(n * (1 + len(name.split())) for name, n in NAMES.items())
+    scale = math.sqrt(1e7 / total)
+    counts = collections.defaultdict(int, {word: n * scale for word, n in counts.items()})
     whole = tokenizer.whole_words()
     expected = {word: 6e5 / (rank + 3) for rank, word in enumerate(whole)}
     known = [word for word in {*counts, *expected} if set(word) <= set(ALPHABET)]
@@ -171,12 +174,13 @@ def slow_reading(text, tokenizer):
                 n for n, b in zip(pairs(other), beside, strict=True) if b not in FUNCTION_WORDS
             ):
                 scores[other] -= 1000
-        stay = spelling._NO_SLIP + spelling._KNOWN * math.log10(1 + counts[word])
+        stay = spelling._NO_SLIP + spelling._SMALLER * math.log10(1e7 / total)
+        stay += spelling._KNOWN * math.log10(1 + counts[word])
         stay += spelling._LETTER * min(len(word), 12)
         if scores:
             best = max(scores, key=scores.get)
-            total = math.exp(stay) + sum(map(math.exp, scores.values()))
-            if math.exp(scores[best]) > spelling._SURE * total:
+            odds = math.exp(stay) + sum(map(math.exp, scores.values()))
+            if math.exp(scores[best]) > spelling._SURE * odds:
                 read[-1] = best
     return " ".join(read)
 
