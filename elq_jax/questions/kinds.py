@@ -9,6 +9,7 @@ import numpy as np
 from elq_jax.entities.embeddings import Embeddings
 
 _SCALE = 4000.0
+_SAME = 0.99  # Cosine above which a row is an example itself, encoded in bfloat16 or float32.
 _ROWS_AT_ONCE = 8192
 _LOW = np.iinfo(np.int64).min
 
@@ -83,6 +84,7 @@ def kinds_of_rows(
 
     The two together are right more often than either alone: among few examples, the nearest one is
     often near for its name only (an Anna to another Anna), which the mean over a kind evens out.
+    An example that is in the catalogue itself is of its own kind, wherever the means are.
 
     Args:
       embeddings: [E, D] vectors of entities.
@@ -101,4 +103,7 @@ def kinds_of_rows(
         whole = whole_vectors(examples)
         means = np.stack([whole[known == label].mean(axis=0) for label in labels])
         result[:, 1] = np.array(labels, object)[nearest_queries(embeddings, means)]
+        rows = nearest_rows(embeddings, examples, 1)[:, 0]
+        cosines = (whole_vectors(embeddings.rows(rows)) * whole).sum(axis=1) / _SCALE**2
+        result[rows[cosines > _SAME], 1] = result[rows[cosines > _SAME], 0]
     return result
