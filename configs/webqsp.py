@@ -10,7 +10,8 @@ docs/quality.md, which also has each part alone.
 Chosen on the three dev sets, by the mean of weak and of strong F1 before candidate scoring: 0.890
 and 0.834 without the made questions (1,000 steps); 0.904 and 0.850 with them (1,300 steps); 0.890
 and 0.833 with neutral spans in webqsp/train and simplequestions/train (1,000 steps), so there are
-none here.
+none here. The made questions of all these runs are from before synthesize had
+demo/class_patterns.txt, demo/kinds.jsonl and the means of kinds; with those of today: not measured.
 Data: data/entities.jsonl.gz and data/questions/{webqsp,simplequestions,lcquad1}/ (the folder may be
 a link).
 Command: python -m elq_jax.encode_entities --catalogue data/entities.jsonl.gz --pooling mean \\
