@@ -11,9 +11,11 @@ a slip. All words that one slip leads to it are compared with the word itself, i
                 inside of a sentence, as names have, how short it is, and how few words the
                 catalogue has: a small one does not know most names
 
-The constants are the rounded weights of a conditional logit, fitted on the training questions of
-WebQSP, SimpleQuestions and LC-QuAD with one typo each, and on their names as they are. Half of
-those are of entities outside the catalogue, and must not become names that are inside.
+A word of three letters, or one that is in a name of the catalogue already, is corrected only if it
+then forms a name with a neighbour. The constants are the rounded weights of a conditional logit. It
+was fitted on the training questions of WebQSP, SimpleQuestions and LC-QuAD with one typo each, and
+on their names as they are; half of these are of entities outside the catalogue, and must not become
+names that are inside.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import pyarrow as pa
 from elq_jax.core.strings import made_whole
 from elq_jax.entities.names import normal_names
 from elq_jax.entities.spellings import DROP, INSERT, REPLACE, SWAP, spelled, spellings
-from elq_jax.entities.word_index import Counts, WordIndex, word_keys
+from elq_jax.entities.word_index import NAME_WEIGHT, Counts, WordIndex, word_keys
 from elq_jax.questions.noise import NEIGHBOURS
 from elq_jax.questions.words import FUNCTION_WORDS
 from elq_jax.text.corrections import Correction, glued_symbols
@@ -41,7 +43,7 @@ _COUNT, _PAIR, _APART, _UNUSUAL = 2.2, 2.7, -2.0, -5.0  # of a word, the first t
 _NO_SLIP, _KNOWN, _CAPITAL, _LETTER = 2.3, 4.0, 2.5, -0.3  # of the word as it is written
 _SMALLER = 0.6  # of no slip, for each power of 10 that a catalogue has fewer words
 _WORDS_OF_COUNTS = 1e7  # counts are those among so many words
-_SHORT, _LONG = 3, 32  # letters; a word of _SHORT letters must form a name after correction
+_SHORT, _LONG = 3, 32  # letters
 
 _WORD = re.compile(r"[\w\u0300-\u036f]+")
 _JOINT = re.compile(r"[\s\-.'’]*")  # between words that may be neighbours in a name
@@ -196,7 +198,8 @@ class Speller:
         total += _CAPITAL * capitals + _LETTER * lengths
         np.logaddexp.at(total, owners, scores)
         is_sure = scores - total[owners] > np.log(_SURE)
-        is_sure &= (lengths[owners] > _SHORT) | (has_content[owners] & (beside > 0)).any(axis=1)
+        needs_name = (lengths == _SHORT) | (counts >= NAME_WEIGHT)
+        is_sure &= ~needs_name[owners] | (has_content[owners] & (beside > 0)).any(axis=1)
         for place in np.flatnonzero(is_sure).tolist():
             better[meant[place].word] = meant[place].spelling
         return better
