@@ -142,6 +142,7 @@ def open_parts(
     index: str,
     devices: Sequence[jax.Device],
     settings: Mapping[str, Any],
+    dtype: str = "auto",
 ) -> dict[str, Any]:
     """Opens the parts of a linker directory.
 
@@ -150,6 +151,7 @@ def open_parts(
       index: name of the index, or "auto", see `open_index`.
       devices: devices that may search.
       settings: changes to the directory's `LinkingSettings`.
+      dtype: type of matrix products, see `devices.compute_dtype`.
 
     Returns:
       model (its question encoder), catalogue, index, settings, embeddings, candidate_scorer,
@@ -164,7 +166,7 @@ def open_parts(
     return {
         "model": Model.open(folder, ("question",)),
         "catalogue": catalogue,
-        "index": open_index(folder / layout.INDEX, embeddings, index, devices),
+        "index": open_index(folder / layout.INDEX, embeddings, index, devices, dtype),
         "settings": linking.replace(**settings),
         "embeddings": embeddings,
         "candidate_scorer": open_candidate_scorer(folder, embeddings),

@@ -142,7 +142,7 @@ class EntityLinker:
         devices_lib.use_compilation_cache()
         path = resolve_linker(path).absolute()
         devices = devices_lib.choose(devices)
-        parts = directory.open_parts(path, index, devices, settings)
+        parts = directory.open_parts(path, index, devices, settings, dtype)
         linker = cls(**parts, dtype=dtype, devices=devices)
         linker.scorer.place()
         linker.folder = path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -10,12 +11,15 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from elq_jax.core import devices as devices_lib
 from elq_jax.core.errors import ElqError
 from elq_jax.entities.embeddings import DTYPES, Embeddings, Shard, checked_shards
 from elq_jax.retrieval.base import INDEXES, Index, NoSettings
-from elq_jax.retrieval.table import CHUNK_SIZE, Table, best
+from elq_jax.retrieval.table import CHUNK_SIZE, Table, best, converted
 
 QUERY_BUCKETS = (1, 4, 16, 64, 256)
+_LEAST_QUERIES = 16  # Below, reading the vectors takes the time, and not the products.
+_LEAST_ROWS = 16384
 _PART_BYTES = 1 << 30  # Shards are joined up to this size on accelerators.
 
 
@@ -27,6 +31,28 @@ def _search_shard(
     table = Table(shard.values, shard.scale, total, axis_name=None)
     scores, rows = table.nearest(queries, min(k, total), chunk_size, approximate=False)
     return scores, rows + shard.start
+
+
+@functools.partial(jax.jit, static_argnames=("k", "chunk_size"))
+def _search_rounded(
+    queries: jax.Array, shard: Shard, k: int, chunk_size: int
+) -> tuple[jax.Array, jax.Array]:
+    total = len(shard.values)
+    table = Table(shard.values, None, total, axis_name=None, products="bfloat16")
+    scores, rows = table.nearest(queries, min(k, total), chunk_size, approximate=False)
+    return scores, rows + shard.start
+
+
+@jax.jit
+def _to_bits(values: jax.Array) -> jax.Array:
+    """Rounds numbers to bfloat16; returns the bit patterns."""
+    return jax.lax.bitcast_convert_type(values.astype(jnp.bfloat16), jnp.uint16)
+
+
+@jax.jit
+def _largest_norm(values: jax.Array) -> jax.Array:
+    """Returns the largest L2 norm of vectors [n, D]; uint16 are the bit patterns of bfloat16."""
+    return jnp.sqrt(jnp.max(jnp.sum(converted(values, jnp.float32) ** 2, axis=1)))
 
 
 @functools.partial(jax.jit, static_argnames="k")
@@ -42,12 +68,18 @@ class ExactIndex(Index):
     On CPU, memory-mapped shards are searched where they are: opening copies nothing and costs one
     pass over the file. On accelerators the table is copied to the device's memory.
 
+    CPUs with units for bfloat16 search for many queries in two passes: one over numbers rounded to
+    bfloat16 finds a few more rows than asked for, and the float32 scores of these decide. Where the
+    error of rounding might have hidden a better row, the query is searched for in float32.
+
     Args:
       embeddings: opened `Embeddings`, or an array [E, D] of floats, which is not always copied on
         CPU: do not change it afterwards.
       dtype: type of the vectors, "float32", "bfloat16" or "int8" (one scale per row); None: as
         stored.
       chunk_size: number of rows scored at a time; memory is O(256 * chunk_size).
+      products: type of the products of the first pass: "bfloat16", "float32" for searching in one
+        pass, or "auto", see `devices.compute_dtype`.
 
     Raises:
       ElqError: no rows, or a row with NaN or infinity.
@@ -60,18 +92,28 @@ class ExactIndex(Index):
         embeddings: Embeddings | np.ndarray | jax.Array,
         dtype: str | None = None,
         chunk_size: int = CHUNK_SIZE,
+        products: str = "auto",
     ):
         if dtype not in (None, *DTYPES):
             raise ElqError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
         super().__init__(embeddings)
         self._chunk_size = chunk_size
         # Of at most two shapes, so two compilations.
-        self._shards = []
+        self._shards, self._on_host = [], []
+        on_cpu = jax.default_backend() == "cpu"
         for shard in _join(checked_shards(embeddings)):
-            start, values, scale = shard.astype(dtype)
-            if jax.default_backend() == "cpu" and values.dtype == ml_dtypes.bfloat16:
-                values = values.view(np.uint16)
+            start, values, scale = shard = shard.astype(dtype)
+            if on_cpu:
+                self._on_host.append(shard)
+                if values.dtype == ml_dtypes.bfloat16:
+                    values = values.view(np.uint16)
             self._shards.append(Shard(np.int32(start), *jax.device_put((values, scale))))
+        self._rounds = (
+            on_cpu
+            and self._shards[0].scale is None
+            and len(self._shards[0].values) >= _LEAST_ROWS
+            and devices_lib.compute_dtype(products) == "bfloat16"
+        )
 
     @classmethod
     def build(
@@ -91,12 +133,86 @@ class ExactIndex(Index):
         It is compiled once for every k and number of queries in (1, 4, 16, 64, 256); other numbers
         of queries are padded or split.
         """
+        count = 2 * k + 8
+        if not self._rounds or len(queries) < _LEAST_QUERIES or count > self.shape[0]:
+            return self._in_one_pass(queries, k)
+        scores, rows, is_certain = self._in_two_passes(queries, k, count)
+        if not is_certain.all():
+            again = ~is_certain
+            scores[again], rows[again] = self._in_one_pass(queries[again], k)
+        return scores, rows
 
-        def nearest(padded: np.ndarray) -> tuple[jax.Array, jax.Array]:
-            results = [_search_shard(padded, shard, k, self._chunk_size) for shard in self._shards]
-            return _merge(results, k) if len(results) > 1 else results[0]
+    def _in_one_pass(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        return in_batches(
+            functools.partial(self._search, _search_shard, self._shards, k), queries, k
+        )
 
-        return in_batches(nearest, queries, k)
+    def _search(
+        self,
+        search_shard: Callable[..., tuple[jax.Array, jax.Array]],
+        shards: Sequence[Shard],
+        k: int,
+        queries: np.ndarray,
+    ) -> tuple[jax.Array, jax.Array]:
+        results = [search_shard(queries, shard, k, self._chunk_size) for shard in shards]
+        return _merge(results, k) if len(results) > 1 else results[0]
+
+    def _in_two_passes(
+        self, queries: np.ndarray, k: int, count: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Finds `count` rows by rounded numbers, and the k best of them in float32.
+
+        Returns:
+          scores [Q, k], rows [Q, k], and [Q] bool: whether no other row can be among the k best.
+        """
+        shards, norm = self._rounded
+        search = functools.partial(self._search, _search_rounded, shards, count)
+        rounded_scores, rows = in_batches(search, queries, count)
+        rows.sort(axis=1)  # Equal scores are in the order of rows.
+        scores = np.matmul(self._vectors(rows), queries[:, :, None])[:, :, 0]
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        scores, rows = (np.take_along_axis(array, order, axis=1) for array in (scores, rows))
+        # A row that was not found has a rounded score of at most the last one's. Numbers are
+        # rounded by at most 2**-9 of their size, so inner products by at most twice that (and a
+        # little more) times the norms; sums of D numbers in float32, by D * 2**-23.
+        bound = (2.01 * 2**-9 + self.shape[1] * 2**-23) * norm * np.linalg.norm(queries, axis=1)
+        return scores, rows, scores[:, -1] > rounded_scores[:, -1] + bound
+
+    @functools.cached_property
+    def _rounded(self) -> tuple[list[Shard], float]:
+        """Returns the rows as bit patterns of bfloat16, and the largest norm of a row.
+
+        Mapped pages of what was rounded are left to the system, so that the process holds less than
+        the file and not both.
+        """
+        shards, norms = [], []
+        for shard, (_, values, _) in zip(self._shards, self._on_host, strict=True):
+            norms.append(float(_largest_norm(shard.values)))
+            if shard.values.dtype == jnp.uint16:
+                shards.append(shard)
+            else:
+                shards.append(Shard(shard.start, _to_bits(shard.values).block_until_ready()))
+                _let_go(values)
+        return shards, max(norms)
+
+    def _vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Looks up vectors of rows [Q, n] as float32 [Q, n, D]."""
+        vectors = np.empty((*rows.shape, self.shape[1]), np.float32)
+        numbers = np.searchsorted([shard.start for shard in self._on_host], rows, "right") - 1
+        for number in np.unique(numbers):
+            start, values, _ = self._on_host[number]
+            held = numbers == number
+            vectors[held] = values[rows[held] - start]
+        return vectors
+
+
+def _let_go(values: np.ndarray) -> None:
+    """Lets pages of a file that is mapped for reading leave memory until they are read again."""
+    owner = values
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap.mmap) and not values.flags.writeable:
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def in_batches(

@@ -32,6 +32,7 @@ def exact_index(
     embeddings: Embeddings | np.ndarray,
     devices: Sequence[jax.Device],
     table: Table | None = None,
+    products: str = "auto",
 ) -> Index:
     """Makes an exact index for the devices of a linker, of this process and perhaps of others.
 
@@ -39,10 +40,11 @@ def exact_index(
       embeddings: [E, D] entity vectors.
       devices: devices that search.
       table: table by `Table.place`, if the devices hold the embeddings already.
+      products: type of products that may decide what is compared in float32, see `ExactIndex`.
     """
     if _is_shared(devices):
         return ShardedIndex(table or Table.place(embeddings, devices), devices)
-    return ExactIndex(embeddings)
+    return ExactIndex(embeddings, products=products)
 
 
 def open_index(
@@ -50,6 +52,7 @@ def open_index(
     embeddings: Embeddings | np.ndarray,
     index: str = "auto",
     devices: Sequence[jax.Device] | None = None,
+    products: str = "auto",
 ) -> Index:
     """Opens the index of a linker directory.
 
@@ -59,15 +62,17 @@ def open_index(
       index: name in `INDEXES`, such as "exact", "scann" or "my_module:my_index"; or "auto": the
         saved one if there is one that this machine can use, else exact.
       devices: devices that may search; all of this process by default.
+      products: type of the products of exact search, see `exact_index`.
 
     Raises:
       ElqError: the name is unknown; no index is saved, it is damaged or of other embeddings.
     """
     devices = devices or devices_lib.local(devices_lib.all_devices())
     if index == "auto":
-        return _saved_index(folder, embeddings) or exact_index(embeddings, devices)
+        saved = _saved_index(folder, embeddings)
+        return saved or exact_index(embeddings, devices, products=products)
     if index == "exact":
-        return exact_index(embeddings, devices)
+        return exact_index(embeddings, devices, products=products)
     kind = INDEXES.get(index)
     if kind.has_files:
         return kind.open(folder, embeddings)

@@ -23,6 +23,7 @@ from elq_jax.entities.embeddings import Embeddings, Shard, checked, checked_shar
 CHUNK_SIZE = 32768
 _BLOCK = 32
 _PIECE = 1024  # Rows per matrix product on CPU: what fits in the cache of one core.
+_SCORES = 2**18  # Scores per product in bfloat16, which needs larger ones: what fits there too.
 
 
 class Table(flax.struct.PyTreeNode):
@@ -39,12 +40,15 @@ class Table(flax.struct.PyTreeNode):
       num_rows: E, number of rows of all devices together; further rows are padding.
       axis_name: name of the mapped axis of the devices that share the table; None: this table is
         the whole one, and its methods work anywhere.
+      products: type of the operands with which `nearest` compares queries and rows, "float32" or
+        "bfloat16". With bfloat16, scores on CPUs are of rounded numbers, and summed in float32.
     """
 
     values: jax.Array
     scale: jax.Array | None
     num_rows: int = flax.struct.field(pytree_node=False)
     axis_name: str | None = flax.struct.field(pytree_node=False, default=devices_lib.AXIS)
+    products: str = flax.struct.field(pytree_node=False, default="float32")
 
     @classmethod
     def divide(
@@ -133,7 +137,7 @@ class Table(flax.struct.PyTreeNode):
         local = self._from_all(rows, tiled=False) - self._first_row
         held_mask = (local >= 0) & (local < len(self.values))
         local = jnp.where(held_mask, local, 0)
-        vectors = _float32(self.values[local])
+        vectors = converted(self.values[local], jnp.float32)
         if self.scale is not None:
             vectors = vectors * self.scale[local][..., None]
         vectors = jnp.where(held_mask[..., None], vectors, 0)
@@ -231,8 +235,10 @@ class Table(flax.struct.PyTreeNode):
         """Folds `function(carry, start) -> (carry, result)` over the starts of all chunks."""
         return lax.scan(function, carry, jnp.arange(0, len(self.values), chunk, dtype=jnp.int32))
 
-    def _rows(self, start: jax.Array, size: int) -> tuple[Shard, jax.Array]:
-        """Returns `size` rows of this device from `start` on as float32, and a mask [size].
+    def _rows(
+        self, start: jax.Array, size: int, dtype: jnp.dtype = jnp.float32
+    ) -> tuple[Shard, jax.Array]:
+        """Returns `size` rows of this device from `start` on as `dtype`, and a mask [size].
 
         Near the end, where there are fewer, it returns the last `size` rows. A row counts if it is
           1. not before `start`, since it belongs to another chunk then,
@@ -241,7 +247,7 @@ class Table(flax.struct.PyTreeNode):
         first = jnp.minimum(start, len(self.values) - size)
         rows = first + jnp.arange(size, dtype=jnp.int32)
         row_mask = (rows >= start) & (rows < self.num_rows - self._first_row)
-        values = _float32(lax.dynamic_slice_in_dim(self.values, first, size))
+        values = converted(lax.dynamic_slice_in_dim(self.values, first, size), dtype)
         if self.scale is None:
             return Shard(first, values), row_mask
         return Shard(first, values, lax.dynamic_slice_in_dim(self.scale, first, size)), row_mask
@@ -261,19 +267,23 @@ class Table(flax.struct.PyTreeNode):
         rows is taken first; the top k rows lie in the k blocks with the highest maxima, so only
         those are sorted. The axis of rows comes first here ([rows, Q]), which is faster on CPUs.
         """
-        total, transposed = len(self.values), queries.T
+        on_cpu = jax.default_backend() == "cpu"
+        dtype = jnp.dtype(self.products if on_cpu else "float32")
+        total, transposed = len(self.values), queries.T.astype(dtype)
         # Reduced precision is for tables of reduced precision only.
         precision = "highest" if self.values.dtype == jnp.float32 else "default"
 
         def score(start: jax.Array, size: int) -> jax.Array:
-            shard, row_mask = self._rows(start, size)
-            scores = jnp.matmul(shard.values, transposed, precision=precision)
+            shard, row_mask = self._rows(start, size, dtype)
+            scores = jnp.matmul(
+                shard.values, transposed, precision=precision, preferred_element_type=jnp.float32
+            )
             if shard.scale is not None:
                 scores = scores * shard.scale[:, None]
             return jnp.where(row_mask[:, None], scores, -jnp.inf)
 
-        on_cpu = jax.default_backend() == "cpu"
-        piece = _round_up(min(chunk_size, _PIECE) if on_cpu else chunk_size, _BLOCK)
+        piece = max(_PIECE, _SCORES // len(queries)) if dtype == jnp.bfloat16 else _PIECE
+        piece = _round_up(min(chunk_size, piece) if on_cpu else chunk_size, _BLOCK)
         if total <= piece:
             return lax.top_k(score(jnp.int32(0), total).T, k)
         chunk = _even_chunk(total, max(chunk_size, piece), piece)
@@ -388,11 +398,13 @@ def _even_chunk(rows: int, at_most: int, multiple: int = 1) -> int:
     return _round_up(-(-rows // -(-rows // at_most)), multiple)
 
 
-def _float32(values: jax.Array) -> jax.Array:
-    """Converts numbers to float32; uint16 are the bit patterns of bfloat16."""
-    if values.dtype == jnp.uint16:
-        return lax.bitcast_convert_type(values.astype(jnp.uint32) << 16, jnp.float32)
-    return values.astype(jnp.float32)
+def converted(values: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Converts numbers to float32 or bfloat16; uint16 are the bit patterns of bfloat16."""
+    if values.dtype != jnp.uint16:
+        return values.astype(dtype)
+    if dtype == jnp.bfloat16:
+        return lax.bitcast_convert_type(values, jnp.bfloat16)
+    return lax.bitcast_convert_type(values.astype(jnp.uint32) << 16, jnp.float32)
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -109,7 +109,7 @@ def linker_of(run: Run, settings: LinkingSettings) -> EntityLinker:
     return EntityLinker(
         run.model,
         run.catalogue,
-        exact_index(run.embeddings(), run.devices),
+        exact_index(run.embeddings(), run.devices, products=run.config.joint.dtype),
         settings,
         dtype=run.config.joint.dtype,
         embeddings=run.embeddings(),

@@ -173,6 +173,7 @@ def train_stage(run: Run, stage: Stage, profile_steps: int = 0) -> TrainState:
     table = None
     if stage.has_table:
         table = Table.place(run.embeddings(), devices, settings.table_dtype)
+        table = table.replace(products=start.record["dtype"])
     objective = Objective.of_stage(run.model.config, settings, start.record["dtype"])
     take_step = parallel_train_step(objective, devices)
     state = devices_lib.replicate(start.state, devices)
@@ -255,7 +256,7 @@ def dev_evaluation(run: Run, table: Table) -> Callable[[Any], dict[str, Evaluati
       table: entity vectors that the devices already hold.
     """
     sets = run.dev_sets()
-    index = exact_index(run.embeddings(), run.devices, table)
+    index = exact_index(run.embeddings(), run.devices, table, run.config.joint.dtype)
     settings = LinkingSettings.from_dict(run.config.linking)
     linker = EntityLinker(
         run.model, run.catalogue, index, settings, dtype=run.config.joint.dtype, devices=run.devices
