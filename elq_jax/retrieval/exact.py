@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import mmap
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -18,7 +17,7 @@ from elq_jax.retrieval.base import INDEXES, Index, NoSettings
 from elq_jax.retrieval.table import CHUNK_SIZE, Table, best, converted
 
 QUERY_BUCKETS = (1, 4, 16, 64, 256)
-_LEAST_QUERIES = 16  # Below, reading the vectors takes the time, and not the products.
+_LEAST_QUERIES = 48  # Below, reading the vectors takes the time, and not the products.
 _LEAST_ROWS = 16384
 _PART_BYTES = 1 << 30  # Shards are joined up to this size on accelerators.
 
@@ -41,12 +40,6 @@ def _search_rounded(
     table = Table(shard.values, None, total, axis_name=None, products="bfloat16")
     scores, rows = table.nearest(queries, min(k, total), chunk_size, approximate=False)
     return scores, rows + shard.start
-
-
-@jax.jit
-def _to_bits(values: jax.Array) -> jax.Array:
-    """Rounds numbers to bfloat16; returns the bit patterns."""
-    return jax.lax.bitcast_convert_type(values.astype(jnp.bfloat16), jnp.uint16)
 
 
 @jax.jit
@@ -143,18 +136,15 @@ class ExactIndex(Index):
         return scores, rows
 
     def _in_one_pass(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        return in_batches(
-            functools.partial(self._search, _search_shard, self._shards, k), queries, k
-        )
+        return in_batches(functools.partial(self._search, _search_shard, k), queries, k)
 
     def _search(
         self,
         search_shard: Callable[..., tuple[jax.Array, jax.Array]],
-        shards: Sequence[Shard],
         k: int,
         queries: np.ndarray,
     ) -> tuple[jax.Array, jax.Array]:
-        results = [search_shard(queries, shard, k, self._chunk_size) for shard in shards]
+        results = [search_shard(queries, shard, k, self._chunk_size) for shard in self._shards]
         return _merge(results, k) if len(results) > 1 else results[0]
 
     def _in_two_passes(
@@ -165,8 +155,7 @@ class ExactIndex(Index):
         Returns:
           scores [Q, k], rows [Q, k], and [Q] bool: whether no other row can be among the k best.
         """
-        shards, norm = self._rounded
-        search = functools.partial(self._search, _search_rounded, shards, count)
+        search = functools.partial(self._search, _search_rounded, count)
         rounded_scores, rows = in_batches(search, queries, count)
         rows.sort(axis=1)  # Equal scores are in the order of rows.
         scores = np.matmul(self._vectors(rows), queries[:, :, None])[:, :, 0]
@@ -175,25 +164,14 @@ class ExactIndex(Index):
         # A row that was not found has a rounded score of at most the last one's. Numbers are
         # rounded by at most 2**-9 of their size, so inner products by at most twice that (and a
         # little more) times the norms; sums of D numbers in float32, by D * 2**-23.
-        bound = (2.01 * 2**-9 + self.shape[1] * 2**-23) * norm * np.linalg.norm(queries, axis=1)
+        share = 2.01 * 2**-9 + self.shape[1] * 2**-23
+        bound = share * self._norm * np.linalg.norm(queries, axis=1)
         return scores, rows, scores[:, -1] > rounded_scores[:, -1] + bound
 
     @functools.cached_property
-    def _rounded(self) -> tuple[list[Shard], float]:
-        """Returns the rows as bit patterns of bfloat16, and the largest norm of a row.
-
-        Mapped pages of what was rounded are left to the system, so that the process holds less than
-        the file and not both.
-        """
-        shards, norms = [], []
-        for shard, (_, values, _) in zip(self._shards, self._on_host, strict=True):
-            norms.append(float(_largest_norm(shard.values)))
-            if shard.values.dtype == jnp.uint16:
-                shards.append(shard)
-            else:
-                shards.append(Shard(shard.start, _to_bits(shard.values).block_until_ready()))
-                _let_go(values)
-        return shards, max(norms)
+    def _norm(self) -> float:
+        """Returns the largest norm of a row."""
+        return max(float(_largest_norm(shard.values)) for shard in self._shards)
 
     def _vectors(self, rows: np.ndarray) -> np.ndarray:
         """Looks up vectors of rows [Q, n] as float32 [Q, n, D]."""
@@ -204,15 +182,6 @@ class ExactIndex(Index):
             held = numbers == number
             vectors[held] = values[rows[held] - start]
         return vectors
-
-
-def _let_go(values: np.ndarray) -> None:
-    """Lets pages of a file that is mapped for reading leave memory until they are read again."""
-    owner = values
-    while isinstance(owner, np.ndarray):
-        owner = owner.base
-    if isinstance(owner, mmap.mmap) and not values.flags.writeable:
-        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def in_batches(

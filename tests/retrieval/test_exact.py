@@ -73,6 +73,66 @@ def test_index_in_another_dtype(stored, dtype):
         np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
+@pytest.fixture(params=["float32", "bfloat16"])
+def two_passes(request, monkeypatch, tmp_path):
+    """An index of 2,000 rows that searches in two passes, its rows, and their near-duplicates."""
+    monkeypatch.setattr(exact, "_LEAST_ROWS", 1)
+    values = normal(2000, 24)
+    values[1000:1300] = values[:300] * np.float32(1 + 2**-12)
+    values[1300:1350] = values[7]
+    writer = EmbeddingsWriter(tmp_path, 2000, 24, request.param, shard_rows=700)
+    for shard in writer.missing_shards():
+        writer.write_shard(shard, values[slice(*writer.shard_range(shard))])
+    stored = writer.finish()
+    return ExactIndex(stored, products="bfloat16", chunk_size=256), stored[:]
+
+
+@pytest.mark.parametrize("k", [1, 10, 120])
+def test_two_passes_give_the_answers_of_one(two_passes, k):
+    index, values = two_passes
+    # Some are rows whose near-duplicates rounding makes equal, and one is a row that is there 51
+    # times; others are far from all rows.
+    queries = np.concatenate([values[:40] * 3, normal(60, 24, seed=1)])
+    assert_found(index.search(queries, k), queries, values, k)
+    _, _, is_certain = index._in_two_passes(queries, k, 2 * k + 8)
+    if k == 10:
+        assert not is_certain[7]
+        assert is_certain.mean() > 0.3
+
+
+def test_rounding_leaves_no_better_row_out(two_passes):
+    """Where the second pass is certain, the rows are right without the fallback."""
+    index, values = two_passes
+    queries = normal(300, 24, seed=2)
+    scores, rows, is_certain = index._in_two_passes(queries, 3, 14)
+    assert is_certain.mean() > 0.5
+    queries = queries[is_certain]
+    assert_found((scores[is_certain], rows[is_certain]), queries, values, 3)
+
+
+def test_rounded_search_is_for_many_queries_in_bfloat16(monkeypatch):
+    table, queries = normal(500, 8), normal(60, 8, seed=1)
+    monkeypatch.setattr(ExactIndex, "_in_two_passes", None)
+    ExactIndex(table, products="bfloat16").search(queries, 3)  # few rows
+    monkeypatch.setattr(exact, "_LEAST_ROWS", 500)
+    ExactIndex(table, products="float32").search(queries, 3)
+    ExactIndex(table).search(queries, 3)  # as $ELQ_JAX_DTYPE says
+    ExactIndex(table, "int8", products="bfloat16").search(queries, 3)
+    ExactIndex(table, products="bfloat16").search(queries[:40], 3)
+    ExactIndex(table, products="bfloat16").search(queries, 400)
+    with pytest.raises(TypeError):
+        ExactIndex(table, products="bfloat16").search(queries, 3)
+
+
+def test_vectors_too_large_for_bfloat16(monkeypatch):
+    monkeypatch.setattr(exact, "_LEAST_ROWS", 1)
+    table = normal(100, 4)
+    table[5] = 3.4e38, 0, 0, 0
+    queries = np.tile(np.eye(4, dtype=np.float32)[:2], (30, 1))
+    index = ExactIndex(table, products="bfloat16")
+    assert_found(index.search(queries, 3), queries, table, 3)
+
+
 def test_mapped_shards_are_not_copied(stored):
     index = ExactIndex(stored)
     for searched, shard in zip(index._shards, stored.shards, strict=True):

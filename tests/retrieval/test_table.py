@@ -11,7 +11,7 @@ from slow_search import assert_found, integers, normal, slow_search
 
 from elq_jax.core.devices import AXIS
 from elq_jax.core.errors import ElqError
-from elq_jax.entities.embeddings import EmbeddingsWriter, quantize
+from elq_jax.entities.embeddings import EmbeddingsWriter, Shard, quantize
 from elq_jax.retrieval.sharded import ShardedIndex
 from elq_jax.retrieval.table import Table
 
@@ -72,6 +72,26 @@ def test_reduced_tables(dtype, chunk_size):
         stored = stored.view(np.uint16) if dtype == "uint16" else stored
     found = whole(jnp.asarray(stored), scale).nearest(queries, 9, chunk_size)
     assert_found(found, queries, table, 9)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint16", "int8"])
+def test_products_in_bfloat16(dtype):
+    """Scores are those of rounded operands, and of nothing else that is rounded."""
+    queries, vectors = normal(3, 16, seed=1), normal(500, 16)
+    shard = Shard(0, vectors).astype("int8") if dtype == "int8" else Shard(0, vectors)
+    values = shard.values if dtype == "int8" else vectors.astype(ml_dtypes.bfloat16)
+    rounded = values.astype(np.float32) * (1 if shard.scale is None else shard.scale[:, None])
+    if dtype == "uint16":
+        values = values.view(np.uint16)
+    table = Table(
+        vectors if dtype == "float32" else values,
+        shard.scale,
+        500,
+        axis_name=None,
+        products="bfloat16",
+    )
+    found = table.nearest(queries, 7, 128, approximate=False)
+    assert_found(found, queries.astype(ml_dtypes.bfloat16).astype(np.float32), rounded, 7)
 
 
 def test_memory_is_bounded_by_the_chunk():
