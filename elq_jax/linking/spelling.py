@@ -4,18 +4,18 @@ A word that the tokenizer has to cut into pieces, and that forms no name with it
 a slip. All words that one slip leads to it are compared with the word itself, in log-odds:
 
   of a word     how often it occurs in the catalogue, or for a word of the vocabulary is expected
-                to; how often it stands beside its neighbours in a name; and whether fingers slip
-                this way: a letter is left out, doubled, exchanged with the next one, or replaced by
-                its neighbour on the keyboard
+                to; whether it stands beside one of its neighbours in a name; and whether fingers
+                slip this way: a letter is left out, doubled, exchanged with the next one, or
+                replaced by its neighbour on the keyboard
   of no slip    how often the word itself occurs in the catalogue, whether it has a capital letter
                 inside of a sentence, as names have, how short it is, and how few words the
                 catalogue has: a small one does not know most names
 
 A word of three letters, or one that is in a name of the catalogue already, is corrected only if it
-then forms a name with a neighbour. The constants are the rounded weights of a conditional logit. It
-was fitted on the training questions of WebQSP, SimpleQuestions and LC-QuAD with one typo each, and
-on their names as they are; half of these are of entities outside the catalogue, and must not become
-names that are inside.
+then forms a name with a neighbour. The constants come from a conditional logit, which was fitted on
+the training questions of WebQSP, SimpleQuestions and LC-QuAD with one typo each, and on names as
+they are; half of these are outside the catalogue, and must not become names that are inside. They
+were then made stricter by hand, for the sake of such names.
 """
 
 from __future__ import annotations
@@ -39,10 +39,13 @@ from elq_jax.text.corrections import Correction, glued_symbols
 from elq_jax.text.tokenization import Tokenizer
 
 _SURE = 0.9  # probability that a correction needs
-_COUNT, _PAIR, _APART, _UNUSUAL = 2.2, 2.7, -2.0, -5.0  # of a word, the first two by log10(1 + n)
-_NO_SLIP, _KNOWN, _CAPITAL, _LETTER = 2.3, 4.0, 2.5, -0.3  # of the word as it is written
-_SMALLER = 0.6  # of no slip, for each power of 10 that a catalogue has fewer words
-_WORDS_OF_COUNTS = 1e7  # counts are those among so many words
+# Of a word: for log10(1 + count); if it forms a name with a neighbour, or else for each neighbour
+# that could be a part of its name; if fingers do not slip this way.
+_COUNT, _NAME, _APART, _UNUSUAL = 2.2, 2.5, -2.2, -5.0
+# Of no slip: always; for log10(1 + count); for a capital; for each of the first 12 letters; for
+# each power of 10 that the catalogue has fewer words than those that counts refer to.
+_NO_SLIP, _KNOWN, _CAPITAL, _LETTER, _SMALLER = 2.3, 4.0, 2.5, -0.3, 0.6
+_WORDS_OF_COUNTS = 1e7
 _SHORT, _LONG = 3, 32  # letters
 
 _WORD = re.compile(r"[\w\u0300-\u036f]+")
@@ -180,16 +183,16 @@ class Speller:
         if not meant:
             return better
         pairs = [pair for m in meant for pair in words[m.word]._replace(normal=m.spelling).pairs]
-        beside = self.words.counts(word_keys(pairs)).reshape(-1, 2) * self._scale
         has_content = np.array(
             [[len(w) > 1 and w not in FUNCTION_WORDS for w in (x.before, x.after)] for x in words]
         )
         owners, n = np.array([m.word for m in meant]), np.array([m.n for m in meant])
         is_usual = np.array([m.is_usual for m in meant])
+        is_pair = self.words.counts(word_keys(pairs)).reshape(-1, 2) > 0
+        is_name = (is_pair & has_content[owners]).any(axis=1)
         scores = (
             _COUNT * np.log10(1 + n)
-            + _PAIR * np.log10(1 + beside).sum(axis=1)
-            + _APART * ((beside == 0) & has_content[owners]).sum(axis=1)
+            + np.where(is_name, _NAME, _APART * has_content[owners].sum(axis=1))
             + _UNUSUAL * ~is_usual
         )
         capitals = np.array([word.is_capital for word in words])
@@ -199,7 +202,7 @@ class Speller:
         np.logaddexp.at(total, owners, scores)
         is_sure = scores - total[owners] > np.log(_SURE)
         needs_name = (lengths == _SHORT) | (counts >= NAME_WEIGHT)
-        is_sure &= ~needs_name[owners] | (has_content[owners] & (beside > 0)).any(axis=1)
+        is_sure &= is_name | ~needs_name[owners]
         for place in np.flatnonzero(is_sure).tolist():
             better[meant[place].word] = meant[place].spelling
         return better

@@ -158,29 +158,27 @@ def slow_reading(text, tokenizer):
             continue
         if word.endswith("s") and word[-2] != "s" and word[:-1] in expected:
             continue
-        scores = {}
+        scores, must_stay = {}, set()
         for other in known:
             if (slip := near(word, other)) is None:
                 continue
             count = max(counts[other], expected.get(other, 0))
             scores[other] = spelling._COUNT * math.log10(1 + count)
             scores[other] += spelling._UNUSUAL * (not is_usual(word, other, *slip))
-            for n, neighbour in zip(pairs(other), beside, strict=True):
-                scores[other] += spelling._PAIR * math.log10(1 + n)
-                is_content = len(neighbour) > 1 and neighbour not in FUNCTION_WORDS
-                scores[other] += spelling._APART * bool(is_content and not n)
-            is_in_name = any(word in name.lower().split() for name in NAMES)
-            if (len(word) == 3 or is_in_name) and not any(
-                n for n, b in zip(pairs(other), beside, strict=True) if b not in FUNCTION_WORDS
-            ):
-                scores[other] -= 1000
+            content = [len(w) > 1 and w not in FUNCTION_WORDS for w in beside]
+            if any(n and c for n, c in zip(pairs(other), content, strict=True)):
+                scores[other] += spelling._NAME
+            else:
+                scores[other] += spelling._APART * sum(content)
+                if len(word) == 3 or any(word in name.lower().split() for name in NAMES):
+                    must_stay.add(other)
         stay = spelling._NO_SLIP + spelling._SMALLER * math.log10(1e7 / total)
         stay += spelling._KNOWN * math.log10(1 + counts[word])
         stay += spelling._LETTER * min(len(word), 12)
         if scores:
             best = max(scores, key=scores.get)
             odds = math.exp(stay) + sum(map(math.exp, scores.values()))
-            if math.exp(scores[best]) > spelling._SURE * odds:
+            if math.exp(scores[best]) > spelling._SURE * odds and best not in must_stay:
                 read[-1] = best
     return " ".join(read)
 
