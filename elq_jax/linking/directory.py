@@ -15,6 +15,7 @@ words/             words of the catalogue, by which spelling is corrected, if it
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import os
@@ -161,18 +162,21 @@ def open_parts(
       ElqError: a part is missing or broken, or the parts do not belong together.
     """
     linking = read_linking(folder, bundle.read_description(folder).linking)
-    catalogue = Catalogue.open(folder / layout.CATALOGUE)
-    embeddings = open_embeddings(folder, catalogue)
-    return {
-        "model": Model.open(folder, ("question",)),
-        "catalogue": catalogue,
-        "index": open_index(folder / layout.INDEX, embeddings, index, devices, dtype),
-        "settings": linking.replace(**settings),
-        "embeddings": embeddings,
-        "candidate_scorer": open_candidate_scorer(folder, embeddings),
-        "link_scorer": open_link_scorer(folder),
-        "words": open_words(folder, embeddings.catalogue_fingerprint),
-    }
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        # Most of the time goes into the checksums of the two largest parts.
+        model = pool.submit(Model.open, folder, ("question",))
+        catalogue = Catalogue.open(folder / layout.CATALOGUE)
+        embeddings = open_embeddings(folder, catalogue)
+        return {
+            "model": model.result(),
+            "catalogue": catalogue,
+            "index": open_index(folder / layout.INDEX, embeddings, index, devices, dtype),
+            "settings": linking.replace(**settings),
+            "embeddings": embeddings,
+            "candidate_scorer": open_candidate_scorer(folder, embeddings),
+            "link_scorer": open_link_scorer(folder),
+            "words": open_words(folder, embeddings.catalogue_fingerprint),
+        }
 
 
 def open_candidate_scorer(folder: pathlib.Path, embeddings: Embeddings) -> CandidateScorer | None:

@@ -250,6 +250,19 @@ class BertLayer(nn.Module):
         return residual_norm(hidden, dense(config.hidden_size, "output")(inner), "output_norm")
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_layer(
+    config: BertConfig,
+    dtype: jnp.dtype,
+    params: Mapping[str, Any],
+    hidden: jax.Array,
+    mask: jax.Array,
+) -> jax.Array:
+    """Runs a layer without dropout; a function of its own, so that it is traced for one layer."""
+    layer = BertLayer(config, dtype, parent=None)
+    return layer.apply({"params": params}, hidden, mask)
+
+
 class BertEncoder(nn.Module):
     """BERT encoder: maps token ids to the hidden states of the last layer.
 
@@ -313,7 +326,11 @@ class BertEncoder(nn.Module):
         hidden = self.embedding_dropout(self.embedding_norm(hidden), deterministic=deterministic)
         states = [hidden.astype(stream_type(self.dtype))]
         for layer in self.layers:
-            states.append(layer(states[-1], mask, deterministic))
+            if deterministic and not self.is_initializing():
+                params = layer.variables["params"]
+                states.append(_run_layer(self.config, self.dtype, params, states[-1], mask))
+            else:
+                states.append(layer(states[-1], mask, deterministic))
         return [state.astype(jnp.float32) for state in states]
 
     def pool(self, hidden: jax.Array) -> jax.Array:
