@@ -13,8 +13,8 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ from elq_jax.training.checkpoints import Checkpoints
 from elq_jax.training.metrics import MetricsWriter
 from elq_jax.training.optimizer import TrainState
 
+T = TypeVar("T")
 Batch = Mapping[str, np.ndarray]
 
 
@@ -122,6 +123,38 @@ class Clock:
         before = time.monotonic()
         yield
         self._started += time.monotonic() - before
+
+
+class Shares:
+    """Adds up where the time of a stage goes, by the names of its parts."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Counts the time of a block for a part."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - start
+
+    def of_next(self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """Yields items, and counts the time of waiting for each of them for a part."""
+        iterator, end = iter(items), object()
+        while True:
+            with self.of(name):
+                item = next(iterator, end)
+            if item is end:
+                return
+            yield item
+
+    def __str__(self) -> str:
+        total = sum(self._seconds.values())
+        parts = sorted(self._seconds.items(), key=lambda part: -part[1])
+        shares = ", ".join(f"{name} {seconds / total:.1%}" for name, seconds in parts if seconds)
+        return f"{total / 60:.1f} min: {shares}" if total else "no time"
 
 
 class Profile:

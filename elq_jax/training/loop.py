@@ -56,6 +56,9 @@ from elq_jax.training.run import Run
 from elq_jax.training.stages import STAGES, Stage, StageBatches, count_queries, step_flops
 from elq_jax.training.step import Objective, parallel_train_step
 
+# What the time of each hook is counted for. The first wait of a line of metrics is for the steps.
+_PARTS = {hooks.Metrics: "steps", hooks.KeepBest: "dev", hooks.Save: "checkpoints"}
+
 
 def train_and_evaluate(
     config: ml_collections.ConfigDict,
@@ -182,6 +185,7 @@ def train_stage(run: Run, stage: Stage, profile_steps: int = 0) -> TrainState:
     clock = hooks.Clock()
     profile = hooks.Profile(run.folder / stage.name / "profile", first_step, profile_steps, clock)
     after_step = [profile, *create_hooks(run, stage, start, table, clock)]
+    shares = hooks.Shares()
 
     def params() -> Any:
         return devices_lib.unreplicate(state.params)
@@ -189,18 +193,22 @@ def train_stage(run: Run, stage: Stage, profile_steps: int = 0) -> TrainState:
     step, stopping = first_step, False
     with start.checkpoints, contextlib.closing(profile), Preemption() as preemption:
         batches = start.batches.iterate(first_step, params, clock.paused)
+        batches = shares.of_next("waiting for batches", batches)
         for step, (batch, parts) in enumerate(batches, first_step + 1):
             num_queries = count_queries(batch, len(devices))
-            state, metrics = take_step(
-                state, parts, table, seed, num_queries, not start.recipe.has_dropout(step - 1)
-            )
+            with shares.of("steps"):
+                state, metrics = take_step(
+                    state, parts, table, seed, num_queries, not start.recipe.has_dropout(step - 1)
+                )
             stopping = preemption.requested(step)
             flops = step_flops(run, stage, objective, batch, num_queries)
             due = hooks.Due.after(step, num_steps, settings, stage.keeps_best, stopping)
             for hook in after_step:
-                hook.after_step(hooks.StepResult(step, state, metrics, batch, flops, due))
+                with shares.of(_PARTS.get(type(hook), "others")):
+                    hook.after_step(hooks.StepResult(step, state, metrics, batch, flops, due))
             if stopping:
                 break
+    hooks.say(f"{stage.name}: {step - first_step:,} steps, {shares}")
     if step < num_steps:
         preemption.leave(f"{stage.name}: saved at step {step} of {num_steps}")
     if devices_lib.is_main():

@@ -129,3 +129,17 @@ def test_the_best_on_dev_is_kept_and_a_tie_keeps_the_earlier_step(tmp_path):
     assert [row["dev_weak_f1/b"] for row in rows] == [0.5, 0.75, 0.0, 0.5, 1.0]
     assert [row["dev_strong_f1"] for row in rows] == [0.5, 0.5, 0.625, 0.25, 0.25]
     assert [row["dev_threshold"] for row in rows] == [-2.0, -4.0, -6.0, -8.0, -10.0]
+
+
+def test_shares_of_the_time(monkeypatch):
+    times = iter([0, 1, 1, 4, 4, 4, 10, 15])  # a batch, a step, no further batch, dev
+    monkeypatch.setattr(hooks.time, "monotonic", lambda: float(next(times)))
+    shares = hooks.Shares()
+    assert str(shares) == "no time"
+    for batch in shares.of_next("waiting for batches", ["batch"]):
+        assert batch == "batch"
+        with shares.of("steps"):
+            pass
+    with pytest.raises(ZeroDivisionError), shares.of("dev"):
+        1 / 0  # noqa: B018
+    assert str(shares) == "0.1 min: dev 55.6%, steps 33.3%, waiting for batches 11.1%"

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import signal
 
@@ -272,7 +273,9 @@ def test_a_linking_loss_is_one_file(config, tmp_path, monkeypatch):
         loop.train_and_evaluate(config, tmp_path / "misspelt")
 
 
-def test_training_learns_and_keeps_the_best(config, tmp_path):
+def test_training_learns_and_keeps_the_best(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ELQ_JAX_DTYPE", "bfloat16")
+    config.joint.dtype = "auto"
     config.joint.num_steps = 60
     config.joint.learning_rate = 2e-3
     config.joint.new_module_factor = 1.0
@@ -280,6 +283,8 @@ def test_training_learns_and_keeps_the_best(config, tmp_path):
     config.joint.log_every = 10
     config.dev_files = (*config.train_files, *config.dev_files)
     linker = loop.train_and_evaluate(config, tmp_path / "run")
+    parts = re.findall(r"^joint: 60 steps, .*$", capsys.readouterr().err, re.MULTILINE)
+    assert all(name in parts[0] for name in ("steps ", "waiting for batches ", "dev ", "checkp"))
     rows = lines_of(tmp_path / "run" / "joint" / "metrics.jsonl")
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses[-1] < losses[0] / 2
