@@ -144,6 +144,26 @@ def stream_type(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.float32 if is_mixed(dtype) else dtype
 
 
+class ByteDropout(nn.Module):
+    """Dropout that draws one byte for each number, in a quarter of the time of `nn.Dropout`.
+
+    Attributes:
+      rate: share of the numbers that become 0, rounded to 1/256; the others grow accordingly.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        """Drops numbers of an array of any shape, unless `deterministic`."""
+        dropped = round(256 * self.rate)
+        if deterministic or not dropped:
+            return x
+        words = jax.random.bits(self.make_rng("dropout"), (-(-x.size // 4),))
+        drawn = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[: x.size]
+        return jnp.where(drawn.reshape(x.shape) >= dropped, x * (256 / (256 - dropped)), 0)
+
+
 def is_mixed(dtype: jnp.dtype) -> bool:
     """Returns whether products have operands of this type and float32 results: on CPUs."""
     return dtype != jnp.float32 and jax.default_backend() == "cpu"
@@ -220,12 +240,13 @@ class BertLayer(nn.Module):
         config = self.config
         head_size = config.hidden_size // config.num_heads
         stream_dtype = stream_type(self.dtype)
+        dropout = ByteDropout if is_mixed(self.dtype) else nn.Dropout
 
         def dense(features: int, name: str) -> Dense:
             return Dense(features, self.dtype, name=name)
 
         def residual_norm(residual: jax.Array, update: jax.Array, name: str) -> jax.Array:
-            update = nn.Dropout(config.dropout_rate)(update, deterministic=deterministic)
+            update = dropout(config.dropout_rate)(update, deterministic=deterministic)
             norm = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32, name=name)
             return norm(residual + update).astype(stream_dtype)
 
@@ -240,7 +261,7 @@ class BertLayer(nn.Module):
         # A finite minimum, so that rows of padding examples give numbers and not NaN.
         logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits).astype(stream_dtype)
-        weights = nn.Dropout(config.attention_dropout_rate)(weights, deterministic=deterministic)
+        weights = dropout(config.attention_dropout_rate)(weights, deterministic=deterministic)
         attended = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(hidden.shape)
         attended = dense(config.hidden_size, "attention_output")(attended)
         hidden = residual_norm(hidden, attended, "attention_norm")
@@ -286,7 +307,8 @@ class BertEncoder(nn.Module):
         self.position = nn.Embed(config.max_positions, width, embedding_init=init)
         self.token_type = nn.Embed(config.num_token_types, width, embedding_init=init)
         self.embedding_norm = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32)
-        self.embedding_dropout = nn.Dropout(config.dropout_rate)
+        dropout = ByteDropout if is_mixed(self.dtype) else nn.Dropout
+        self.embedding_dropout = dropout(config.dropout_rate)
         layer = nn.remat(BertLayer, static_argnums=(3,)) if self.remat else BertLayer
         self.layers = [layer(config, self.dtype) for _ in range(config.num_layers)]
         if self.with_pooler:

@@ -118,7 +118,11 @@ class Table(flax.struct.PyTreeNode):
         """
         own = devices_lib.local(devices)
         only = [i for i, device in enumerate(devices) if device in own]
-        return devices_lib.place(cls.divide(embeddings, len(devices), dtype, only), own)
+        table = cls.divide(embeddings, len(devices), dtype, only)
+        if own[0].platform == "cpu" and table.values.dtype == jnp.bfloat16:
+            # As `_as_bits` would do in every call, with a copy.
+            table = table.replace(values=table.values.view(np.uint16))
+        return devices_lib.place(table, own)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -4,11 +4,19 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import optax
 import scipy.stats
 from jax.extend.core import jaxprs_in_params
 from traced_products import products
 
-from elq_jax.model.bert import BertConfig, BertEncoder, cast_frozen, gelu, mixed_product
+from elq_jax.model.bert import (
+    BertConfig,
+    BertEncoder,
+    ByteDropout,
+    cast_frozen,
+    gelu,
+    mixed_product,
+)
 
 CONFIG = BertConfig(
     vocab_size=50,
@@ -53,7 +61,7 @@ def test_vectors_and_gradients_are_close_to_float32():
     (_, hidden), gradient = jax.jit(loss_of("bfloat16"))(params)
     assert hidden.dtype == jnp.float32
     assert 1e-6 < 1 - cosines(np.asarray(hidden), np.asarray(exact)).min() < 1e-4
-    size = float(jnp.linalg.norm(jax.flatten_util.ravel_pytree(exact_gradient)[0]))
+    size = float(optax.tree.norm(exact_gradient))
     for (path, own), reference in zip(
         jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(exact_gradient), strict=True
     ):
@@ -127,3 +135,18 @@ def test_gelu():
     exact = x * scipy.stats.norm.cdf(x.astype(np.float64))
     np.testing.assert_allclose(gelu(x, jnp.bfloat16), exact, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(gelu(x, jnp.float32), jax.nn.gelu(x, approximate=False))
+
+
+def test_dropout_by_bytes():
+    dropout, x = ByteDropout(0.1), jnp.arange(1.0, 30_004.0).reshape(3, -1)
+    assert dropout.apply({}, x, True) is x
+    rngs = {"dropout": jax.random.key(0, impl="rbg")}
+    dropped = dropout.apply({}, x, False, rngs=rngs)
+    kept_mask = np.asarray(dropped) != 0
+    assert abs(kept_mask.mean() - 230 / 256) < 0.01
+    np.testing.assert_allclose(dropped[kept_mask], x[kept_mask] * 256 / 230, rtol=1e-6)
+    neighbours = (kept_mask[:, 1:] == kept_mask[:, :-1]).mean()
+    assert abs(neighbours - (230**2 + 26**2) / 256**2) < 0.01
+    gradient = jax.grad(lambda x: dropout.apply({}, x, False, rngs=rngs).sum())(x)
+    np.testing.assert_allclose(gradient, kept_mask * 256 / 230, rtol=1e-6)
+    assert ByteDropout(0.0).apply({}, x, False) is x
