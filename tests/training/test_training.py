@@ -167,7 +167,13 @@ def test_killed_runs_end_with_the_parameters_of_an_unbroken_one(unbroken, tmp_pa
         assert steps == sorted(steps)
         assert steps[-1] == 6
     assert (tmp_path / "broken" / "joint" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    for name in ("candidates.json", "names/keys.npy", "confidence.json", "config.json"):
+    for name in (
+        "candidates.json",
+        "names/keys.npy",
+        "words/keys.npy",
+        "confidence.json",
+        "config.json",
+    ):
         found = tmp_path / "broken" / "linker" / name
         assert found.read_bytes() == (whole_run / "linker" / name).read_bytes()
     settings = json.loads((tmp_path / "broken" / "linker" / "config.json").read_text())["linking"]
