@@ -47,7 +47,7 @@ from elq_jax.questions.rows import open_rows
 from elq_jax.retrieval.exact import ExactIndex
 from elq_jax.retrieval.table import Table
 from elq_jax.training.optimizer import create_optimizer, create_train_state
-from elq_jax.training.step import FrozenEntities, Objective, parallel_train_step
+from elq_jax.training.step import Objective, parallel_train_step
 
 _SMALL = flags.DEFINE_bool("small", False, "Use small sizes, to see that everything works.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Number of measured rounds.", 1)
@@ -324,12 +324,11 @@ def training(sizes: Sizes) -> Iterator[Work]:
             for dtype in dtypes
         }
         yield Work(f"- {part}, encoder, no dropout", "questions", batch, ways)
-    queries = jnp.asarray(vectors[: batch * MENTIONS])
+    queries = devices_lib.place(vectors[None, : batch * MENTIONS], device)
 
     def mine(dtype: str) -> Way:
-        table = jax.device_put(Table.divide(vectors, 1, dtype))
-        table = table.replace(values=table.values[0], axis_name=None, products=dtype)
-        nearest = jax.jit(lambda q, t: FrozenEntities(t)._table.nearest(q, NEGATIVES))
+        table = Table.place(vectors, device, dtype).replace(products=dtype)
+        nearest = devices_lib.parallel(lambda q, table: table.nearest(q, NEGATIVES), device)
         return functools.partial(_wait, nearest, queries, table)
 
     yield Work("- mining", "questions", batch, {dtype: mine(dtype) for dtype in dtypes})
