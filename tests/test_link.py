@@ -246,7 +246,8 @@ def unbroken(linker, tmp_path_factory):
 
 
 @pytest.mark.parametrize("where", [0, 1, 500, 0.3, 0.5, 0.9, -1, 1.0])
-def test_cut_anywhere_it_goes_on_to_the_same_bytes(linker, unbroken, tmp_path, where):
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_cut_anywhere_it_goes_on_to_the_same_bytes(linker, unbroken, tmp_path, where, ahead):
     rows, whole = unbroken
     cut = int(where * len(whole)) if isinstance(where, float) else where
     output = tmp_path / "out.jsonl"
@@ -254,17 +255,18 @@ def test_cut_anywhere_it_goes_on_to_the_same_bytes(linker, unbroken, tmp_path, w
         pass
     (tmp_path / "out.jsonl.part").write_bytes(whole[:cut])
     done = []
-    batch.link_file(
-        linker, rows, output, {}, batch_size=2, progress=lambda *args: done.append(args)
-    )
+    options = {"batch_size": 2, "ahead": ahead, "progress": lambda *args: done.append(args)}
+    batch.link_file(linker, rows, output, {}, **options)
     assert output.read_bytes() == whole
+    assert [row for chunk, _ in done for row in chunk] == rows
     assert [item.name for item in tmp_path.iterdir()] == ["out.jsonl"]
     # Chunks are of 32 rows; none that is whole is linked again.
     whole_chunks = whole[:cut].count(b"\n") // 32 if cut != len(whole) else 3
     assert [linked is None for _, linked in done] == [n < whole_chunks for n in range(3)]
 
 
-def test_interrupted_it_leaves_whole_lines_and_no_output(linker, unbroken, tmp_path):
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_interrupted_it_leaves_whole_lines_and_no_output(linker, unbroken, tmp_path, ahead):
     rows, whole = unbroken
 
     def interrupt(chunk, linked):
@@ -273,7 +275,7 @@ def test_interrupted_it_leaves_whole_lines_and_no_output(linker, unbroken, tmp_p
     output = tmp_path / "out.jsonl"
     output.write_text("older\n")
     with pytest.raises(KeyboardInterrupt):
-        batch.link_file(linker, rows, output, {}, batch_size=2, progress=interrupt)
+        batch.link_file(linker, rows, output, {}, batch_size=2, ahead=ahead, progress=interrupt)
     assert output.read_text() == "older\n"
     assert whole.startswith((tmp_path / "out.jsonl.part").read_bytes())
     assert (tmp_path / "out.jsonl.part").read_bytes().count(b"\n") == 32

@@ -24,7 +24,7 @@ from elq_jax.linking.confidence import LinkScorer
 from elq_jax.linking.decoding import decode_known, make_links
 from elq_jax.linking.links import Link, ScoredSpans
 from elq_jax.linking.process import check_process
-from elq_jax.linking.scoring import Scorer, Search, chunks, find_candidates
+from elq_jax.linking.scoring import Scorer, Search, SpanVectors, chunks, find_candidates
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.linking.spelling import Speller
 from elq_jax.model.bundle import Model
@@ -106,7 +106,7 @@ class EntityLinker:
         self.embeddings = embeddings
         self.candidate_scorer, self.link_scorer = scorers
         self.speller = None if words is None else Speller(words, self.tokenizer)
-        self._lock = threading.RLock()
+        self._encoding, self._searching = threading.Lock(), threading.Lock()
         self.folder: pathlib.Path | None = None
         self._arguments: dict[str, Any] | None = None  # of `from_pretrained`
 
@@ -370,9 +370,47 @@ class EntityLinker:
           ElqError: there are not as many bounds as texts, or a question has no such token.
         """
         settings = self.settings.at(threshold)
-        rescores = self.candidate_scorer is not None and settings.candidate_scoring
-        found, known = self.search_spans(texts, encoded, settings, batch_size, bounds, find)
-        if not rescores:
+        parts = self.find_spans(encoded, settings, batch_size, bounds, find)
+        return self.score_spans(texts, encoded, parts, settings)
+
+    def find_spans(
+        self,
+        encoded: Sequence[EncodedQuestion],
+        settings: LinkingSettings | None = None,
+        batch_size: int = 64,
+        bounds: Sequence[np.ndarray] | None = None,
+        find: bool = True,
+    ) -> list[tuple[SpanVectors, SpanVectors]]:
+        """Runs the question encoder, the first half of `score_encoded`; see there.
+
+        While one thread is here, another can be in `score_spans`, the second half.
+        """
+        check_process()
+        settings = settings or self.settings
+        search = Search.of(encoded, settings, self.tokenizer.unk_id) if find else None
+        if bounds is not None:
+            bounds = arguments.check_bounds(encoded, bounds)
+        with self._encoding:
+            return list(self.scorer(encoded, self.max_question_tokens, batch_size, search, bounds))
+
+    def score_spans(
+        self,
+        texts: Sequence[str],
+        encoded: Sequence[EncodedQuestion],
+        parts: Sequence[tuple[SpanVectors, SpanVectors]],
+        settings: LinkingSettings | None = None,
+    ) -> tuple[ScoredSpans, ScoredSpans]:
+        """Finds and scores the candidates of spans, the second half of `score_encoded`; see there.
+
+        Args:
+          texts: questions.
+          encoded: tokens of the questions.
+          parts: spans, as `find_spans` returns them.
+          settings: settings of linking that the spans were found with; None: the linker's own.
+        """
+        settings = settings or self.settings
+        found, known = self._search(texts, encoded, parts, settings)
+        if self.candidate_scorer is None or not settings.candidate_scoring:
             return found[0], known[0]
         spans, candidates = self.candidate_scorer.rescored(*found)
         if settings.decoding.needs_confidence:
@@ -398,14 +436,20 @@ class EntityLinker:
         Returns:
           spans that the model finds with their vectors [n, D] float32, and those at `bounds`.
         """
-        check_process()
         settings = settings or self.settings
-        search = Search.of(encoded, settings, self.tokenizer.unk_id) if find else None
-        if bounds is not None:
-            bounds = arguments.check_bounds(encoded, bounds)
+        parts = self.find_spans(encoded, settings, batch_size, bounds, find)
+        return self._search(texts, encoded, parts, settings)
+
+    def _search(
+        self,
+        texts: Sequence[str],
+        encoded: Sequence[EncodedQuestion],
+        parts: Sequence[tuple[SpanVectors, SpanVectors]],
+        settings: LinkingSettings,
+    ) -> tuple[tuple[ScoredSpans, np.ndarray], tuple[ScoredSpans, np.ndarray]]:
+        """Returns spans with the candidates that the search finds; see `search_spans`."""
         count = min(settings.num_candidates, len(self.catalogue))
-        with self._lock:
-            parts = self.scorer(encoded, self.max_question_tokens, batch_size, search, bounds)
+        with self._searching:
             columns = find_candidates(parts, self.index, count, settings.decoding)
         found, known = (
             (ScoredSpans(texts, encoded, *spans, settings.threshold), vectors)

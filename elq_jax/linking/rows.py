@@ -19,14 +19,17 @@ from elq_jax.linking import arguments
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.links import Link
 from elq_jax.linking.output import check_outside, open_output
-from elq_jax.linking.scoring import chunks
+from elq_jax.linking.pipeline import overlapped
+from elq_jax.linking.scoring import SpanVectors, chunks
 from elq_jax.linking.terminal import print_links
 from elq_jax.questions.rows import Row
 from elq_jax.storage.progress import progress as progress_bar
 from elq_jax.storage.resume import stamp
+from elq_jax.text.tokenization import EncodedQuestion
 
 OnError = Literal["stop", "skip"]
 _SHOWN = 20  # messages of one kind
+_AHEAD = 2  # chunks: one that the encoder reads, and one that waits
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,17 +68,79 @@ def link_rows(
     Raises:
       ElqError: a mention does not consist of whole tokens (`on_error="stop"`).
     """
+    return _link_encoded(linker, _encode_rows(linker, rows, batch_size, on_error), batch_size)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _EncodedRows:
+    """Holds rows whose questions the encoder has read.
+
+    Attributes:
+      rows: rows; those that cannot be used have an error.
+      plain: places in `rows` of those without mentions.
+      encoded: tokens of their questions.
+      parts: their spans, see `EntityLinker.find_spans`.
+    """
+
+    rows: Sequence[Row]
+    plain: Sequence[int]
+    encoded: Sequence[EncodedQuestion]
+    parts: Sequence[tuple[SpanVectors, SpanVectors]]
+
+
+def _encode_rows(
+    linker: EntityLinker, rows: Sequence[Row], batch_size: int, on_error: OnError
+) -> _EncodedRows:
+    """Runs the question encoder, the first half of `link_rows`; see there."""
     rows = _with_checked_spans(linker, rows, on_error)
-    results: dict[int, Linked] = {i: Linked(row) for i, row in enumerate(rows) if row.error}
-    known = [i for i, row in enumerate(rows) if row.error is None and row.spans is not None]
     plain = [i for i, row in enumerate(rows) if row.error is None and row.spans is None]
-    scored = linker.score_batch([rows[i].text for i in plain], None, batch_size)
-    for i, question, links in zip(plain, scored.encoded, linker.decode(scored), strict=True):
+    encoded = linker.encode([rows[i].text for i in plain])
+    parts = linker.find_spans(encoded, batch_size=batch_size)
+    return _EncodedRows(rows, plain, encoded, parts)
+
+
+def _link_encoded(linker: EntityLinker, chunk: _EncodedRows, batch_size: int) -> list[Linked]:
+    """Finds the entities of the spans, the second half of `link_rows`; see there."""
+    rows = chunk.rows
+    results: dict[int, Linked] = {i: Linked(row) for i, row in enumerate(rows) if row.error}
+    texts = [rows[i].text for i in chunk.plain]
+    scored, _ = linker.score_spans(texts, chunk.encoded, chunk.parts)
+    for i, question, links in zip(chunk.plain, chunk.encoded, linker.decode(scored), strict=True):
         results[i] = Linked(rows[i], links, question.truncated_at)
+    known = [i for i, row in enumerate(rows) if row.error is None and row.spans is not None]
     texts, spans = [rows[i].text for i in known], [rows[i].spans for i in known]
     for i, links in zip(known, linker.disambiguate(texts, spans, batch_size), strict=True):
         results[i] = Linked(rows[i], links)
     return [results[i] for i in range(len(rows))]
+
+
+def _link_chunks(
+    linker: EntityLinker,
+    rows: Iterable[Row],
+    batch_size: int,
+    on_error: OnError,
+    ahead: int,
+    is_written: Callable[[Sequence[Row]], bool] = lambda chunk: False,
+) -> Iterator[tuple[list[Row], list[Linked] | None]]:
+    """Yields chunks of rows with their `Linked`, or None for chunks whose lines are written.
+
+    Args:
+      linker, rows, batch_size, on_error: arguments of `link_rows`.
+      ahead: number of chunks that are read before the links of an earlier one are yielded, for
+        `overlapped`: the encoder reads a chunk while the entities of the one before are found.
+      is_written: function that says of each chunk in turn whether its lines are written.
+    """
+
+    def encode(item: tuple[list[Row], bool]) -> _EncodedRows | None:
+        chunk, written = item
+        return None if written else _encode_rows(linker, chunk, batch_size, on_error)
+
+    def finish(chunk: _EncodedRows | None) -> list[Linked] | None:
+        return None if chunk is None else _link_encoded(linker, chunk, batch_size)
+
+    items = ((chunk, is_written(chunk)) for chunk in chunks(rows, batch_size))
+    for (chunk, _), linked in overlapped(items, encode, finish, ahead=ahead):
+        yield chunk, linked
 
 
 def _with_checked_spans(linker: EntityLinker, rows: Sequence[Row], on_error: OnError) -> list[Row]:
@@ -150,6 +215,7 @@ def link_all(
     with bar as advance:
         tally = Tally(advance)
         options = {"batch_size": batch_size, "on_error": on_error, "progress": tally.add}
+        options["ahead"] = _AHEAD if total and batch_size > 1 else 0  # A stream may be slow.
         if output is None:
             link_and_show(linker, rows, console, **options)
         else:
@@ -168,6 +234,7 @@ def link_file(
     batch_size: int = 64,
     on_error: OnError = "stop",
     restart: bool = False,
+    ahead: int = 0,
     progress: Callable[[Sequence[Row], Sequence[Linked] | None], None] | None = None,
 ) -> None:
     """Links rows to a .jsonl file that appears when it is whole.
@@ -184,6 +251,8 @@ def link_file(
       batch_size: number of questions encoded at a time.
       on_error: action at a row that cannot be linked, see `link_rows`.
       restart: whether to remove the lines of an earlier call instead of resuming it.
+      ahead: number of chunks that may be read before the lines of an earlier one are written. With
+        some, linking is faster; with 0, questions of a slow stream are answered at once.
       progress: function called after the lines of each chunk are written, with its rows and their
         `Linked`; None in place of these if an earlier call wrote the lines.
 
@@ -192,13 +261,13 @@ def link_file(
         same file, or the disk is full.
     """
     with open_output(output, settings | {"batch_size": batch_size}, restart) as lines:
-        for chunk in chunks(rows, batch_size):
-            linked = None
-            if not lines.has(chunk):
-                linked = link_rows(linker, chunk, batch_size, on_error)
-                lines.write(map(to_line, linked))
-            if progress:
-                progress(chunk, linked)
+        results = _link_chunks(linker, rows, batch_size, on_error, ahead, lines.has)
+        with contextlib.closing(results):
+            for chunk, linked in results:
+                if linked is not None:
+                    lines.write(map(to_line, linked))
+                if progress:
+                    progress(chunk, linked)
         lines.finish()
 
 
@@ -209,29 +278,29 @@ def link_and_show(
     *,
     batch_size: int = 64,
     on_error: OnError = "stop",
+    ahead: int = 0,
     progress: Callable[[Sequence[Row], Sequence[Linked] | None], None] | None = None,
 ) -> None:
     """Links rows to stdout, as lines of JSON or coloured text, until its reader closes it.
 
     Args:
-      linker, rows, batch_size, on_error, progress: arguments of `link_file`.
+      linker, rows, batch_size, on_error, ahead, progress: arguments of `link_file`.
       console: console that shows links as text; None: lines of JSON.
     """
-    for chunk in chunks(rows, batch_size):
-        linked = link_rows(linker, chunk, batch_size, on_error)
-        shown = map(to_line, linked) if console is None else _as_text(linker, linked, console)
-        has_reader = True
-        try:
-            sys.stdout.buffer.writelines(shown)
-            sys.stdout.buffer.flush()
-        except BrokenPipeError:
-            # The reader, such as `| head`, is gone; Python must not flush to it at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            has_reader = False
-        if progress:
-            progress(chunk, linked)
-        if not has_reader:
-            return
+    has_reader = True
+    with contextlib.closing(_link_chunks(linker, rows, batch_size, on_error, ahead)) as results:
+        while has_reader and (result := next(results, None)):
+            chunk, linked = result
+            shown = map(to_line, linked) if console is None else _as_text(linker, linked, console)
+            try:
+                sys.stdout.buffer.writelines(shown)
+                sys.stdout.buffer.flush()
+            except BrokenPipeError:
+                # The reader, such as `| head`, is gone; Python must not flush to it at exit.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                has_reader = False
+            if progress:
+                progress(chunk, linked)
 
 
 def _as_text(linker: EntityLinker, linked: Iterable[Linked], console: Console) -> Iterator[bytes]:
