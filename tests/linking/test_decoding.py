@@ -283,9 +283,9 @@ def test_probabilities_are_no_thresholds(threshold):
 def test_thousands_of_questions_per_second():
     rng = np.random.default_rng(1)
     spans = spans_of([random_question(rng, 10, 10) for _ in range(512)])
-    start = time.perf_counter()
+    start = time.process_time()
     Joint()(spans, -4.5)
-    assert 512 / (time.perf_counter() - start) > 2000
+    assert 512 / (time.process_time() - start) > 2000
 
 
 def tokens_of(text, *pieces):
