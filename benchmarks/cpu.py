@@ -8,7 +8,8 @@ measures single matrix products, the encoder at several shapes, exact search, th
 its parts, and, with --linker, linking of questions: in batches and one at a time. The encoder has
 random weights in the sizes of MiniLM, which are as fast as trained ones, and search has random
 vectors. Where they are installed, PyTorch with transformers computes the same encoder with the same
-weights, and FAISS searches the same vectors. `--small` shrinks everything.
+weights, and FAISS searches the same vectors. `--small` shrinks everything, and `--only` measures
+the work whose name contains a match of a regular expression, such as "encode|link".
 
 The ways of one work run in turn, `--rounds` times after a first pass that compiles, so that other
 load on the machine slows all of them. Printed are medians: ms of a call; what is done per second;
@@ -22,6 +23,7 @@ import dataclasses
 import functools
 import importlib.util
 import os
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +53,7 @@ from elq_jax.training.step import Objective, parallel_train_step
 
 _SMALL = flags.DEFINE_bool("small", False, "Use small sizes, to see that everything works.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Number of measured rounds.", 1)
+_ONLY = flags.DEFINE_string("only", "", "Regular expression; work whose name contains a match.")
 _LINKER = define_path("linker", "Linker directory with which questions are linked.")
 _QUESTIONS = define_path("questions", "File of questions to link; needs --linker.")
 
@@ -362,8 +365,12 @@ def linking(linker: os.PathLike[str], questions: os.PathLike[str]) -> Iterator[W
         yield Work(f"link, {name}, one at a time", "questions", len(few), ways)
 
 
-def works(sizes: Sizes) -> Iterator[Work]:
-    """Yields all work but linking."""
+def works(
+    sizes: Sizes,
+    linker: os.PathLike[str] | None = None,
+    questions: os.PathLike[str] | None = None,
+) -> Iterator[Work]:
+    """Yields all work; linking where a linker and questions are given."""
     bert = BERTS[sizes.bert]
     rows = sizes.shapes[0][0] * sizes.shapes[0][1]
     yield product((rows, bert.hidden_size, bert.intermediate_size))
@@ -371,6 +378,8 @@ def works(sizes: Sizes) -> Iterator[Work]:
         yield encoder(bert, batch, tokens)
     yield from searches(sizes)
     yield from training(sizes)
+    if linker is not None and questions is not None:
+        yield from linking(linker, questions)
 
 
 def to_line(row: Row) -> str:
@@ -404,13 +413,9 @@ def main(arguments: list[str]) -> None:
     print("auto takes {}, since {}\n".format(*devices_lib.fast_dtype()))
     print(f"{'work':42} {'way':24} {'ms':>9} {'per second':>22} {'ratio':>6} of the highest")
     large = product(sizes.large_product)
-    for work in works(sizes):
-        for row in measure(work, rounds, large):
+    for work in works(sizes, _LINKER.value, _QUESTIONS.value):
+        for row in measure(work, rounds, large) if re.search(_ONLY.value, work.name) else ():
             print(to_line(row), flush=True)
-    if _LINKER.value is not None:
-        for work in linking(_LINKER.value, _QUESTIONS.value):
-            for row in measure(work, rounds, large):
-                print(to_line(row), flush=True)
 
 
 if __name__ == "__main__":
