@@ -1,7 +1,6 @@
 """Eight virtual CPU devices for every test, and the reference numbers."""
 
 import atexit
-import contextlib
 import os
 import pathlib
 import shutil
@@ -12,6 +11,8 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most programs run a few times only, and would be compiled for longer than they run.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ.setdefault("ELQ_JAX_DTYPE", "float32")  # of what a test leaves to the machine
 if not {"PYTEST_XDIST_WORKER", "JAX_COMPILATION_CACHE_DIR"} & set(os.environ):
     # What one test compiles, the others and the programs that they start find on disk, this run.
@@ -33,29 +34,17 @@ def fixtures() -> pathlib.Path:
     return FIXTURES
 
 
-@contextlib.contextmanager
-def compiled_quickly() -> Iterator[None]:
-    """For programs that take a few steps, and so would be compiled for longer than they run."""
+@pytest.fixture(scope="module", autouse=True)
+def compiled_as_for_users(request) -> Iterator[None]:
+    """What is compared with the original's numbers is compiled with all optimisations."""
     import jax
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of processes that are started
+        if getattr(request.module, "COMPILED_AS_FOR_USERS", False):
+            patch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+            jax.config.update("jax_disable_most_optimizations", False)
+        yield
         jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
-def quick_compilation() -> Iterator[None]:
-    with compiled_quickly():
-        yield
-
-
-@pytest.fixture(scope="module")
-def quick_compilation_of_module() -> Iterator[None]:
-    """Holds for the fixtures of the module too."""
-    with compiled_quickly():
-        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -71,12 +71,13 @@ def with_smoke(paths):
 
 
 def paths_through_the_program():
-    """One configuration of each kind: smoke variants that differ in numbers alone do the same."""
+    """One configuration of each combination of stages, losses, number formats and recipe."""
     kinds = {}
     for name in with_smoke(FILES):
         values = flat(name, "smoke")
-        kind = tuple((k, v) for k, v in values.items() if not isinstance(v, float))
-        kinds.setdefault(str(kind), name)
+        stages = values["stages"]
+        names = [f"{stage}.{key}" for stage in stages for key in ("linking_loss", "dtype")]
+        kinds.setdefault((stages, values["recipe"], *map(values.get, names)), name)
     return sorted(kinds.values())
 
 
@@ -100,7 +101,6 @@ def tiny_bert(tmp_path_factory):
     return folder
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", paths_through_the_program())
 def test_smoke_variants_train_end_to_end(name, tiny_bert, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)

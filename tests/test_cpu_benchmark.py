@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
@@ -21,9 +20,7 @@ def works():
         bert = BertConfig(100, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32)
         patch.setitem(cpu.BERTS, "tiny", bert)
         patch.setattr(cpu, "_has", lambda package: False)
-        jax.config.update("jax_disable_most_optimizations", True)
         yield {work.name: work for work in cpu.works(TINY)}
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_works(works):

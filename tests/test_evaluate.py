@@ -25,7 +25,6 @@ from elq_jax.questions.records import Mention, Question
 from elq_jax.storage.files import make_results_folder, write_json
 from elq_jax.storage.lines import read_jsonl
 
-pytestmark = pytest.mark.usefixtures("quick_compilation_of_module")
 FLOOR = -7.0
 TEXTS = [
     sample["text"] for sample in json.loads((OWN_FIXTURES / "pipeline.json").read_text())["samples"]
@@ -33,7 +32,7 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, quick_compilation_of_module):
+def folder(tmp_path_factory):
     folder = tiny_linker_directory(tmp_path_factory.mktemp("evaluate"), threshold=-4.5)
     config = json.loads((folder / "config.json").read_text())
     config["model"]["max_question_tokens"] = 32  # as in the fixtures

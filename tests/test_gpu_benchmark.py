@@ -36,9 +36,7 @@ def measured():
         patch.setitem(gpu.BERTS, "tiny", bert)
         one = jax.devices()[:1]
         patch.setattr(jax, "local_devices", lambda: one)
-        jax.config.update("jax_disable_most_optimizations", True)
         yield {name: gpu.measure(row) for name, row in gpu.rows(TINY).items()}
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_rows(measured):

@@ -17,7 +17,6 @@ from elq_jax.evaluation.predict import predict
 from elq_jax.questions.read import read_questions
 from elq_jax.storage.lines import read_jsonl
 
-pytestmark = pytest.mark.usefixtures("quick_compilation_of_module")
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -35,7 +34,7 @@ def tables(cell):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, quick_compilation_of_module):
+def run(tmp_path_factory):
     """Runs a notebook in a folder of its own: (name, devices) -> cells by id, folder."""
     bert = tmp_path_factory.mktemp("bert")
     write_tiny_bert(bert, layers=1, dropout=0.0)

@@ -4,7 +4,6 @@ import json
 
 import jax
 import numpy as np
-import pytest
 from tiny import tiny_linker_directory
 
 from configs import default
@@ -19,7 +18,6 @@ from elq_jax.training import loop
 WORDS = ("obama", "cote", "paris", "ohio", "café", "dune")
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_links_train_and_evaluate_the_linker(tmp_path):
     (tmp_path / "first").mkdir()
     folder = tiny_linker_directory(tmp_path / "first", threshold=-6.0)

@@ -39,8 +39,6 @@ from elq_jax.training.configuration import check
 from elq_jax.training.metrics import MetricsWriter
 from elq_jax.training.step import Objective, parallel_train_step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation_of_module")
-
 OPTIM = json.loads((FIXTURES / "optim.json").read_text())
 SETTINGS = json.loads((FIXTURES / "train_inbatch.json").read_text())["settings"]
 LONGEST = SETTINGS["max_context_length"]
@@ -128,7 +126,6 @@ def configuration(start, settings):
     return config
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", ["train_inbatch", "train_inbatch_accum", "train_adversarial"])
 def test_a_run_follows_the_originals(name, start, tmp_path, monkeypatch):
     """Every step, all gradients of the first update, the evaluation of each epoch, and the end.
@@ -388,7 +385,6 @@ def test_dropout_comes_back_after_an_evaluation():
     assert [has_dropout(step) for step in range(20)] == [True] * 10 + [False] * 6 + [True] * 4
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_deterministic_step_draws_no_dropout():
     bert = dataclasses.replace(reference.config().question_bert, num_layers=1, dropout_rate=0.5)
     config = dataclasses.replace(reference.config(), question_bert=bert)

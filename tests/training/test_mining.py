@@ -11,8 +11,6 @@ from elq_jax.questions.examples import TrainingExample
 from elq_jax.retrieval import exact_index
 from elq_jax.training import mining
 
-pytestmark = pytest.mark.usefixtures("quick_compilation_of_module")
-
 
 def random_examples(count, rows, seed):
     """Questions of up to three mentions, some of entities that are not in the catalogue."""

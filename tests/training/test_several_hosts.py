@@ -25,7 +25,6 @@ from elq_jax.training.preemption import EXIT_CODE
 ROOT = pathlib.Path(__file__).parent.parent.parent
 STEPS = 6
 TIMEOUT = 300  # seconds
-pytestmark = pytest.mark.usefixtures("quick_compilation_of_module")
 
 
 class Hosts:
@@ -79,7 +78,7 @@ class Hosts:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, quick_compilation_of_module):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hosts")
     # Gradients of words are most of what hosts exchange, and dropout of what is compiled.
     for name, dropout in (("bert", 0.1), ("entity_bert", 0.0)):

@@ -116,11 +116,6 @@ def assert_same(found, expected):
             np.testing.assert_allclose(value, wanted[name], rtol=2e-4, err_msg=name)
 
 
-@pytest.fixture(autouse=True)
-def compiled_quickly(quick_compilation):
-    """All that runs here are a few steps."""
-
-
 @pytest.mark.parametrize(
     ("linking_loss", "num_devices"),
     [

@@ -30,8 +30,6 @@ from elq_jax.training.optimizer import (
     create_train_state,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation_of_module")
-
 
 def test_decay_and_learning_rate_by_parameter():
     """One AdamW step by hand: biases, norms and the scale do not decay; new modules go faster."""
@@ -111,7 +109,7 @@ def make_config(bert, folder):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tiny_bert, tmp_path_factory, quick_compilation_of_module):
+def unbroken(tiny_bert, tmp_path_factory):
     """The configuration and the folder of a run of both stages, with dropout of questions."""
     folder = tmp_path_factory.mktemp("unbroken")
     (folder / "bert").mkdir()
