@@ -28,6 +28,11 @@ OWN_FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 FIXTURES = pathlib.Path(os.environ.get("ELQ_FIXTURES") or OWN_FIXTURES).resolve()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starts with the file that takes longest, so that no worker is left alone with it."""
+    items.sort(key=lambda item: item.path.name != "test_several_hosts.py")
+
+
 @pytest.fixture(scope="session")
 def fixtures() -> pathlib.Path:
     """Folder of numbers produced by the original implementation (its README says how)."""
