@@ -32,8 +32,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
+from benchmarks import options
 from benchmarks.sizes import BERTS
 from elq_jax.cli.run import define_path, run, start_jax
 from elq_jax.core import devices as devices_lib
@@ -51,9 +51,6 @@ from elq_jax.retrieval.table import Table
 from elq_jax.training.optimizer import create_optimizer, create_train_state
 from elq_jax.training.step import Objective, parallel_train_step
 
-_SMALL = flags.DEFINE_bool("small", False, "Use small sizes, to see that everything works.")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Number of measured rounds.", 1)
-_ONLY = flags.DEFINE_string("only", "", "Regular expression; work whose name contains a match.")
 _LINKER = define_path("linker", "Linker directory with which questions are linked.")
 _QUESTIONS = define_path("questions", "File of questions to link; needs --linker.")
 
@@ -405,7 +402,7 @@ def main(arguments: list[str]) -> None:
     if (_LINKER.value is None) != (_QUESTIONS.value is None):
         raise ElqError("--linker, --questions: expected both or neither")
     start_jax()
-    sizes, rounds = SMALL if _SMALL.value else Sizes(), _ROUNDS.value
+    sizes, rounds = SMALL if options.SMALL.value else Sizes(), options.ROUNDS.value
     about = machine.describe_machine()
     units = ", ".join(machine.bfloat16_units()) or "no units for bfloat16"
     print(f"{about['cpu']} ({units}), {about['cores']} cores; jax {jax.__version__}")
@@ -414,7 +411,7 @@ def main(arguments: list[str]) -> None:
     print(f"{'work':42} {'way':24} {'ms':>9} {'per second':>22} {'ratio':>6} of the highest")
     large = product(sizes.large_product)
     for work in works(sizes, _LINKER.value, _QUESTIONS.value):
-        for row in measure(work, rounds, large) if re.search(_ONLY.value, work.name) else ():
+        for row in measure(work, rounds, large) if re.search(options.ONLY.value, work.name) else ():
             print(to_line(row), flush=True)
 
 

@@ -39,6 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from benchmarks import options
 from benchmarks.sizes import BERTS
 from elq_jax.cli.run import run, start_jax
 from elq_jax.core import devices as devices_lib
@@ -61,8 +62,6 @@ from elq_jax.text.tokenization import Tokenizer
 from elq_jax.training.optimizer import create_optimizer, create_train_state
 from elq_jax.training.step import Objective, parallel_train_step, train_step_flops
 
-_SMALL = flags.DEFINE_bool("small", False, "Use small sizes, to see on a CPU that all rows work.")
-_ONLY = flags.DEFINE_string("only", "", "Regular expression; rows whose name contains a match.")
 _ROW = flags.DEFINE_string(
     "row", None, "Name of a row to measure in this process and print as JSON."
 )
@@ -416,15 +415,15 @@ def show(name: str, found: dict[str, Any]) -> str:
 def main(arguments: list[str]) -> int:
     """Measures each row in a process of its own and prints it."""
     del arguments
-    sizes = SMALL if _SMALL.value else Sizes()
+    sizes = SMALL if options.SMALL.value else Sizes()
     if _ROW.value is not None:
         start_jax()
         print(json.dumps(measure(rows(sizes)[_ROW.value])))
         return 0
-    names = [name for name in rows(sizes) if re.search(_ONLY.value, name)]
+    names = [name for name in rows(sizes) if re.search(options.ONLY.value, name)]
     if not names:
         raise ElqError(
-            f"--only={_ONLY.value}: matches no row; the rows are {', '.join(rows(sizes))}"
+            f"--only={options.ONLY.value}: matches no row; the rows are {', '.join(rows(sizes))}"
         )
     print(f"| {' | '.join(HEADER)} |\n| --- |{' ---: |' * (len(HEADER) - 1)}", flush=True)
     machine, failed = None, 0
@@ -447,7 +446,13 @@ def main(arguments: list[str]) -> int:
 
 def _in_own_process(name: str) -> dict[str, Any]:
     # This process must not open the devices, or it would take the memory that the row needs.
-    command = [sys.executable, "-m", "benchmarks.gpu", f"--row={name}", f"--small={_SMALL.value}"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        f"--row={name}",
+        f"--small={options.SMALL.value}",
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         return {"error": f"failed, exit status {done.returncode}"}

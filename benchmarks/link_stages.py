@@ -22,6 +22,7 @@ from unittest import mock
 
 from absl import flags
 
+from benchmarks import options
 from elq_jax.cli.run import define_path, run
 from elq_jax.core import devices, machine
 from elq_jax.core.errors import ElqError
@@ -35,7 +36,6 @@ _LINKER = define_path("linker", "Linker directory with candidate scoring.", requ
 _QUESTIONS = define_path("questions", "File of questions.", required=True)
 _INDEX = flags.DEFINE_string("index", "auto", "Name of the index, or auto.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Number of questions encoded at a time.", 1)
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of measured rounds.", 1)
 
 
 class Stages:
@@ -115,7 +115,7 @@ def main(arguments: list[str]) -> None:
     for way in ways.values():
         link(way, rows, _BATCH_SIZE.value, Stages())
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
-    for _ in range(_ROUNDS.value):
+    for _ in range(options.ROUNDS.value):
         for name, way in ways.items():
             stages, before = Stages(), time.process_time()
             link(way, rows, _BATCH_SIZE.value, stages)

@@ -1,0 +1,7 @@
+"""Flags that several benchmarks have; two modules cannot define a flag of the same name."""
+
+from absl import flags
+
+SMALL = flags.DEFINE_bool("small", False, "Use small sizes, to see on a CPU that everything works.")
+ONLY = flags.DEFINE_string("only", "", "Regular expression; work whose name contains a match.")
+ROUNDS = flags.DEFINE_integer("rounds", 7, "Number of measured rounds.", 1)
