@@ -8,7 +8,7 @@ Score: not measured as it is. 320 steps with --config.joint.dtype=auto on 214,95
 0.852 on webqsp/dev, 0.799 on simplequestions/dev, 0.885 on lcquad1/dev; 0.877, 0.822 and 0.886
 with scorers fitted on made questions of other patterns (commands: docs/own-catalogue.md).
 Before there were class patterns, 1,000 steps: 0.866, 0.794 and 0.848. On the 420 entities of the
-demo, with 300 steps of 32 questions and the questions of then, demo/dev.jsonl: 0.828.
+demo, with 300 steps of 32 questions, demo/dev.jsonl: 0.912.
 Data: runs/catalogue, of entities.jsonl with `title`, `text` and, if there are any, `aliases`.
 Command: python -m elq_jax.encode_entities --catalogue entities.jsonl --pooling mean --normalize \\
     --max_tokens 48 --output runs/catalogue
