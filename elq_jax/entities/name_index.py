@@ -20,31 +20,23 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from elq_jax.core.errors import ElqError
 from elq_jax.core.strings import made_whole
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.names import normal_names
-from elq_jax.storage.checksums import Sha256, are_cheap, check_digest, read_json
-from elq_jax.storage.files import (
-    array_digest,
-    atomic_folder,
-    map_array,
-    save_array,
-    write_json,
-)
+from elq_jax.storage.array_folder import ArrayFolder
+from elq_jax.storage.checksums import Sha256
 
 # Kinds of names: the whole title, the title without its qualifier, an alias.
 KINDS = ("title", "name", "alias")
 
 FORMAT_VERSION = 1
-_DESCRIPTION = "names.json"
 _AGAIN = (
     "copy the folder again, or make it again in Python: NameIndex.build(Catalogue.open("
     '"catalogue.arrow")).save("names")'
@@ -178,16 +170,14 @@ class NameIndex:
         Raises:
           ElqError: `folder` exists and holds something else; the disk is full.
         """
-        with atomic_folder(folder, "an index of names", _is_ours) as temporary:
-            digests = {}
-            for name, array in self._arrays.items():
-                save_array(temporary / f"{name}.npy", array)
-                digests[f"{name}.npy"] = array_digest(array)
-            names, words = len(self._arrays["keys"]), len(self._arrays["words"])
-            description = Description(
-                FORMAT_VERSION, len(self), names, words, self.catalogue_fingerprint, digests
-            )
-            write_json(temporary / _DESCRIPTION, msgspec.to_builtins(description))
+        FILES.save(
+            folder,
+            self._arrays,
+            rows=len(self),
+            names=len(self._arrays["keys"]),
+            words=len(self._arrays["words"]),
+            catalogue_fingerprint=self.catalogue_fingerprint,
+        )
 
     @classmethod
     def open(
@@ -203,26 +193,14 @@ class NameIndex:
           ElqError: there is no index of names, or it is damaged or of another catalogue.
         """
         folder = pathlib.Path(folder)
-        description = _read_description(folder)
-        fingerprint = description.catalogue_fingerprint
-        if catalogue_fingerprint not in (None, fingerprint):
-            raise ElqError(
-                f"{folder}: names of another catalogue (fingerprint {fingerprint}, expected "
-                f"{catalogue_fingerprint}); {_AGAIN}"
-            )
+        description = FILES.read(folder, catalogue_fingerprint)
         shapes: dict[str, tuple[int, ...]] = {
             **dict.fromkeys(("keys", "rows", "kinds"), (description.names,)),
             "words": (description.words,),
             "starts": (description.rows + 1,),
             "facts": (description.rows, 2),
         }
-        arrays = {
-            name: map_array(folder / f"{name}.npy", _DTYPES[name], shapes[name], _AGAIN)
-            for name in shapes
-        }
-        if are_cheap(folder.glob("*.npy")):
-            check_names(folder)
-        return cls(arrays, fingerprint, folder)
+        return cls(FILES.map(folder, shapes), description.catalogue_fingerprint, folder)
 
 
 class Description(msgspec.Struct, frozen=True):
@@ -245,32 +223,7 @@ class Description(msgspec.Struct, frozen=True):
     sha256: dict[str, Sha256]
 
 
-def check_names(folder: str | os.PathLike[str]) -> None:
-    """Compares all arrays of a folder with their checksums.
-
-    Raises:
-      DataError: an array is missing or damaged.
-    """
-    description = _read_description(pathlib.Path(folder))
-    for name in _DTYPES:
-        file = f"{name}.npy"
-        check_digest(pathlib.Path(folder) / file, description.sha256.get(file, ""), _AGAIN)
-
-
-def _read_description(folder: pathlib.Path) -> Description:
-    path = folder / _DESCRIPTION
-    if not path.is_file():
-        raise ElqError(f"{folder}: no index of names here ({_DESCRIPTION} is missing); {_AGAIN}")
-    version = read_json(path, dict[str, Any], _AGAIN).get("format_version")
-    if version != FORMAT_VERSION:
-        raise ElqError(
-            f"{path}: format version {version!r}, this program reads {FORMAT_VERSION}; {_AGAIN}"
-        )
-    return read_json(path, Description, _AGAIN)
-
-
-def _is_ours(folder: pathlib.Path) -> bool:
-    return (folder / _DESCRIPTION).is_file()
+FILES = ArrayFolder("names", "names.json", Description, FORMAT_VERSION, _DTYPES, _AGAIN)
 
 
 def name_keys(names: pa.Array) -> np.ndarray:

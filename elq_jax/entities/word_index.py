@@ -19,23 +19,21 @@ import collections
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from elq_jax.core.errors import ElqError
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.name_index import hash_strings
 from elq_jax.entities.names import normal_names
-from elq_jax.storage.checksums import Sha256, are_cheap, check_digest, read_json
-from elq_jax.storage.files import array_digest, atomic_folder, map_array, save_array, write_json
+from elq_jax.storage.array_folder import ArrayFolder
+from elq_jax.storage.checksums import Sha256
 
 NAME_WEIGHT = 5
 FORMAT_VERSION = 1
-_DESCRIPTION = "words.json"
 _AGAIN = (
     "copy the folder again, or make it again in Python: WordIndex.build(Catalogue.open("
     '"catalogue.arrow")).save("words")'
@@ -98,20 +96,14 @@ class WordIndex:
         Raises:
           ElqError: `folder` exists and holds something else; the disk is full.
         """
-        with atomic_folder(folder, "an index of words", _is_ours) as temporary:
-            digests = {}
-            for name, array in self.counts._asdict().items():
-                save_array(temporary / f"{name}.npy", array)
-                digests[f"{name}.npy"] = array_digest(array)
-            description = Description(
-                FORMAT_VERSION,
-                len(self),
-                self.total,
-                self.alphabet,
-                self.catalogue_fingerprint,
-                digests,
-            )
-            write_json(temporary / _DESCRIPTION, msgspec.to_builtins(description))
+        FILES.save(
+            folder,
+            self.counts._asdict(),
+            words=len(self),
+            total=self.total,
+            alphabet=self.alphabet,
+            catalogue_fingerprint=self.catalogue_fingerprint,
+        )
 
     @classmethod
     def open(
@@ -127,22 +119,11 @@ class WordIndex:
           ElqError: there is no index of words, or it is damaged or of another catalogue.
         """
         folder = pathlib.Path(folder)
-        description = _read_description(folder)
-        fingerprint = description.catalogue_fingerprint
-        if catalogue_fingerprint not in (None, fingerprint):
-            raise ElqError(
-                f"{folder}: words of another catalogue (fingerprint {fingerprint}, expected "
-                f"{catalogue_fingerprint}); {_AGAIN}"
-            )
+        description = FILES.read(folder, catalogue_fingerprint)
         n = description.words
-        sizes = {"keys": n, "counts": n, "bits": 1 << _log_bits(n) - 3}
-        arrays = [
-            map_array(folder / f"{name}.npy", _DTYPES[name], (size,), _AGAIN)
-            for name, size in sizes.items()
-        ]
-        if are_cheap(folder.glob("*.npy")):
-            check_words(folder)
-        counts = Counts(*arrays)
+        shapes = {"keys": (n,), "counts": (n,), "bits": (1 << _log_bits(n) - 3,)}
+        counts = Counts(**FILES.map(folder, shapes))
+        fingerprint = description.catalogue_fingerprint
         return cls(counts, description.total, description.alphabet, fingerprint, folder)
 
 
@@ -166,32 +147,7 @@ class Description(msgspec.Struct, frozen=True):
     sha256: dict[str, Sha256]
 
 
-def check_words(folder: str | os.PathLike[str]) -> None:
-    """Compares all arrays of a folder with their checksums.
-
-    Raises:
-      DataError: an array is missing or damaged.
-    """
-    description = _read_description(pathlib.Path(folder))
-    for name in _DTYPES:
-        file = f"{name}.npy"
-        check_digest(pathlib.Path(folder) / file, description.sha256.get(file, ""), _AGAIN)
-
-
-def _read_description(folder: pathlib.Path) -> Description:
-    path = folder / _DESCRIPTION
-    if not path.is_file():
-        raise ElqError(f"{folder}: no index of words here ({_DESCRIPTION} is missing); {_AGAIN}")
-    version = read_json(path, dict[str, Any], _AGAIN).get("format_version")
-    if version != FORMAT_VERSION:
-        raise ElqError(
-            f"{path}: format version {version!r}, this program reads {FORMAT_VERSION}; {_AGAIN}"
-        )
-    return read_json(path, Description, _AGAIN)
-
-
-def _is_ours(folder: pathlib.Path) -> bool:
-    return (folder / _DESCRIPTION).is_file()
+FILES = ArrayFolder("words", "words.json", Description, FORMAT_VERSION, _DTYPES, _AGAIN)
 
 
 class Counts(NamedTuple):

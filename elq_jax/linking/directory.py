@@ -27,10 +27,11 @@ import jax
 import numpy as np
 
 from elq_jax.core.errors import DataError, ElqError
+from elq_jax.entities import name_index, word_index
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter, checked_shards
-from elq_jax.entities.name_index import NameIndex, check_names
-from elq_jax.entities.word_index import WordIndex, check_words
+from elq_jax.entities.name_index import NameIndex
+from elq_jax.entities.word_index import WordIndex
 from elq_jax.linking.candidates import CandidateScorer, CandidateWeights
 from elq_jax.linking.confidence import LinkScorer, LinkWeights
 from elq_jax.linking.settings import LinkingSettings
@@ -282,7 +283,7 @@ def verify(folder: str | os.PathLike[str]) -> dict[str, str]:
         findings[layout.INDEX] = "checksums agree"
     if layout.NAMES in present:
         names = NameIndex.open(folder / layout.NAMES, catalogue and catalogue.fingerprint)
-        check_names(folder / layout.NAMES)
+        name_index.FILES.check(folder / layout.NAMES)
         findings[layout.NAMES] = f"names of {len(names):,} entities, checksums agree"
     if layout.CANDIDATES in present:
         weights = CandidateWeights.read(folder / layout.CANDIDATES)
@@ -292,7 +293,7 @@ def verify(folder: str | os.PathLike[str]) -> dict[str, str]:
         findings[layout.CONFIDENCE] = "can be read"
     if layout.WORDS in present:
         words = WordIndex.open(folder / layout.WORDS, catalogue and catalogue.fingerprint)
-        check_words(folder / layout.WORDS)
+        word_index.FILES.check(folder / layout.WORDS)
         findings[layout.WORDS] = f"{len(words):,} words, checksums agree"
     if not findings:
         raise ElqError(
