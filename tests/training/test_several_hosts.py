@@ -129,7 +129,7 @@ def alone(folder, settings):
 
 @pytest.fixture(scope="module")
 def together(folder, settings):
-    """The run of two, stopped and resumed. Killed runs are resumed in test_training."""
+    """The run of two, stopped, killed and resumed."""
     arguments = [f"--config.{name}={value}" for name, value in settings.items()]
     # It is in no file: parsing it imports JAX, before the hosts have found each other.
     arguments.append("--config.model.symbols_apart=true")
@@ -145,9 +145,15 @@ def together(folder, settings):
     assert saved[0] == saved[1]
     step = re.match(r"bi_encoder: saved at step (\d)", saved[0])[1]
 
+    hosts = Hosts(folder, *command)
+    hosts.wait_for(run / "joint" / "metrics.jsonl", 3)
+    hosts.kill()
+    _, outputs = hosts.wait()
+    assert f"bi_encoder: resumes at step {step} of 6" in outputs[0]
+
     statuses, outputs = Hosts(folder, *command).wait()
     assert statuses == [0, 0], outputs
-    assert f"bi_encoder: resumes at step {step} of 6" in outputs[0]
+    assert "joint: resumes at step 2 of 6" in outputs[0]
     assert "joint: step" not in outputs[1]  # One talks.
     return run
 
