@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from elq_jax.core.errors import DataError, ElqError
-from elq_jax.core.strings import is_whole
+from elq_jax.core.errors import DataError, ElqError, check_count
+from elq_jax.core.strings import is_whole, made_whole
 from elq_jax.entities.names import normal_titles, normal_wikidata_id
 from elq_jax.storage.files import atomic_write, check_not_a_pointer
 
@@ -59,6 +59,21 @@ class Matches(NamedTuple):
 
     rows: np.ndarray
     counts: np.ndarray
+
+
+class TitleMatches(NamedTuple):
+    """Entities whose titles are a text, or begin with it.
+
+    Attributes:
+      rows: [n] int64, rows of the best matches: those with the title, then those that begin with
+        it, shorter titles first.
+      num_exact: number of the first rows that have the title itself.
+      count: number of matches in the catalogue, n or more.
+    """
+
+    rows: np.ndarray
+    num_exact: int
+    count: int
 
 
 class Catalogue:
@@ -253,6 +268,38 @@ class Catalogue:
             "title", normal_titles(pa.array(known, pa.string())).to_pylist(), normal_titles
         )
 
+    def search_titles(self, title: str, limit: int = 10) -> TitleMatches:
+        """Finds entities by their title or its beginning, in one pass over all titles.
+
+        Titles that differ in case only, or in underscores for blanks, count as equal; a title that
+        is written exactly as asked comes first. 200,000 titles take about 25 ms.
+
+        Args:
+          title: title, or its first letters.
+          limit: largest n.
+
+        Raises:
+          ElqError: `title` is no string, or has no letter.
+        """
+        check_count("limit", limit)
+        if not isinstance(title, str) or not title.strip(" _\t\r\n"):
+            raise ElqError(f"title: {title!r}; expected a title, or its first letters")
+        title = made_whole(title)
+        [beginning] = _folded(normal_titles(pa.array([title]))).to_pylist()
+        rows, sizes, ranks = [], [], []
+        for number, start in enumerate(self._starts[:-1].tolist()):
+            titles = self._column("title", number)
+            folded = _folded(titles)
+            places = np.flatnonzero(pc.starts_with(folded, beginning).to_numpy(False))
+            titles, folded = titles.take(pa.array(places)), folded.take(pa.array(places))
+            rows.append(start + places)
+            sizes.append(pc.utf8_length(titles).to_numpy(False))
+            is_equal = pc.equal(folded, beginning).to_numpy(False).astype(int)
+            ranks.append(is_equal + pc.equal(titles, title).to_numpy(False))
+        row, size, rank = map(np.concatenate, (rows, sizes, ranks))
+        order = np.lexsort((row, size, -rank))[:limit]
+        return TitleMatches(row[order], int((rank[order] > 0).sum()), len(row))
+
     def find_wikidata_ids(
         self, wikidata_ids: Sequence[str | None], *, normalised: bool = False
     ) -> Matches:
@@ -409,6 +456,11 @@ class _HashingFile:
 
     def flush(self) -> None:
         self._file.flush()
+
+
+def _folded(titles: pa.Array) -> pa.Array:
+    """Returns titles in lower case, with blanks for underscores."""
+    return pc.utf8_lower(pc.replace_substring(titles, "_", " "))
 
 
 def _checked(values: Sequence[str | None], argument: str) -> list[str | None]:

@@ -336,6 +336,34 @@ def test_normalised_titles_equal_a_slow_search(tmp_path):
     assert (exact.rows.tolist(), exact.counts.tolist()) == ([4, -1, -1], [2, 0, 0])
 
 
+@pytest.mark.usefixtures("small_batches")
+def test_search_of_titles_equals_a_slow_search(tmp_path):
+    titles = ["Dune (novel)", "Dune", "DUNE", "dune", "Dune_Messiah", "Sand dune", "Élan vital"]
+    titles += ["Dune Messiah", "élan", "Du", "Dunedin", "Dune.*", "Dune"]
+    _, catalogue = build(tmp_path, [entity(title) for title in titles])
+
+    def fold(title):
+        return " ".join(title.replace("_", " ").split()).lower()
+
+    wanted = ["dune", "Dune", "dune_", "DUNE messiah", "  Dune  messiah", "ÉLAN", "e", "dune.", "x"]
+    for title in [*wanted, "\ud800"]:
+        rows = [row for row, name in enumerate(titles) if fold(name).startswith(fold(title))]
+        exact = [row for row in rows if fold(titles[row]) == fold(title)]
+        keys = {row: (row not in exact, titles[row] != title, len(titles[row])) for row in rows}
+        slow = sorted(rows, key=lambda row: (*keys[row], row))
+        for limit in (1, 3, 20):
+            found = catalogue.search_titles(title, limit)
+            assert found.rows.tolist() == slow[:limit], title
+            assert found.num_exact == min(len(exact), limit)
+            assert found.count == len(slow)
+    assert catalogue.search_titles("dune").rows.tolist()[:4] == [3, 1, 2, 12]
+    for nothing in ("", " _\t", None, 7, ["Dune"]):
+        with pytest.raises(ElqError, match=r"title: .*; expected a title, or its first letters"):
+            catalogue.search_titles(nothing)
+    with pytest.raises(ElqError, match="limit: 0"):
+        catalogue.search_titles("Dune", 0)
+
+
 def test_columns_are_normalised_as_single_titles_are(fixtures):
     lines = (fixtures / "entity.jsonl").read_text().splitlines()
     titles = [json.loads(line)["title"] for line in lines]
