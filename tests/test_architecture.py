@@ -23,10 +23,20 @@ FLOORS = (
     ("linking",),
     ("evaluation",),
     ("training",),
+    ("serving",),
     ("original",),
     ("cli",),
 )
 HEAVY = {"scann", "matplotlib", "transformers", "grain", "tensorflow_datasets", "orbax", "torch"}
+HEAVY |= {
+    "fastapi",
+    "uvicorn",
+    "starlette",
+    "prometheus_client",
+    "rdflib",
+    "mcp",
+    "spacy",
+}  # extras
 # The modules that exist for one heavy package; they are imported where they are needed.
 HOMES = {"questions/prepared.py": "tensorflow_datasets", "training/checkpoints.py": "orbax"}
 

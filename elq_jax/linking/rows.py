@@ -68,11 +68,11 @@ def link_rows(
     Raises:
       ElqError: a mention does not consist of whole tokens (`on_error="stop"`).
     """
-    return _link_encoded(linker, _encode_rows(linker, rows, batch_size, on_error), batch_size)
+    return link_encoded(linker, encode_rows(linker, rows, batch_size, on_error), batch_size)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _EncodedRows:
+class EncodedRows:
     """Holds rows whose questions the encoder has read.
 
     Attributes:
@@ -88,18 +88,18 @@ class _EncodedRows:
     parts: Sequence[tuple[SpanVectors, SpanVectors]]
 
 
-def _encode_rows(
+def encode_rows(
     linker: EntityLinker, rows: Sequence[Row], batch_size: int, on_error: OnError
-) -> _EncodedRows:
+) -> EncodedRows:
     """Runs the question encoder, the first half of `link_rows`; see there."""
     rows = _with_checked_spans(linker, rows, on_error)
     plain = [i for i, row in enumerate(rows) if row.error is None and row.spans is None]
     encoded = linker.encode([rows[i].text for i in plain])
     parts = linker.find_spans(encoded, batch_size=batch_size)
-    return _EncodedRows(rows, plain, encoded, parts)
+    return EncodedRows(rows, plain, encoded, parts)
 
 
-def _link_encoded(linker: EntityLinker, chunk: _EncodedRows, batch_size: int) -> list[Linked]:
+def link_encoded(linker: EntityLinker, chunk: EncodedRows, batch_size: int) -> list[Linked]:
     """Finds the entities of the spans, the second half of `link_rows`; see there."""
     rows = chunk.rows
     results: dict[int, Linked] = {i: Linked(row) for i, row in enumerate(rows) if row.error}
@@ -131,12 +131,12 @@ def _link_chunks(
       is_written: function that says of each chunk in turn whether its lines are written.
     """
 
-    def encode(item: tuple[list[Row], bool]) -> _EncodedRows | None:
+    def encode(item: tuple[list[Row], bool]) -> EncodedRows | None:
         chunk, written = item
-        return None if written else _encode_rows(linker, chunk, batch_size, on_error)
+        return None if written else encode_rows(linker, chunk, batch_size, on_error)
 
-    def finish(chunk: _EncodedRows | None) -> list[Linked] | None:
-        return None if chunk is None else _link_encoded(linker, chunk, batch_size)
+    def finish(chunk: EncodedRows | None) -> list[Linked] | None:
+        return None if chunk is None else link_encoded(linker, chunk, batch_size)
 
     items = ((chunk, is_written(chunk)) for chunk in chunks(rows, batch_size))
     for (chunk, _), linked in overlapped(items, encode, finish, ahead=ahead):

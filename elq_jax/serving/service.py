@@ -1,0 +1,204 @@
+"""Defines `Service`: one linker that many requests share, without any HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from elq_jax.core.errors import ElqError
+from elq_jax.core.settings import check_settings
+from elq_jax.linking.linker import EntityLinker
+from elq_jax.linking.links import Link
+from elq_jax.linking.rows import EncodedRows, Linked, encode_rows, link_encoded
+from elq_jax.questions.rows import Row
+from elq_jax.serving.batching import (
+    Batcher,
+    DeadlineError,
+    Gone,
+    GoneError,
+    QueueFullError,
+    StoppedError,
+)
+from elq_jax.serving.metrics import Metrics
+from elq_jax.serving.schemas import LinkOptions, check_texts
+from elq_jax.serving.settings import ServeSettings
+from elq_jax.serving.warm_up import warm_up
+
+_DEFAULT = LinkOptions()
+_LINKERS = 64  # with settings of requests, remembered
+
+
+class NotReadyError(Exception):
+    """Error: the programs of the model are still being compiled."""
+
+
+class WorkerError(Exception):
+    """Error: linking failed by a fault of the service; `__cause__` says which."""
+
+
+class Service:
+    """Links the texts of many requests with one linker, in shared batches.
+
+        service = Service(linker, ServeSettings())
+        await service.start()
+        [linked] = await service.link(["who wrote dune?"])
+
+    Attributes:
+      linker: linker.
+      settings: settings of the service.
+      metrics: numbers about the service.
+      is_ready: whether all programs that requests need are compiled.
+    """
+
+    def __init__(
+        self,
+        linker: EntityLinker,
+        settings: ServeSettings | None = None,
+        metrics: Metrics | None = None,
+    ):
+        self.linker, self.settings = linker, settings or ServeSettings()
+        check_settings(self.settings)
+        self.metrics = metrics or Metrics()
+        self.is_ready = False
+        self._linker_of = functools.lru_cache(_LINKERS)(self._with_options)
+        self._batcher = Batcher(
+            self._encode,
+            self._finish,
+            batch_size=self.settings.batch_size,
+            wait=self.settings.batch_wait_ms / 1000,
+            max_waiting=self.settings.max_queue,
+            on_batch=self.metrics.count_batch,
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Returns the number of questions that wait."""
+        return self._batcher.waiting
+
+    async def start(self, *, warm: bool = True) -> None:
+        """Starts the worker, and compiles what requests need.
+
+        Args:
+          warm: whether to compile; without, the first requests of each shape wait for it.
+        """
+        self._batcher.start()
+        if warm:
+            await asyncio.to_thread(warm_up, self.linker, self.settings)
+        self.is_ready = True
+
+    async def stop(self) -> None:
+        """Answers what waits, and stops the worker."""
+        self.is_ready = False
+        await self._batcher.stop()
+
+    async def link(
+        self,
+        texts: Sequence[str],
+        options: LinkOptions = _DEFAULT,
+        disconnected: Gone | None = None,
+    ) -> list[Linked]:
+        """Links texts as `python -m elq_jax.link` does.
+
+        Args:
+          texts: texts; their rows have the ids 1, 2, ...
+          options: settings of linking that the request chose.
+          disconnected: asynchronous function that says whether the client went away, such as
+            `request.is_disconnected`.
+
+        Returns:
+          the texts with their links, in order; `rows.to_line` makes lines of them.
+
+        Raises:
+          ElqError: a text or an option is outside the limits of the service.
+          NotReadyError, QueueFullError, DeadlineError, GoneError, StoppedError: the texts were not
+            linked.
+        """
+        check_texts(list(texts), self.settings)
+        self._linker_of(options)
+        rows = [Row(number, text) for number, text in enumerate(texts, 1)]
+        return await self._run(rows, options, disconnected)
+
+    async def disambiguate(
+        self,
+        text: str,
+        spans: Sequence[tuple[int, int]],
+        disconnected: Gone | None = None,
+    ) -> list[Link]:
+        """Links the mentions of a text whose places are known, as `EntityLinker.disambiguate` does.
+
+        Args:
+          text: text.
+          spans: half-open character offsets of the mentions.
+          disconnected: asynchronous function that says whether the client went away.
+
+        Returns:
+          a link for every span, in the order of `spans`.
+
+        Raises:
+          ElqError: a span is not in the text or does not consist of whole tokens, or there are too
+            many.
+          NotReadyError, QueueFullError, DeadlineError, GoneError, StoppedError: the mentions were
+            not linked.
+        """
+        return list((await self.link_spans(text, spans, disconnected)).links)
+
+    async def link_spans(
+        self,
+        text: str,
+        spans: Sequence[tuple[int, int]],
+        disconnected: Gone | None = None,
+    ) -> Linked:
+        """Does what `disambiguate` does, and returns the text with its links."""
+        check_texts([text], self.settings)
+        if len(spans) > self.settings.max_spans:
+            raise ElqError(
+                f"mentions: {len(spans)} mentions; expected at most {self.settings.max_spans}, so "
+                "send several requests"
+            )
+        row = Row(1, text, spans=tuple((start, end) for start, end in spans))
+        [linked] = await self._run([row], _DEFAULT, disconnected)
+        if linked.row.error is not None:
+            raise ElqError(linked.row.error)
+        return linked
+
+    async def _run(
+        self, rows: Sequence[Row], options: LinkOptions, disconnected: Gone | None
+    ) -> list[Linked]:
+        if not self.is_ready:
+            raise NotReadyError
+        try:
+            linked = await self._batcher(
+                rows, options, timeout=self.settings.timeout, gone=disconnected
+            )
+        except (QueueFullError, DeadlineError, GoneError, StoppedError):
+            raise
+        except Exception as error:
+            raise WorkerError from error
+        self.metrics.count_links(linked)
+        return linked
+
+    def _with_options(self, options: LinkOptions) -> EntityLinker:
+        """Returns the linker with the settings that a request chose.
+
+        Raises:
+          ElqError: a setting is out of range.
+        """
+        changes = options.changes()
+        for name in ("max_mentions", "num_candidates"):
+            most = getattr(self.linker.settings, name)
+            if changes.get(name, 0) > most:
+                raise ElqError(
+                    f"{name}: {changes[name]}; expected 1 to {most}, with which this service was "
+                    "started"
+                )
+        return self.linker.with_settings(**changes) if changes else self.linker
+
+    def _encode(self, rows: list[Row], options: LinkOptions) -> tuple[EntityLinker, EncodedRows]:
+        linker = self._linker_of(options)
+        return linker, encode_rows(linker, rows, self.settings.batch_size, "skip")
+
+    def _finish(self, encoded: tuple[EntityLinker, EncodedRows]) -> Sequence[Any]:
+        linker, rows = encoded
+        return link_encoded(linker, rows, self.settings.batch_size)

@@ -1,0 +1,69 @@
+"""Defines the settings of the service, which are the flags of `python -m elq_jax.serve`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import msgspec
+
+from elq_jax.core.errors import ElqError
+
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeSettings:
+    """Holds addresses, limits and habits of the service.
+
+    Attributes:
+      host: address that is listened on; 127.0.0.1 is reached from this machine only, 0.0.0.0 from
+        everywhere.
+      port: port that is listened on; 0 takes a free one, which the first line of the log names.
+      workers: number of processes that share the port, each with a linker of its own. They share
+        the memory of mapped files, such as the catalogue and the vectors.
+      batch_size: largest number of questions that are encoded together.
+      batch_wait_ms: milliseconds that a batch that is not full waits for more questions while the
+        worker is busy with another; an idle worker starts at once.
+      max_queue: number of questions that may wait; a request beyond it is answered with 429.
+      timeout: seconds after which a request that is not answered gets 504.
+      shutdown_seconds: seconds that requests have to finish after SIGTERM.
+      max_body: largest number of bytes of a request's body; a longer one is answered with 413.
+      max_texts: largest number of texts of a request.
+      max_text_length: largest number of characters of a text.
+      max_spans: largest number of mentions of a request to disambiguate.
+      cors: origins of other web pages that may use the service, such as https://example.org;
+        several as a,b. By default none may.
+      access_log: whether a line of JSON is written to stdout for every request, without its texts.
+      log_texts: whether these lines have the texts too.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8000
+    workers: _Count = 1
+    batch_size: _Count = 64
+    batch_wait_ms: _Seconds = 3.0
+    max_queue: _Count = 1024
+    timeout: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    shutdown_seconds: _Count = 20
+    max_body: _Count = 2 << 20
+    max_texts: _Count = 256
+    max_text_length: _Count = 50_000
+    max_spans: _Count = 64
+    cors: str = ""
+    access_log: bool = True
+    log_texts: bool = False
+
+    def __post_init__(self):
+        for origin in self.origins:
+            if "://" not in origin or origin.rstrip("/").count("/") > 2:
+                raise ElqError(
+                    f"cors: {origin!r}; expected an origin such as https://example.org, which is a "
+                    "scheme and a host without a path"
+                )
+
+    @property
+    def origins(self) -> list[str]:
+        """Returns the origins of `cors`."""
+        return [origin.strip() for origin in self.cors.split(",") if origin.strip()]

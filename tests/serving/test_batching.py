@@ -1,0 +1,222 @@
+"""Batches of many callers: order, keys, limits, failures. No model, no HTTP."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from elq_jax.serving.batching import (
+    Batcher,
+    DeadlineError,
+    GoneError,
+    QueueFullError,
+    StoppedError,
+)
+
+
+class Worker:
+    """Two stages that square numbers, and write down what they were given."""
+
+    def __init__(self, seconds=0.0):
+        self.seconds, self.batches, self.free = seconds, [], threading.Event()
+        self.free.set()
+
+    def first(self, items, key):
+        self.free.wait(10)
+        self.batches.append((key, list(items)))
+        time.sleep(self.seconds)
+        if "bad" in items:
+            raise ValueError("bad item")
+        return items
+
+    def second(self, items):
+        time.sleep(self.seconds)
+        if "worse" in items:
+            raise ZeroDivisionError
+        return [item * item for item in items]
+
+
+def run(scenario, worker=None, **options):
+    """Runs `scenario(batcher, worker)`; every thread and task has ended when it returns."""
+    worker = worker or Worker()
+    options = {"batch_size": 4, "wait": 0.0, "max_waiting": 1000} | options
+
+    async def main():
+        batcher = Batcher(worker.first, worker.second, **options)
+        batcher.start()
+        try:
+            return await scenario(batcher, worker)
+        finally:
+            worker.free.set()
+            await batcher.stop()
+
+    return asyncio.run(main())
+
+
+def test_callers_get_their_own_results():
+    async def scenario(batcher, worker):
+        values = [list(range(start, start + start % 7)) for start in range(40)]
+        results = await asyncio.gather(*map(batcher, values))
+        return values, results, worker.batches
+
+    values, results, batches = run(scenario)
+    assert results == [[value * value for value in own] for own in values]
+    assert max(len(items) for _, items in batches) == 4
+    # First come, first served, and nothing twice.
+    assert [item for _, items in batches for item in items] == [v for own in values for v in own]
+
+
+def test_an_idle_worker_starts_at_once_and_a_busy_one_collects():
+    async def scenario(batcher, worker):
+        worker.free.clear()
+        tasks = [asyncio.create_task(batcher([i])) for i in range(9)]
+        await asyncio.sleep(0.05)
+        worker.free.set()
+        await asyncio.gather(*tasks)
+        return [items for _, items in worker.batches]
+
+    assert run(scenario) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+
+
+def test_a_batch_waits_for_more_only_while_another_is_worked_on():
+    async def scenario(batcher, worker):
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        await batcher([1])
+        idle = loop.time() - started
+        busy = asyncio.create_task(batcher([2]))
+        await asyncio.sleep(0.06)  # It is in the second stage.
+        others = [asyncio.create_task(batcher([3]))]
+        await asyncio.sleep(0.01)
+        others.append(asyncio.create_task(batcher([4])))
+        await asyncio.gather(busy, *others)
+        return idle, [items for _, items in worker.batches]
+
+    idle, batches = run(scenario, Worker(0.05), wait=5.0)
+    assert idle < 1.0
+    assert batches == [[1], [2], [3, 4]]
+
+
+def test_stages_overlap():
+    async def scenario(batcher, worker):
+        started = time.monotonic()
+        await asyncio.gather(*(batcher([i] * 4) for i in range(10)))
+        return time.monotonic() - started
+
+    # 10 batches of twice 50 ms take 0.55 s side by side, and 1 s one after the other.
+    assert run(scenario, Worker(0.05)) < 0.8
+
+
+def test_a_batch_has_one_key():
+    async def scenario(batcher, worker):
+        worker.free.clear()
+        tasks = [asyncio.create_task(batcher([i], i % 2)) for i in range(9)]
+        await asyncio.sleep(0.02)
+        worker.free.set()
+        results = await asyncio.gather(*tasks)
+        assert results == [[i * i] for i in range(9)]
+        return worker.batches
+
+    batches = run(scenario)
+    assert all(item % 2 == key for key, items in batches for item in items)
+    # What has another key keeps its place.
+    assert batches == [(0, [0, 2, 4, 6]), (1, [1, 3, 5, 7]), (0, [8])]
+
+
+@pytest.mark.parametrize(("bad", "kind"), [("bad", ValueError), ("worse", ZeroDivisionError)])
+def test_a_failure_is_that_of_one_caller(bad, kind):
+    async def scenario(batcher, worker):
+        worker.free.clear()
+        values = [[1], [2, bad], [3]]
+        tasks = [asyncio.create_task(batcher(own)) for own in values]
+        await asyncio.sleep(0.02)
+        worker.free.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert await batcher([5]) == [25]  # The worker lives on.
+        return results
+
+    first, failure, third = run(scenario)
+    assert (first, third) == ([1], [9])
+    assert isinstance(failure, kind)
+
+
+def test_a_full_queue_is_refused_and_says_when_to_come_back():
+    async def scenario(batcher, worker):
+        assert await batcher([1]) == [1]
+        worker.free.clear()
+        tasks = []
+        for i in range(3):
+            tasks.append(asyncio.create_task(batcher([i] * 3)))
+            await asyncio.sleep(0.02)
+        # 3 are worked on, 6 wait.
+        with pytest.raises(QueueFullError) as refused:
+            await batcher([1, 2])
+        tasks.append(asyncio.create_task(batcher([7])))  # There is room for one.
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError):
+            await batcher([8])
+        worker.free.set()
+        assert (await asyncio.gather(*tasks))[-1] == [49]
+        return refused.value.seconds
+
+    assert run(scenario, max_waiting=7) >= 0
+
+
+def test_a_deadline_and_a_cancelled_caller_leave_the_others_alone():
+    async def scenario(batcher, worker):
+        worker.free.clear()
+        running = asyncio.create_task(batcher([1]))
+        await asyncio.sleep(0.01)
+        cancelled = asyncio.create_task(batcher([2]))
+        late = asyncio.create_task(batcher([3], timeout=0.02))
+        other = asyncio.create_task(batcher([4]))
+        await asyncio.sleep(0.05)
+        cancelled.cancel()
+        with pytest.raises(DeadlineError):
+            await late
+        worker.free.set()
+        assert await running == [1]
+        assert await other == [16]
+        return worker.batches
+
+    assert run(scenario) == [(None, [1]), (None, [4])]
+
+
+def test_what_nobody_waits_for_is_not_computed():
+    asked = []
+
+    async def gone():
+        asked.append(True)
+        return True
+
+    async def here():
+        return False
+
+    async def scenario(batcher, worker):
+        worker.free.clear()
+        tasks = [asyncio.create_task(batcher([1]))]
+        await asyncio.sleep(0.01)
+        tasks.append(asyncio.create_task(batcher([2, 3], gone=gone)))
+        tasks.append(asyncio.create_task(batcher([4], gone=here)))
+        await asyncio.sleep(0.05)
+        worker.free.set()
+        first, absent, present = await asyncio.gather(*tasks, return_exceptions=True)
+        assert (first, present) == ([1], [16])
+        assert isinstance(absent, GoneError)
+        return worker.batches
+
+    assert run(scenario) == [(None, [1]), (None, [4])]
+    assert len(asked) == 1
+
+
+def test_stopping_answers_what_is_there():
+    async def scenario(batcher, worker):
+        tasks = [asyncio.create_task(batcher([i])) for i in range(10)]
+        await asyncio.sleep(0)
+        await batcher.stop()
+        assert [await task for task in tasks] == [[i * i] for i in range(10)]
+        with pytest.raises(StoppedError):
+            await batcher([1])
+
+    run(scenario, wait=60.0)
