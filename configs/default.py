@@ -39,12 +39,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # names of the catalogue are neither right nor wrong.
     config.partially_labelled = ()
     config.neutral_single_words = "never"  # Names of one word too: "capitalised", "always".
-    config.held_out_share = 0.1  # Of training questions: candidate scoring is fitted on them.
+    # Candidate scoring and probabilities are fitted on these, which no step sees. (): on a share of
+    # the training questions, which is held out.
+    config.fit_files = ()
+    config.held_out_share = 0.1
     config.dev_files = ()  # Step and threshold are chosen by the mean of F1 over these.
     config.length_buckets = (16, 24, 32, 64, 128, 256)  # Questions are padded to one of these.
     config.on_error = "stop"  # "skip" leaves out lines that cannot be used and reports them.
 
-    config.stages = ("joint",)
+    config.stages = ("joint",)  # (): nothing is trained; scorers are fitted to `init_from`.
     config.recipe = "standard"  # Or package.module:name; see elq_jax/training/optimizer.py.
 
     config.bi_encoder = _stage()
@@ -97,7 +100,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.question_encoder, config.entity_encoder, config.init_from = "minilm", "", ""
     config.catalogue, config.dev_files = "demo/catalogue.jsonl", ("demo/dev.jsonl",)
     config.train_files, config.train_repeats = ("demo/train.jsonl",), ()
-    config.held_out_share = 0.04
+    config.fit_files, config.held_out_share = (), 0.04
     config.partially_labelled = ()
     config.model.max_question_tokens = 12  # One length, so one program to compile.
     config.model.max_entity_tokens = 16

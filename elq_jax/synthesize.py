@@ -3,10 +3,10 @@
     python -m elq_jax.encode_entities --catalogue entities.jsonl --pooling mean --normalize \\
         --output my_catalogue/
     python -m elq_jax.synthesize --catalogue my_catalogue/ --output questions.jsonl \\
-        --dev_output questions_dev.jsonl
+        --dev_output questions_dev.jsonl --fit_output questions_fit.jsonl
     python -m elq_jax.train --config configs/zero_labels.py --workdir runs/mine \\
         --config.catalogue=my_catalogue --config.train_files=questions.jsonl \\
-        --config.dev_files=questions_dev.jsonl
+        --config.dev_files=questions_dev.jsonl --config.fit_files=questions_fit.jsonl
 
 Patterns are questions whose mentions are swapped for entities of the same kind: those that come
 with this program, or labelled questions of your own. Besides whole questions there are keyword
@@ -43,6 +43,12 @@ _DEV_OUTPUT = define_path(
     "File of development questions to write, from patterns that --output does not use.",
     parse=functools.partial(output_file, may_be_gzip=True),
 )
+_FIT_OUTPUT = define_path(
+    "fit_output",
+    "File of questions to write for config.fit_files of train, from patterns that --output does "
+    "not use.",
+    parse=functools.partial(output_file, may_be_gzip=True),
+)
 _PATTERNS = define_paths(
     "patterns",
     "Labelled questions (.jsonl), patterns with {kind} for a name (.txt), or shipped (the default)",
@@ -70,6 +76,7 @@ def main(arguments: list[str]) -> None:
         _PATTERNS.value,
         _PATTERN_ENTITIES.value,
         _DEV_OUTPUT.value,
+        _FIT_OUTPUT.value,
         _RESTART.value,
     )
     shapes = ", ".join(f"{shape} {count:,}" for shape, count in counts.most_common())

@@ -19,6 +19,7 @@ class SynthesisSettings:
     Attributes:
       questions: number of questions to write.
       dev_questions: number of development questions to write, if a file for them is given.
+      fit_questions: number of questions for fitting to write, if a file for them is given.
       seed: number that decides all random choices.
       neighbours: number of nearest entities that count as of one kind; at most a twentieth of the
         catalogue.
@@ -41,6 +42,7 @@ class SynthesisSettings:
 
     questions: Annotated[int, msgspec.Meta(ge=1)] = 12000
     dev_questions: Annotated[int, msgspec.Meta(ge=1)] = 500
+    fit_questions: Annotated[int, msgspec.Meta(ge=1)] = 2500
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     neighbours: Annotated[int, msgspec.Meta(ge=1)] = 300
     queries: _Share = 0.25

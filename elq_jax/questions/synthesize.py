@@ -18,7 +18,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -51,9 +51,9 @@ _FORMAT = 2  # Raised when the same inputs give other questions.
 _AT_ONCE = 2048  # Questions whose entities are looked for together.
 _DRAWN = 12  # Entities drawn for a slot, of which the first with a usable name are taken.
 _ATTEMPTS = 30  # Patterns tried for a question.
-_DEV_PATTERNS = 10  # One in so many patterns is for development questions.
+_DEV_PATTERNS = 10  # One in so many patterns is for questions that are not trained on.
 
-Part = Literal["train", "dev"]
+Part = Literal["train", "dev", "fit"]
 
 
 def synthesize(
@@ -63,11 +63,13 @@ def synthesize(
     patterns: Sequence[pathlib.Path] = (),
     pattern_entities: Sequence[pathlib.Path] = (),
     dev_output: pathlib.Path | None = None,
+    fit_output: pathlib.Path | None = None,
     restart: bool = False,
 ) -> Counter[str]:
     """Writes labelled questions about the entities of a catalogue; resumes an interrupted call.
 
-    Development questions are made from patterns of their own: one in ten, by their ids.
+    Questions for development and for fitting are made from patterns that the others do not use: one
+    in ten, by their ids.
     A line is {"id", "text", "mentions", "title", "row", "source": {"pattern", "shape", "noise"}}.
     Progress goes to stderr.
 
@@ -79,6 +81,8 @@ def synthesize(
         those of this library, as () does.
       pattern_entities: paths of the entities that patterns come with, or `SHIPPED`, as () is.
       dev_output: path of the file of development questions; None: none are written.
+      fit_output: path of the file of questions that candidate scoring and probabilities are fitted
+        on; None: none are written.
       restart: whether to start over instead of resuming what an interrupted run left.
 
     Returns:
@@ -90,7 +94,7 @@ def synthesize(
     """
     files = pattern_files(patterns or [pathlib.Path(SHIPPED)])
     entities = entity_files(pattern_entities or [pathlib.Path(SHIPPED)])
-    _check_outputs([output, *filter(None, [dev_output])], [*files, *entities])
+    _check_outputs([output, *filter(None, [dev_output, fit_output])], [*files, *entities])
     synthesizer = Synthesizer.open(folder, settings, files, entities)
     inputs = {
         "format": _FORMAT,
@@ -102,6 +106,8 @@ def synthesize(
     }
     if dev_output is not None:
         _write(synthesizer, "dev", dev_output, settings.dev_questions, inputs, restart)
+    if fit_output is not None:
+        _write(synthesizer, "fit", fit_output, settings.fit_questions, inputs, restart)
     return _write(synthesizer, "train", output, settings.questions, inputs, restart)
 
 
@@ -162,7 +168,7 @@ class Synthesizer:
       pattern_kinds: kinds of these entities, None where unknown.
       styles: patterns by style, which are drawn in proportion to the square roots of their numbers
         of patterns, so that a large file does not hide the others. One in ten patterns is for
-        development questions only.
+        questions of development and of fitting only.
       settings: settings of the questions.
     """
 
@@ -177,7 +183,7 @@ class Synthesizer:
     ):
         self.catalogue, self.embeddings = catalogue, embeddings
         self._pattern_vectors, self._settings = pattern_vectors, settings
-        self._styles = {"train": _part_of(styles, "train"), "dev": _part_of(styles, "dev")}
+        self._styles = {part: _part_of(styles, part) for part in get_args(Part)}
         self._kinds = pattern_kinds
         self._kinds_of = kinds_of_rows(embeddings, pattern_vectors, pattern_kinds)
         self._names = NameIndex.build(catalogue)
@@ -223,7 +229,7 @@ class Synthesizer:
 
         Args:
           numbers: numbers of the questions, each of which is made by itself.
-          part: part of the patterns, "train" or "dev".
+          part: what the questions are for: "train", "dev" or "fit".
 
         Raises:
           ElqError: no pattern that is drawn can be filled with entities of the catalogue.
@@ -391,12 +397,15 @@ def with_noise(
 
 
 def _part_of(styles: Mapping[str, Sequence[Pattern]], part: Part) -> list[list[Pattern]]:
-    """Returns the patterns of a part by style; all of them where there are too few to divide."""
+    """Returns the patterns of a part by style; all of them where there are too few to divide.
+
+    "dev" and "fit" have the same ones.
+    """
     parts = [
         [
             pattern
             for pattern in styles[style]
-            if (zlib.crc32(pattern.id.encode()) % _DEV_PATTERNS == 0) == (part == "dev")
+            if (zlib.crc32(pattern.id.encode()) % _DEV_PATTERNS == 0) == (part != "train")
         ]
         for style in sorted(styles)
     ]

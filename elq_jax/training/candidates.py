@@ -1,4 +1,4 @@
-"""Fits the weights of candidate scoring on questions that were held out of training.
+"""Fits the weights of candidate scoring on questions that training does not see.
 
 The model is a conditional logit: p(entity | mention) is the softmax of a linear function of the
 features of each candidate. Its penalised log-likelihood is concave, so there is one maximum, and
@@ -42,14 +42,15 @@ _FOLDER, _LINKING = "candidates", "linking.json"
 def fit_candidate_scorer(run: Run) -> None:
     """Gives a run its candidate scorer and the threshold that is best on dev with it.
 
-    The weights are fitted on the held-out questions of the training files, and kept in the workdir.
-    Where there are too few, or none are held out, the run is left as it is.
+    The weights are fitted on the questions of `Run.questions_to_fit`, and kept in the workdir.
+    Where there are too few of them, or none, the run is left as it is.
 
     Args:
       run: run whose stages are done.
     """
     settings = LinkingSettings.from_dict(run.linking)
-    if not run.config.held_out_share or not settings.candidate_scoring:
+    questions = run.questions_to_fit()
+    if not questions or not settings.candidate_scoring:
         return
     run.workdir.fetch(_FOLDER, again=True)
     folder = run.folder / _FOLDER
@@ -59,14 +60,12 @@ def fit_candidate_scorer(run: Run) -> None:
         weights = fit_candidate_weights(
             linker,
             CandidateScorer(CandidateWeights(weights={}), names, run.embeddings()),
-            run.questions_of_training(held_out=True),
-            run.config.train_repeats or [1.0] * len(run.config.train_files),
+            questions,
         )
         if weights is None:
             say(
                 f"candidates are not rescored: fewer than {LEAST_MENTIONS} gold mentions of "
-                f"held-out questions (--config.held_out_share={run.config.held_out_share}) have "
-                "their entity among the candidates"
+                f"{run.fitted_on()} have their entity among the candidates"
             )
             return
         linker.candidate_scorer = CandidateScorer(weights, names, run.embeddings())
@@ -94,7 +93,7 @@ def _is_ours(folder: pathlib.Path) -> bool:
 
 def _thresholds(run: Run, linker: EntityLinker, weights: CandidateWeights) -> dict[str, Any]:
     """Returns the settings of linking that differ: the best thresholds with and without scoring."""
-    fitted = f"candidates rescored, as fitted on {weights.fitted_on:,} held-out mentions"
+    fitted = f"candidates rescored, as fitted on {weights.fitted_on:,} mentions"
     threshold = best_threshold_on_dev(run, linker, fitted)
     settings = LinkingSettings.from_dict(run.linking)
     thresholds = {
@@ -118,6 +117,12 @@ def linker_of(run: Run, settings: LinkingSettings) -> EntityLinker:
     )
 
 
+def choose_threshold(run: Run) -> None:
+    """Gives a run the threshold that is best on dev for its parameters as they are."""
+    linker = linker_of(run, LinkingSettings.from_dict(run.linking))
+    run.linking |= {"threshold": best_threshold_on_dev(run, linker, "parameters are chosen")}
+
+
 def best_threshold_on_dev(run: Run, linker: EntityLinker, fitted: str) -> float:
     """Finds the threshold that is best on the dev sets of a run, and prints the scores there.
 
@@ -139,16 +144,15 @@ def best_threshold_on_dev(run: Run, linker: EntityLinker, fitted: str) -> float:
 def fit_candidate_weights(
     linker: EntityLinker,
     scorer: CandidateScorer,
-    questions: Sequence[Sequence[Question]],
-    repeats: Sequence[float],
+    questions: Sequence[tuple[Sequence[Question], float]],
 ) -> CandidateWeights | None:
     """Fits the weights on the gold mentions of labelled questions.
 
     Args:
       linker: linker whose candidates are rescored.
       scorer: scorer that finds candidates and features; its weights do not matter.
-      questions: sets of labelled questions that the linker was not trained on.
-      repeats: how much a mention of each set counts.
+      questions: sets of labelled questions that the linker was not trained on, each with how much a
+        mention of it counts.
 
     Returns:
       the weights; None if fewer than `LEAST_MENTIONS` mentions have their entity among the
@@ -156,7 +160,7 @@ def fit_candidate_weights(
     """
     features, mentions, is_gold, importance = [], [], [], []
     count = 0
-    for own, repeat in zip(questions, repeats, strict=True):
+    for own, repeat in questions:
         for start in range(0, len(own), BATCHES_IN_FLIGHT * _BATCH_SIZE):
             stop = min(start + BATCHES_IN_FLIGHT * _BATCH_SIZE, len(own))
             part = [own[number] for number in range(start, stop)]

@@ -49,7 +49,7 @@ _FOLDER, _LINKING = "confidence", "linking.json"
 def fit_link_scorer(run: Run) -> None:
     """Gives a run its link scorer, the decoder that uses it, and the threshold that is best on dev.
 
-    The weights are fitted on the held-out questions of the training files, and kept in the workdir.
+    The weights are fitted on the questions of `Run.questions_to_fit`, and kept in the workdir.
     Where candidates are not rescored, the decoder is not "joint", or there are too few links to fit
     on, the run is left as it is.
 
@@ -63,15 +63,11 @@ def fit_link_scorer(run: Run) -> None:
     folder = run.folder / _FOLDER
     if not _is_ours(folder):
         linker = linker_of(run, settings)
-        weights = fit_link_weights(
-            linker,
-            run.questions_of_training(held_out=True),
-            run.config.train_repeats or [1.0] * len(run.config.train_files),
-        )
+        weights = fit_link_weights(linker, run.questions_to_fit())
         if weights is None:
             say(
-                f"links get no probabilities: fewer than {LEAST_LINKS} links of held-out questions "
-                f"(--config.held_out_share={run.config.held_out_share}) are right"
+                f"links get no probabilities: fewer than {LEAST_LINKS} links of {run.fitted_on()} "
+                "are right"
             )
             return
         linker.link_scorer = LinkScorer(weights)
@@ -98,7 +94,7 @@ def _with_decoder(run: Run, linker: EntityLinker) -> dict[str, Any]:
     settings = dataclasses.replace(joint, decoder="confidence")  # keeps whole_words
     linker = linker.with_settings(**settings.to_dict())
     fitted_on = linker.link_scorer.weights.fitted_on
-    fitted = f"links have probabilities, as fitted on {fitted_on:,} held-out spans"
+    fitted = f"links have probabilities, as fitted on {fitted_on:,} spans"
     threshold = best_threshold_on_dev(run, linker, fitted)
     thresholds = {**joint.thresholds, joint.way: joint.threshold, settings.way: threshold}
     return dataclasses.replace(settings, threshold=threshold, thresholds=thresholds).to_dict()
@@ -193,7 +189,7 @@ def label_spans(
 
 
 def fit_link_weights(
-    linker: EntityLinker, questions: Sequence[Sequence[Question]], repeats: Sequence[float]
+    linker: EntityLinker, questions: Sequence[tuple[Sequence[Question], float]]
 ) -> LinkWeights | None:
     """Fits the weights of a `LinkScorer` on labelled questions.
 
@@ -201,16 +197,16 @@ def fit_link_weights(
 
     Args:
       linker: linker that rescores candidates.
-      questions: sets of labelled questions that it was not trained on.
-      repeats: importance of a span of each set.
+      questions: sets of labelled questions that it was not trained on, each with how much a span of
+        it counts.
 
     Returns:
       the weights; None if fewer than `LEAST_LINKS` links are right.
     """
     chunks = [
         (chunk, np.full(len(chunk.features), repeat))
-        for set_questions, repeat in zip(questions, repeats, strict=True)
-        for chunk in labelled_spans(linker, set_questions)
+        for own, repeat in questions
+        for chunk in labelled_spans(linker, own)
     ]
     if not chunks:
         return None

@@ -47,7 +47,7 @@ _AT_LEAST_ZERO = (
 _OUTERMOST = (
     *("seed", "num_devices", "question_encoder", "entity_encoder", "init_from", "catalogue"),
     *("train_files", "train_repeats", "partially_labelled", "neutral_single_words", "dev_files"),
-    *("held_out_share", "length_buckets", "on_error", "stages", "recipe"),
+    *("fit_files", "held_out_share", "length_buckets", "on_error", "stages", "recipe"),
 )
 _STAGE = (
     *("batch_size", "num_epochs", "num_steps", "accumulate_steps", "learning_rate"),
@@ -79,13 +79,16 @@ def check(config: ml_collections.ConfigDict) -> None:
     """
     _check_names(config)
     stages = tuple(stage.name for stage in STAGES)
-    if not config.stages or not set(config.stages) <= {*stages}:
+    if not set(config.stages) <= {*stages}:
         raise ElqError(f"stages: {tuple(config.stages)}; expected some of {stages}, in this order")
-    for name in ("catalogue", "dev_files", "train_files"):
+    # Without a stage, only scorers are fitted.
+    needed = ("train_files",) if config.stages else ("init_from", "fit_files")
+    for name in ("catalogue", "dev_files", *needed):
         if not config[name]:
-            raise ElqError(f"--config.{name} is not set; see configs/default.py")
-    _check_items("train_files", config.train_files, str, "paths of files")
-    _check_items("dev_files", config.dev_files, str, "paths of files")
+            without = "" if config.stages else ", and stages is empty"
+            raise ElqError(f"--config.{name} is not set{without}; see configs/default.py")
+    for name in ("train_files", "dev_files", "fit_files"):
+        _check_items(name, config[name], str, "paths of files")
     set_names(config.dev_files)
     _check_items("train_repeats", config.train_repeats, numbers.Real, "numbers")
     share = config.held_out_share
@@ -320,6 +323,7 @@ def check_inputs(
     """
     data = {f"train_files[{i}]": name for i, name in enumerate(config.train_files)}
     data |= {f"dev_files[{i}]": name for i, name in enumerate(config.dev_files)}
+    data |= {f"fit_files[{i}]": name for i, name in enumerate(config.fit_files)}
     inputs: dict[str, Any] = {
         setting: path for setting, name in data.items() if (path := user_path(name)).is_file()
     }

@@ -8,7 +8,7 @@ A workdir holds
     data/                  the questions, prepared (array_record)
     bi_encoder/, joint/    per stage: checkpoints/, metrics.jsonl, curves.png, best/ or model/
     embeddings/            vectors of the frozen entity encoder, unless the catalogue has them
-    candidates/            weights of candidate scoring, fitted on held-out questions
+    candidates/            weights of candidate scoring, fitted on questions that no stage has seen
     confidence/            weights of the probabilities of links, fitted on the same questions
     linker/                the trained linker
 
@@ -41,7 +41,7 @@ from elq_jax.retrieval import exact_index
 from elq_jax.retrieval.table import Table
 from elq_jax.storage.remote import Workdir
 from elq_jax.training import configuration, hooks
-from elq_jax.training.candidates import fit_candidate_scorer
+from elq_jax.training.candidates import choose_threshold, fit_candidate_scorer
 from elq_jax.training.checkpoints import Checkpoints
 from elq_jax.training.confidence import fit_link_scorer
 from elq_jax.training.metrics import MetricsWriter, plot_curves
@@ -94,6 +94,8 @@ def train_and_evaluate(
                     if not stage.keeps_best:
                         run.save_result(stage, state.params)
                 run.take_result(stage)
+        if not any(stage.keeps_best and stage.name in config.stages for stage in STAGES):
+            choose_threshold(run)
         fit_candidate_scorer(run)
         fit_link_scorer(run)
         return run.write_linker()

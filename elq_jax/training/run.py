@@ -30,7 +30,7 @@ from elq_jax.storage.progress import progress
 from elq_jax.storage.remote import Workdir
 from elq_jax.training import configuration, mining
 from elq_jax.training.hooks import say
-from elq_jax.training.stages import STAGES, Batch, Stage
+from elq_jax.training.stages import Batch, Stage
 
 
 class Run:
@@ -47,7 +47,7 @@ class Run:
       model: model as trained so far, its parameters on the host.
       linking: settings of `EntityLinker`; the threshold comes from dev.
       catalogue: catalogue of entities.
-      questions: labelled questions by split: "train_0", ..., "dev_0", ....
+      questions: labelled questions by split: "train_0", ..., "dev_0", ..., "fit_0", ....
       examples: tokenised questions of each training file, without the held-out ones.
       candidate_scorer: what rescores the candidates of mentions, once it is fitted.
       link_scorer: what says how probably a link is right, once it is fitted.
@@ -140,20 +140,38 @@ class Run:
 
     def dev_sets(self) -> dict[str, list[Question]]:
         """Reads the questions of each dev file, by the name of the set."""
-        most, splits = self.config.eval.max_questions, _dev_splits(self.config)
+        most, splits = self.config.eval.max_questions, _splits(self.config, "dev")
         names = set_names(self.config.dev_files)
         return {
             name: list(self.questions[split])[:most]
             for name, split in zip(names, splits, strict=True)
         }
 
-    def questions_of_training(self, held_out: bool) -> list[Sequence[Question]]:
-        """Returns the held-out questions of each training file, or all others."""
-        share = self.config.held_out_share
-        files = [self.questions[name] for name in _train_splits(self.config)]
-        if not share:
-            return [() if held_out else questions for questions in files]
-        return [QuestionPart(questions, share, held_out) for questions in files]
+    def questions_to_train(self) -> list[Sequence[Question]]:
+        """Returns the questions of each training file, without those that are held out."""
+        files = [self.questions[name] for name in _splits(self.config, "train")]
+        share = 0.0 if self.config.fit_files else self.config.held_out_share
+        return [QuestionPart(file, share, held_out=False) if share else file for file in files]
+
+    def questions_to_fit(self) -> list[tuple[Sequence[Question], float]]:
+        """Returns what scorers are fitted on, which no step has seen, and what a question counts.
+
+        These are the questions of `fit_files`, or else those held out of each training file; none
+        where `held_out_share` is 0.
+        """
+        if self.config.fit_files:
+            return [(self.questions[name], 1.0) for name in _splits(self.config, "fit")]
+        if not (share := self.config.held_out_share):
+            return []
+        files = [self.questions[name] for name in _splits(self.config, "train")]
+        parts = [QuestionPart(questions, share, held_out=True) for questions in files]
+        return list(zip(parts, self.config.train_repeats or [1.0] * len(parts), strict=True))
+
+    def fitted_on(self) -> str:
+        """Returns words for `questions_to_fit`, with the setting that says which these are."""
+        if self.config.fit_files:
+            return f"the questions of --config.fit_files={','.join(self.config.fit_files)}"
+        return f"held-out questions (--config.held_out_share={self.config.held_out_share})"
 
     def embeddings(self) -> Embeddings:
         """Opens the vectors of the current entity encoder beside the catalogue, or encodes them."""
@@ -206,8 +224,13 @@ class Run:
         return mining.with_entity_tokens(batch, self.catalogue, self.model)
 
     def _read_questions(self) -> Mapping[str, QuestionSource]:
-        files = dict(zip(_train_splits(self.config), self.config.train_files, strict=True))
-        files |= dict(zip(_dev_splits(self.config), self.config.dev_files, strict=True))
+        files = {
+            split: path
+            for part in ("train", "dev", "fit")
+            for split, path in zip(
+                _splits(self.config, part), self.config[f"{part}_files"], strict=True
+            )
+        }
         builder = prepare(
             "questions",
             files,
@@ -217,20 +240,18 @@ class Run:
         )
         for report in builder.reports.values():
             say(report.summary())
-        for split in _dev_splits(self.config):
+        for split in _splits(self.config, "dev"):
             self._check_dev(builder.reports[split].path, builder.open_split(split))
         return {split: builder.open_split(split) for split in files}
 
     def _check_dev(self, path: str, questions: QuestionSource) -> None:
         """Raises an ElqError where no F1 can be measured on dev; warns where it can only be 0."""
-        if not any(stage.keeps_best and stage.name in self.config.stages for stage in STAGES):
-            return
         most = min(self.config.eval.max_questions or len(questions), len(questions))
         mentions = [mention for i in range(most) for mention in questions[i].mentions]
         if not mentions:
             raise ElqError(
-                f"dev_files: {path}: no gold mention in its first {most:,} questions, of which the "
-                "best parameters would be chosen; expected labelled questions"
+                f"dev_files: {path}: no gold mention in its first {most:,} questions, by which "
+                "parameters and threshold are chosen; expected labelled questions"
             )
         if all(mention.row < 0 for mention in mentions):
             say(
@@ -242,7 +263,7 @@ class Run:
         """Opens the tokenised examples of the training files, or makes them."""
         config, sets = self.model.config, []
         names = NeutralNames(self.catalogue, self.config.neutral_single_words)
-        splits, parts = _train_splits(self.config), self.questions_of_training(held_out=False)
+        splits, parts = _splits(self.config, "train"), self.questions_to_train()
         is_partial = self.config.partially_labelled or [False] * len(splits)
         for name, questions, has_neutral_names in zip(splits, parts, is_partial, strict=True):
             examples = store_examples(
@@ -256,7 +277,7 @@ class Run:
             )
             say(f"{name}: {examples.report.summary()}")
             sets.append(examples)
-        if not any(examples.report.linked for examples in sets):
+        if self.config.stages and not any(examples.report.linked for examples in sets):
             files = ", ".join(self.config.train_files)
             raise ElqError(
                 f"train_files {files}: no mention to learn from; expected gold mentions of whole "
@@ -291,10 +312,6 @@ def _open_catalogue(source: pathlib.Path, folder: pathlib.Path, on_error: str) -
     return build.open_or_build_catalogue(source, folder / layout.CATALOGUE, on_error)
 
 
-def _train_splits(config: ml_collections.ConfigDict) -> list[str]:
-    return [f"train_{i}" for i in range(len(config.train_files))]
-
-
-def _dev_splits(config: ml_collections.ConfigDict) -> list[str]:
-    """Returns the names of the splits of the dev files."""
-    return [f"dev_{i}" for i in range(len(config.dev_files))]
+def _splits(config: ml_collections.ConfigDict, part: str) -> list[str]:
+    """Returns the names of the splits of the files of a part: "train", "dev" or "fit"."""
+    return [f"{part}_{i}" for i in range(len(config[f"{part}_files"]))]

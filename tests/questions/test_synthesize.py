@@ -314,8 +314,11 @@ def test_a_question_depends_on_seed_and_number_alone(catalogue):
     other = open_synthesizer(catalogue, dataclasses.replace(SETTINGS, seed=1)).questions(range(60))
     assert sum(a == b for a, b in zip(together, other, strict=True)) < 5
     dev = apart.questions(range(60), "dev")
-    patterns = [{line["source"]["pattern"] for line in lines} for lines in (together, dev)]
-    assert not patterns[0] & patterns[1]
+    fit = apart.questions(range(60), "fit")
+    parts = (together, dev, fit)
+    patterns = [{line["source"]["pattern"] for line in lines} for lines in parts]
+    assert not patterns[0] & (patterns[1] | patterns[2])
+    assert sum(a["text"] == b["text"] for a, b in zip(dev, fit, strict=True)) < 5
 
 
 def test_entities_are_drawn_whose_both_kinds_are_the_wanted_one(catalogue):
@@ -459,6 +462,9 @@ def test_no_input_is_overwritten(catalogue, labelled, tmp_path):
     twice = tmp_path / "questions.jsonl"
     with pytest.raises(ElqError, match="would overwrite"):
         synthesize.synthesize(catalogue, twice, SETTINGS, [labelled], dev_output=twice)
+    others = {"dev_output": tmp_path / "dev.jsonl", "fit_output": tmp_path / "dev.jsonl"}
+    with pytest.raises(ElqError, match="would overwrite"):
+        synthesize.synthesize(catalogue, twice, SETTINGS, [labelled], **others)
     assert labelled.read_bytes() == content
 
 

@@ -191,6 +191,36 @@ def test_killed_runs_end_with_the_parameters_of_an_unbroken_one(unbroken, tmp_pa
     assert len(counts) == 60 - len(held_out)
 
 
+def test_scorers_are_fitted_to_a_trained_linker_as_training_fits_them(unbroken, tmp_path):
+    """The held-out questions in a file of their own, without a stage, give the same linker."""
+    config, whole_run = unbroken
+    held_out = [
+        json.dumps(line) + "\n"
+        for line in lines_of(pathlib.Path(config.train_files[0]))
+        if is_held_out(line["text"], config.held_out_share)
+    ]
+    (tmp_path / "fit.jsonl").write_text("".join(held_out))
+    bare = tmp_path / "bare"
+    shutil.copytree(whole_run / "linker", bare)
+    for name in ("candidates.json", "confidence.json"):
+        (bare / name).unlink()
+    config = config.copy_and_resolve_references()
+    config.stages, config.train_files, config.train_repeats = (), (), ()
+    config.catalogue = config.init_from = str(bare)
+    config.fit_files = (str(tmp_path / "fit.jsonl"),)
+    loop.train_and_evaluate(config, tmp_path / "run")
+    found, expected = (parameters(folder / "linker") for folder in (tmp_path / "run", whole_run))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    for name in ("candidates.json", "confidence.json"):
+        found, expected = (folder / "linker" / name for folder in (tmp_path / "run", whole_run))
+        assert found.read_bytes() == expected.read_bytes(), name
+    found, expected = (
+        json.loads((folder / "linker" / "config.json").read_text())["linking"]
+        for folder in (tmp_path / "run", whole_run)
+    )
+    assert found == expected
+
+
 def test_sigterm_saves_and_the_run_goes_on(unbroken, tmp_path, monkeypatch):
     """On object storage (file:// stands for it), on another machine; it begins between stages."""
     config, whole_run = unbroken
@@ -401,6 +431,8 @@ def test_a_workdir_of_other_inputs_is_refused(config, tmp_path):
         ({"eval.metric": "best"}, "eval.metric: 'best'; expected one of weak, strong"),
         ({"linking.max_mentions": 0}, "max_mentions: 0; expected an integer"),
         ({"train_files": (2024,)}, "train_files: 2024; expected paths of files"),
+        ({"fit_files": (2024,)}, "fit_files: 2024; expected paths of files"),
+        ({"stages": ()}, "config.init_from is not set, and stages is empty"),
         ({"train_repeats": ("twice",)}, "train_repeats: 'twice'; expected numbers"),
         ({"joint.learning_rate": -1e-4}, "joint.learning_rate: -0.0001; expected a number, at"),
         ({"joint.max_grad_norm": math.nan}, "joint.max_grad_norm: nan; expected a number, at"),
