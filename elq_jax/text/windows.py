@@ -1,13 +1,17 @@
-"""Cuts a long question to a window that fits the encoder."""
+"""Cuts long texts to windows that fit the encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from elq_jax.core.errors import check_count
+
+_SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*\s+|\n+")
+_BLANK = re.compile(r"\s+")
 
 
 class QuestionWindow(NamedTuple):
@@ -75,3 +79,51 @@ def question_window(
     bounds = spans - begin + [1, 0]  # 1 for [CLS]; the end becomes inclusive
     bounds = np.minimum(bounds, max_length - 1).astype(np.int32)
     return QuestionWindow(ids, bounds, order, begin)
+
+
+def parts_to_read(
+    text: str,
+    read: Callable[[str], int | None],
+    *,
+    longest: int,
+    whole: Sequence[tuple[int, int]] = (),
+) -> list[tuple[int, int]]:
+    """Cuts a text into parts that the encoder reads to their ends, in the order of the text.
+
+    A part ends at the end of a sentence or line; where a sentence is too long, between two words;
+    where a word is too long, anywhere.
+
+    Args:
+      text: text of any length.
+      read: function that says up to which character of a text the encoder reads; None: to its end.
+      longest: largest number of characters of a part, which bounds the work of `read`.
+      whole: half-open spans, such as mentions, that are not cut, except by the end of what is read.
+
+    Returns:
+      half-open spans that cover the text; none if it is empty.
+
+    Example: ("Dune. By Herbert.", a function that reads 8 characters) -> [(0, 6), (6, 9), (9, 17)]
+    """
+    parts, start = [], 0
+    while start < len(text):
+        part = text[start : start + longest]
+        end = start + max(read(part) or len(part), 1)
+        if end < len(text):
+            end = _last_break(text, start, end, whole)
+        parts.append((start, end))
+        start = end
+    return parts
+
+
+def _last_break(text: str, start: int, end: int, whole: Sequence[tuple[int, int]]) -> int:
+    """Returns the last good place after `start`, and at `end` or before, to cut a text at."""
+    crossed = [(first, last) for first, last in whole if first < end and last > start]
+    for places in (
+        [match.end() for match in _SENTENCE_END.finditer(text, start, end)],
+        [match.end() for match in _BLANK.finditer(text, start, end)],
+        sorted(first for first, last in crossed if last > end),
+    ):
+        for place in reversed(places):
+            if place > start and not any(first < place < last for first, last in crossed):
+                return place
+    return end
