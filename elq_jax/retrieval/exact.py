@@ -18,6 +18,8 @@ from elq_jax.retrieval.table import CHUNK_SIZE, Table, best, converted
 
 QUERY_BUCKETS = (1, 4, 16, 64, 256)
 _LEAST_QUERIES = 48  # Below, reading the vectors takes the time, and not the products.
+_FEW_QUERIES = 2  # So many are searched for one after the other on CPUs.
+_BLOCK = 64
 _LEAST_ROWS = 16384
 _PART_BYTES = 1 << 30  # Shards are joined up to this size on accelerators.
 
@@ -43,6 +45,16 @@ def _search_rounded(
 
 
 @jax.jit
+def _scores_of_one(query: jax.Array, values: jax.Array) -> jax.Array:
+    """Computes inner products [n] float32 of a query [1, D] with vectors [n, D].
+
+    XLA fuses this form alone with the conversion of the vectors to float32, so that they are read
+    once and never written.
+    """
+    return jnp.matmul(query, converted(values, jnp.float32).T)[0]
+
+
+@jax.jit
 def _largest_norm(values: jax.Array) -> jax.Array:
     """Returns the largest L2 norm of vectors [n, D]; uint16 are the bit patterns of bfloat16."""
     return jnp.sqrt(jnp.max(jnp.sum(converted(values, jnp.float32) ** 2, axis=1)))
@@ -61,9 +73,11 @@ class ExactIndex(Index):
     On CPU, memory-mapped shards are searched where they are: opening copies nothing and costs one
     pass over the file. On accelerators the table is copied to the device's memory.
 
-    CPUs with units for bfloat16 search for many queries in two passes: one over numbers rounded to
-    bfloat16 finds a few more rows than asked for, and the float32 scores of these decide. Where the
-    error of rounding might have hidden a better row, the query is searched for in float32.
+    CPUs score the vectors for one query after the other where there are one or two, since this
+    takes the time of reading the vectors. Those with units for bfloat16 search for many in two
+    passes: one over numbers rounded to bfloat16 finds a few more rows than asked for, and the
+    float32 scores of these decide. Where the error of rounding might have hidden a better row, the
+    query is searched for in float32.
 
     Args:
       embeddings: opened `Embeddings`, or an array [E, D] of floats, which is not always copied on
@@ -72,7 +86,7 @@ class ExactIndex(Index):
         stored.
       chunk_size: number of rows scored at a time; memory is O(256 * chunk_size).
       products: type of the products of the first pass: "bfloat16", "float32" for searching in one
-        pass, or "auto", see `devices.compute_dtype`.
+        pass whatever the number of queries, or "auto", see `devices.compute_dtype`.
 
     Raises:
       ElqError: no rows, or a row with NaN or infinity.
@@ -89,6 +103,8 @@ class ExactIndex(Index):
     ):
         if dtype not in (None, *DTYPES):
             raise ElqError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+        if chunk_size < 1:
+            raise ElqError(f"chunk_size = {chunk_size}: expected at least 1")
         super().__init__(embeddings)
         self._chunk_size = chunk_size
         # Of at most two shapes, so two compilations.
@@ -101,6 +117,7 @@ class ExactIndex(Index):
                 if values.dtype == ml_dtypes.bfloat16:
                     values = values.view(np.uint16)
             self._shards.append(Shard(np.int32(start), *jax.device_put((values, scale))))
+        self._takes_turns = on_cpu and products != "float32"
         self._rounds = (
             on_cpu
             and self._shards[0].scale is None
@@ -126,6 +143,9 @@ class ExactIndex(Index):
         It is compiled once for every k and number of queries in (1, 4, 16, 64, 256); other numbers
         of queries are padded or split.
         """
+        if self._takes_turns and len(queries) <= _FEW_QUERIES:
+            scores, rows = zip(*(self._nearest_to_one(query, k) for query in queries), strict=True)
+            return np.stack(scores), np.stack(rows)
         count = 2 * k + 8
         if not self._rounds or len(queries) < _LEAST_QUERIES or count > self.shape[0]:
             return self._in_one_pass(queries, k)
@@ -134,6 +154,20 @@ class ExactIndex(Index):
             again = ~is_certain
             scores[again], rows[again] = self._in_one_pass(queries[again], k)
         return scores, rows
+
+    def _nearest_to_one(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Finds the k best rows of a query [D]: scores [k] and rows [k]."""
+        parts = [_scores_of_one(query[None], shard.values) for shard in self._shards]
+        scales = [shard.scale for shard in self._on_host]
+        return largest(
+            np.concatenate(
+                [
+                    np.asarray(part) if scale is None else np.asarray(part) * scale
+                    for part, scale in zip(parts, scales, strict=True)
+                ]
+            ),
+            k,
+        )
 
     def _in_one_pass(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         return in_batches(functools.partial(self._search, _search_shard, k), queries, k)
@@ -182,6 +216,24 @@ class ExactIndex(Index):
             held = numbers == number
             vectors[held] = values[rows[held] - start]
         return vectors
+
+
+def largest(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the k largest of many numbers, faster than `np.argpartition`.
+
+    Args:
+      scores: [n] float32.
+      k: number of places to find, 1 <= k <= n.
+
+    Returns:
+      the k largest numbers, descending, and their places [k] int32; equal ones by place.
+    """
+    # k blocks have a number of at least the k-th largest maximum of a block.
+    maxima = np.maximum.reduceat(scores, np.arange(0, len(scores), _BLOCK))
+    limit = -np.inf if k > len(maxima) else np.partition(maxima, -k)[-k]
+    places = np.flatnonzero(scores >= limit)
+    places = places[np.argsort(-scores[places], kind="stable")[:k]]
+    return scores[places], places.astype(np.int32)
 
 
 def in_batches(
