@@ -58,9 +58,7 @@ def _of_question(
     result: QuestionResult, threshold: float
 ) -> Iterator[tuple[str, Gold | None, Predicted | None]]:
     """Yields the errors of one question as (kind, gold, predicted), in the order of the text."""
-    predictions = sorted(
-        (link for link in result.predicted if link.score > threshold), key=lambda link: -link.score
-    )
+    predictions = sorted(result.counted(threshold), key=lambda link: -link.score)
     exact = {(g.row, g.start, g.end) for g in result.gold}
     exact &= {(p.row, p.start, p.end) for p in predictions}
     gold = [g for g in result.gold if (g.row, g.start, g.end) not in exact]

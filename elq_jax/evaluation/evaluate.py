@@ -7,6 +7,7 @@ outcome.report["mean"]["all"]["weak"]["f1"]
 from __future__ import annotations
 
 import abc
+import collections
 import os
 import pathlib
 import sys
@@ -89,7 +90,9 @@ def evaluate(
 
     Returns:
       an outcome whose report has the keys of `describe_linker` and `report_of_sets`, and questions
-      (counts of each file), floor, tune, against, perturb, machine, speed and peak_memory_bytes.
+      (counts of each file), problems (number of gold mentions that no link can be equal to, by the
+      kind of `MentionProblem`), floor, tune, against, perturb, machine, speed and
+      peak_memory_bytes.
 
     Raises:
       ElqError: a file cannot be used, or the linker's scores are not log-probabilities.
@@ -115,6 +118,8 @@ def evaluate(
         threshold, report["tune"] = _choose_threshold(linker, tune, floor, options)
         report["threshold_from"] = "--tune"
     evaluations = _predict("linking", linker, sets, floor, options.batch_size, at_gold_spans=True)
+    problems = [problem for part in evaluations.values() for problem in part.problems]
+    report["problems"] = dict(collections.Counter(problem.kind for problem in problems))
     report |= report_of_sets(evaluations, threshold, seed=options.seed)
     if others is not None:
         compared = compare_runs(evaluations, threshold, others, seed=options.seed)
@@ -163,6 +168,8 @@ def _perturb(
     options: Options,
 ) -> dict[str, Any]:
     """Links the questions that each perturbation changes, and reports what it costs."""
+    if fixed := sum(bool(question.neutral) for part in sets for question in part.questions):
+        _say(f"--perturb: {fixed:,} questions have neutral spans, and stay as they are")
     changed = {
         name: {part.name: changed_questions(part.questions, name, options.seed) for part in sets}
         for name in PERTURBATIONS

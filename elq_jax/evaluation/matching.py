@@ -65,6 +65,7 @@ class QuestionResult:
       predicted: links whose overlaps are resolved, in any order.
       gold_candidates: candidate rows retrieved for the span of each gold mention, best first (empty
         where the span could not be encoded); None if not computed.
+      neutral: half-open character offsets of spans that may or may not be mentions.
     """
 
     id: str
@@ -72,6 +73,31 @@ class QuestionResult:
     gold: tuple[Gold, ...]
     predicted: tuple[Predicted, ...]
     gold_candidates: tuple[Sequence[int], ...] | None = None
+    neutral: tuple[tuple[int, int], ...] = ()
+
+    def counted(self, threshold: float = -math.inf) -> list[Predicted]:
+        """Returns the predictions with score > threshold that are right or wrong.
+
+        A prediction is neither, and left out, if
+          1. no gold mention that it overlaps has its entity, and
+          2. it overlaps a neutral span and no gold mention, or it is exactly a neutral span and not
+             exactly a gold mention.
+        """
+        predicted = [link for link in self.predicted if link.score > threshold]
+        return (
+            [link for link in predicted if not self._is_neutral(link)]
+            if self.neutral
+            else predicted
+        )
+
+    def _is_neutral(self, link: Predicted) -> bool:
+        span = link.start, link.end
+        gold = [g for g in self.gold if _overlap(span, (g.start, g.end))]
+        if any(mention.row == link.row for mention in gold):
+            return False
+        if span in self.neutral:
+            return all((mention.start, mention.end) != span for mention in gold)
+        return not gold and any(_overlap(span, neutral) for neutral in self.neutral)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -135,6 +161,10 @@ class Counts:
         return {"correct": getattr(self, metric), **scores}
 
 
+def _overlap(span: tuple[int, int], other: tuple[int, int]) -> bool:
+    return max(span[0], other[0]) < min(span[1], other[1])
+
+
 def triples(links: Sequence[Gold | Predicted], mentions_only: bool = False) -> list[tuple]:
     """Makes triples for `count_matches`; rows outside the catalogue get the empty id."""
     return [
@@ -147,6 +177,8 @@ def count_by_question(
     results: Sequence[QuestionResult], threshold: float, part: Part = "links"
 ) -> np.ndarray:
     """Counts the predictions with score > threshold, question by question.
+
+    Those at neutral spans do not count, see `QuestionResult.counted`.
 
     Args:
       results: Q questions.
@@ -161,7 +193,7 @@ def count_by_question(
     """
     rows = []
     for result in results:
-        gold, predicted = result.gold, [p for p in result.predicted if p.score > threshold]
+        gold, predicted = result.gold, result.counted(threshold)
         if part == "links":
             predicted = [p for p in predicted if p.row >= 0]
         elif part == "nil":
@@ -190,7 +222,7 @@ def match_links(
         for number in by_end:
             link = predicted[number]
             for mention in remaining:
-                overlap = max(link.start, mention.start) < min(link.end, mention.end)
+                overlap = _overlap((link.start, link.end), (mention.start, mention.end))
                 is_same = (link.start, link.end) == (mention.start, mention.end)
                 if link.row == mention.row and (overlap if metric == "weak" else is_same):
                     mask[number] = True
@@ -206,12 +238,12 @@ def links_for_calibration(
 
     Returns:
       probabilities [n] float64, and "weak" and "strong" [n] bool, for `evaluation.calibration`.
-      Predictions outside the catalogue are left out.
+      Predictions outside the catalogue are left out, and so are those at neutral spans.
     """
     probabilities: list[float] = []
     right: dict[Metric, list[bool]] = {"weak": [], "strong": []}
     for result in results:
-        links = [p for p in result.predicted if p.score > threshold and p.row >= 0]
+        links = [link for link in result.counted(threshold) if link.row >= 0]
         probabilities += [link.confidence for link in links]
         for metric, mask in zip(right, match_links(result.gold, links), strict=True):
             right[metric] += mask.tolist()

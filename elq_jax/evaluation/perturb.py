@@ -49,9 +49,13 @@ def perturb(question: Question, name: str, seed: int = 0) -> Question:
 
 
 def changed_questions(questions: Sequence[Question], name: str, seed: int = 0) -> Changed:
-    """Returns those questions whose text a perturbation changes, by their number."""
-    pairs = ((question, perturb(question, name, seed)) for question in questions)
-    return {i: new for i, (question, new) in enumerate(pairs) if new.text != question.text}
+    """Returns those questions whose text a perturbation changes, by their number.
+
+    Questions with neutral spans stay as they are, since a perturbation does not move these along.
+    """
+    numbered = [(i, question) for i, question in enumerate(questions) if not question.neutral]
+    pairs = ((i, question, perturb(question, name, seed)) for i, question in numbered)
+    return {i: new for i, question, new in pairs if new.text != question.text}
 
 
 def perturbation_report(

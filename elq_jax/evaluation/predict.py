@@ -65,7 +65,8 @@ def predict(
                 )
                 for link in links
             )
-            results.append(QuestionResult(question.id, question.text, gold, predicted, rows))
+            labels = question.id, question.text, gold, predicted, rows, question.neutral
+            results.append(QuestionResult(*labels))
         problems += [problem for mentions in aligned for problem in mentions.problems]
         if progress:
             progress(len(part))

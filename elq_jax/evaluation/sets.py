@@ -25,7 +25,7 @@ class QuestionSet:
     Attributes:
       name: name of the set, from the paths of its files.
       questions: questions of all files of the set.
-      files: counts of each file: path, questions, mentions, gold, skipped.
+      files: counts of each file: path, questions, mentions, gold, left_out, skipped.
     """
 
     name: str
@@ -58,6 +58,7 @@ def read_sets(
                     "questions": resolution.questions,
                     "mentions": resolution.mentions,
                     "gold": dict(resolution.counts),
+                    "left_out": dict(resolution.left_out),
                     "skipped": len(resolution.skipped),
                 }
             )

@@ -67,7 +67,7 @@ def sweep_thresholds(results: Sequence[QuestionResult], decoded_at: float = -np.
       results: questions with predictions of any score above `decoded_at`.
       decoded_at: threshold that the predictions were made with, the lowest of the sweep.
     """
-    in_catalogue = [[link for link in r.predicted if link.row >= 0] for r in results]
+    in_catalogue = [[link for link in r.counted() if link.row >= 0] for r in results]
     links = [(link.score, q) for q, links in enumerate(in_catalogue) for link in links]
     links.sort(reverse=True)
     gold = [triples(result.gold) for result in results]

@@ -41,7 +41,10 @@ _QUESTIONS_PER_LOOKUP = 65536  # Each look-up is one pass over the titles of the
 RecordForm = Callable[[dict[str, Any], Question, bool, bool], tuple[Question, list[int | None]]]
 RECORD_FORMS: Registry[RecordForm] = Registry("record form", "elq_jax.questions.read")
 # Field by which a form is recognised, and the name under which that form is registered.
-OTHER_FORMS = {"tokenized_text_ids": "elq_jax.original.el4qa:el4qa"}
+OTHER_FORMS = {
+    "tokenized_text_ids": "elq_jax.original.el4qa:el4qa",
+    "labels": "elq_jax.questions.elevant:elevant",
+}
 
 
 def read_questions(
@@ -148,8 +151,7 @@ def _parse(
         if isinstance(header.id, float) and not math.isfinite(header.id):
             raise ElqError(f"field 'id': {header.id}; expected a finite number or a string")
         question = Question(str(line_number if header.id in (None, "") else header.id), header.text)
-        form = next((name for field, name in OTHER_FORMS.items() if field in row), "plain")
-        parse = RECORD_FORMS.get(form)
+        parse = RECORD_FORMS.get(_form_of(row))
         question, gold_rows = parse(row, question, require_mentions, allow_overlaps)
         return _Parsed(_with_neutral(row, question), gold_rows, line_number)
     except DataError:
@@ -161,17 +163,49 @@ def _parse(
         raise DataError(message, path, line_number) from None
 
 
+def _form_of(row: dict[str, Any]) -> str:
+    """Returns the name of the form of a row; one with mentions or links may have other labels."""
+    if "tokenized_text_ids" not in row and ("mentions" in row or "links" in row):
+        return "plain"
+    return next((name for field, name in OTHER_FORMS.items() if field in row), "plain")
+
+
 def _with_neutral(row: dict[str, Any], question: Question) -> Question:
     """Reads the spans of a row that may or may not be mentions."""
-    if row.get("neutral") is None:
+    size = len(question.text)
+    names = [name for name in ("neutral", "evaluation_span") if row.get(name) is not None]
+    if not names:
         return question
-    spans = parse_spans(row, "neutral", len(question.text), "characters", allow_overlaps=True)
+    spans = list(question.neutral)
+    if "neutral" in names:
+        spans += parse_spans(row, "neutral", size, "characters", allow_overlaps=True)
+    if "evaluation_span" in names:
+        start, end = evaluation_span(row, size)
+        spans += [span for span in ((0, start), (end, size)) if span[0] < span[1]]
     if spans and question.token_ids is not None:
         raise ElqError(
-            "found 'neutral' beside 'tokenized_text_ids'; its character offsets have no tokens: "
-            "remove one of the two fields"
+            f"found {names[0]!r} beside 'tokenized_text_ids'; its character offsets have no "
+            "tokens: remove one of the two fields"
         )
     return replace(question, neutral=tuple(spans))
+
+
+def evaluation_span(row: dict[str, Any], size: int) -> Span:
+    """Returns the part of a text whose mentions are labelled; by default all of it.
+
+    Args:
+      row: JSON line.
+      size: number of characters of its text.
+    """
+    if row.get("evaluation_span") is None:
+        return 0, size
+    try:
+        [(start, end)] = convert({"spans": [row["evaluation_span"]]}, _Spans).spans
+    except ElqError:
+        raise unexpected(row, "evaluation_span", "[start, end)") from None
+    if not 0 <= start <= end <= size:
+        raise ElqError(f"evaluation_span = [{start}, {end}): the text has {size} characters")
+    return start, end
 
 
 @RECORD_FORMS.register("plain")

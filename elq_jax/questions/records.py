@@ -14,11 +14,14 @@ with any of `title`, `wikidata_id` and `row` (-1: not in the catalogue), which a
 entry for each mention. The former names `entity` (title) and `label_id` (row) are read too. Offsets
 are half-open and count characters.
 
-A line may also have `neutral`, spans that may or may not be mentions:
+A line may also have `neutral`, spans that may or may not be mentions, and `evaluation_span`, the
+part of the text whose mentions are labelled, by default all of it:
 
-    "neutral": [[4, 9]]
+    "neutral": [[4, 9]], "evaluation_span": [0, 15]
 
-In training they are neither right nor wrong, unless they are gold mentions too.
+What is outside of the evaluation span is neutral too. In training, a neutral span is neither right
+nor wrong, unless it is a gold mention. In evaluation, neither are links at neutral spans, see
+`evaluation.matching.QuestionResult.counted`.
 """
 
 from __future__ import annotations
@@ -72,6 +75,8 @@ class Question:
       token_mentions: half-open positions in `token_ids` in the EL4QA form, one pair per mention.
       neutral: half-open character offsets of spans that may or may not be mentions. They may
         overlap each other and gold mentions; one that is a gold mention counts as that.
+      left_out: labels of the file that are no gold mentions, each by the reason, such as
+        "optional".
     """
 
     id: str
@@ -80,6 +85,7 @@ class Question:
     token_ids: tuple[int, ...] | None = None
     token_mentions: tuple[tuple[int, int], ...] | None = None
     neutral: tuple[Span, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 _Row = Annotated[int, msgspec.Meta(ge=OUT_OF_CATALOGUE, lt=2**31)]

@@ -33,6 +33,7 @@ class ResolutionReport:
         "row_refused" (the row does not exist or has another title, so other fields decided);
         "ambiguous_title" (several entities have the title, and the first was taken); "no_offsets"
         (the character offsets of the mention cannot be used).
+      left_out: number of labels that are no gold mentions, by the reason, see `Question.left_out`.
       unresolved: lines about the first thousand unresolved mentions.
       skipped: lines about each row left out (`on_error="skip"`).
     """
@@ -40,6 +41,7 @@ class ResolutionReport:
     path: str
     questions: int = 0
     counts: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
     unresolved: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
@@ -54,6 +56,9 @@ class ResolutionReport:
         lines = [f"{self.path}: {self.questions:,} questions, {self.mentions:,} mentions"]
         if counts:
             lines[0] += f" ({counts})"
+        if self.left_out:
+            left_out = ", ".join(f"{name} {number:,}" for name, number in self.left_out.items())
+            lines.append(f"  {self.left_out.total():,} labels are no gold mentions: {left_out}")
         for name, listed, number in (
             ("skipped", self.skipped, len(self.skipped)),
             ("unresolved", self.unresolved, self.counts["unresolved"]),
@@ -102,6 +107,7 @@ def _resolve(
         pairs = zip(mentions, rows[position : position + len(mentions)].tolist(), strict=True)
         position += len(mentions)
         report.questions += 1
+        report.left_out.update(item.question.left_out)
         resolved = tuple(replace(mention, row=row) for mention, row in pairs)
         yield replace(item.question, mentions=resolved)
 

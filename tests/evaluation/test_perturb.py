@@ -22,7 +22,6 @@ QUESTIONS = [
             for row, name in enumerate(("dune", "France", "men's basketball", "Ohio"))
             if name in text
         ),
-        neutral=((0, 2),),
     )
     for number, text in enumerate(TEXTS)
 ]
