@@ -75,12 +75,15 @@ class Decoder(abc.ABC):
       special_tokens_in_text: whether a literal "[SEP]" in a question is read as that token.
       keep_any: whether the best spans of a question are searched for where none passes the
         threshold.
+      threshold_filters: whether the links at a threshold are those at any lower one whose score is
+        above it. Links of a low threshold can then be shown at all higher ones without decoding.
     """
 
     log_probabilities: ClassVar[bool] = True
     needs_confidence: ClassVar[bool] = False
     special_tokens_in_text: ClassVar[bool] = False
     keep_any: ClassVar[bool] = False
+    threshold_filters: ClassVar[bool] = False
 
     def prune_threshold(self, threshold: float) -> float:
         """Returns the log p(mention) that a span must exceed to be searched for.
@@ -165,6 +168,9 @@ class Joint(Decoder):
     """
 
     whole_words: bool = True
+
+    # A span below the threshold comes last, so it takes no place of one above.
+    threshold_filters: ClassVar[bool] = True
 
     def roles(self, encoded: Sequence[EncodedQuestion], unknown_id: int) -> np.ndarray:
         """Returns roles as in the base class; `whole_words` keeps the tokens of a word together."""

@@ -77,6 +77,14 @@ class Original(Decoder):
         return self.threshold_type == "joint"
 
     @property
+    def threshold_filters(self) -> bool:
+        """Returns whether a higher threshold only leaves links out.
+
+        In the other types, it also decides about the logits of spans, or about nothing.
+        """
+        return self.threshold_type == "joint"
+
+    @property
     def keep_any(self) -> bool:
         """Returns whether the best spans are searched for even if none passes the threshold.
 

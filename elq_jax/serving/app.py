@@ -37,7 +37,7 @@ def make_app(linker: EntityLinker, settings: ServeSettings | None = None) -> "Fa
     from starlette.middleware.cors import CORSMiddleware
 
     from elq_jax import __version__
-    from elq_jax.serving import routes
+    from elq_jax.serving import page_route, routes
     from elq_jax.serving.gate import Gate
     from elq_jax.serving.service import Service
 
@@ -52,7 +52,12 @@ def make_app(linker: EntityLinker, settings: ServeSettings | None = None) -> "Fa
         lifespan=_lifespan,
     )
     app.state.service = service
-    for make_router in (routes.link_router, routes.entities_router, routes.state_router):
+    for make_router in (
+        routes.link_router,
+        routes.entities_router,
+        routes.state_router,
+        page_route.page_router,
+    ):
         app.include_router(make_router())
 
     @app.exception_handler(HTTPException)

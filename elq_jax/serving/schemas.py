@@ -23,11 +23,13 @@ class LinkOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     Attributes:
       threshold: score that links must exceed.
+      min_probability: probability that links must have, instead of a threshold.
       max_mentions: largest number of mentions looked for in a text.
       num_candidates: number of entities compared for a mention.
     """
 
     threshold: float | None = None
+    min_probability: float | None = None
     max_mentions: _Count | None = None
     num_candidates: _Count | None = None
 
@@ -53,6 +55,7 @@ class LinkRequest(LinkOptions, frozen=True, kw_only=True, forbid_unknown_fields=
         """Returns the options of linking, without the texts."""
         return LinkOptions(
             threshold=self.threshold,
+            min_probability=self.min_probability,
             max_mentions=self.max_mentions,
             num_candidates=self.num_candidates,
         )

@@ -221,6 +221,7 @@ def test_decoding_is_that_of_a_loop_and_a_higher_threshold_only_cuts(nil):
     spans, _ = spans_with_candidates(3)
     spans = dataclasses.replace(spans, confidence=random_confidence(len(spans.question)))
     decoder, before = Confident(nil=nil), None
+    assert decoder.threshold_filters
     for threshold in (-np.inf, -2.0, -0.7, -0.1):
         decoded = decoder(spans, threshold)
         found = list(

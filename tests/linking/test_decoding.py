@@ -147,14 +147,17 @@ def test_many_questions_equal_an_explicit_loop(kind):
             np.testing.assert_array_equal(decoded.characters, np.add(decoded.bounds, [-1, 0]))
 
 
-def test_filtering_by_score_equals_decoding_again():
+@pytest.mark.parametrize("decoder", [Joint(), Original(), Original(allow_overlaps=True)])
+def test_filtering_by_score_equals_decoding_again(decoder):
     """Greedy resolution at a higher threshold is a prefix of the one at a lower threshold."""
+    assert decoder.threshold_filters
+    assert not any(Original(kind, -1.0).threshold_filters for kind in (TOP, THRESHOLDED))
     rng = np.random.default_rng(0)
     for _ in range(50):
         spans = spans_of([random_question(rng, 15, 4)])
-        low = Joint()(spans, -6.0)
+        low = decoder(spans, -6.0)
         for threshold in (-6.0, *low.scores, -1.234):
-            high = Joint()(spans, threshold)
+            high = decoder(spans, threshold)
             assert high.bounds.tolist() == low.bounds[low.scores > threshold].tolist()
 
 
