@@ -10,7 +10,7 @@ demo: $(INSTALLED)  ## Trains, evaluates and tries a small linker.
 	$(RUN) -m elq_jax.train --config configs/demo.py --workdir runs/demo
 	$(RUN) -m elq_jax.evaluate --linker runs/demo/linker --questions demo/dev.jsonl \
 	    --output runs/demo/evaluation
-	$(RUN) -m elq_jax.link --linker runs/demo/linker --input demo/new_questions.txt --format text
+	$(RUN) -m elq_jax.link --linker runs/demo/linker --input demo/new_questions.txt --output_format text
 
 test: $(INSTALLED)  ## Runs the tests.
 	$(RUN) -m pytest -n 2

@@ -20,6 +20,9 @@ it is null for linkers that were trained without probabilities. --min_probabilit
 links that are less sure. A question that is longer than the model reads is linked up to the
 character "truncated_at". On a terminal, links are shown as coloured text.
 
+With --output_format=simple-jsonl, links are written as ELEVANT reads predictions, a line for each
+document of a benchmark (docs/evaluation.md).
+
 With --nil, mentions of something that is not in the catalogue are links whose row and title are
 null.
 

@@ -364,6 +364,34 @@ def test_rows_that_carry_mentions(linker, write, tmp_path):
     assert output.read_bytes() == whole
 
 
+def test_predictions_for_elevant_are_resumed_to_the_same_bytes(linker, unbroken, tmp_path):
+    rows, whole = unbroken
+    output, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    batch.link_file(linker, rows, output, {}, form="simple-jsonl", batch_size=2)
+    lines = output.read_bytes()
+    for line, other in zip(lines.splitlines(), whole.splitlines(), strict=True):
+        line, other = json.loads(line), json.loads(other)
+        assert line["id"] == other["id"]
+        links = [(x["start_char"], x["end_char"]) for x in line["predictions"]]
+        assert links == [(x["start"], x["end"]) for x in other.get("links", ())]
+    with output_lib.PartFile(output, {"batch_size": 2, "form": "simple-jsonl"}):
+        pass
+    part.write_bytes(b"".join(lines.splitlines(keepends=True)[:40])[:-9])
+    with pytest.raises(ElqError, match="form"):
+        batch.link_file(linker, rows, output, {}, batch_size=2)
+    done = []
+    options = {"batch_size": 2, "progress": lambda *args: done.append(args)}
+    batch.link_file(linker, rows, output, {}, form="simple-jsonl", **options)
+    assert output.read_bytes() == lines
+    assert [linked is None for _, linked in done] == [True, False, False]
+    with output_lib.PartFile(output, {"batch_size": 2, "form": "simple-jsonl"}):
+        pass
+    part.write_bytes(lines)
+    changed = [dataclasses.replace(rows[0], text="another"), *rows[1:]]
+    with pytest.raises(ElqError, match="it has id 'q0' where the input has 'q0'"):
+        batch.link_file(linker, changed, output, {}, form="simple-jsonl", batch_size=2)
+
+
 class SmallDisk(io.FileIO):
     """A file on a disk that takes `room` more bytes."""
 
@@ -629,7 +657,7 @@ def test_program_reads_a_pipe(folder, tmp_path):
 
 def test_program_shows_text_and_what_it_did(folder, linker):
     questions = "who is obama café\n\xff\ndune\n".encode("latin-1").replace(b"\xe9", b"\xc3\xa9")
-    flags = ("--linker", folder, "--format=text", "--on_error=skip", "--batch_size=1")
+    flags = ("--linker", folder, "--output_format=text", "--on_error=skip", "--batch_size=1")
     status, output, errors = run(*flags, stdin=questions)
     assert status == 0, errors
     [links] = linker(["who is obama café"])

@@ -37,8 +37,9 @@ class LinkJob:
         writes {"id", "error"} in its place.
       given_mentions: whether "mentions" of an input line are linked and no others; with
         --nogiven_mentions they are ignored, for instance to try a linker on labelled questions.
-      format: form of the links on stdout: coloured text or lines of JSON. auto takes text on a
-        terminal and JSON elsewhere.
+      output_format: form of the links: coloured text, which is for stdout alone, lines of JSON, or
+        simple-jsonl, in which ELEVANT reads predictions. auto takes text on a terminal and JSON
+        elsewhere.
       restart: whether to start over instead of resuming what an interrupted run left.
     """
 
@@ -48,7 +49,7 @@ class LinkJob:
     input_format: Literal["auto", "txt", "jsonl"] = "auto"
     on_error: Literal["stop", "skip"] = "stop"
     given_mentions: bool = True
-    format: Literal["auto", "text", "json"] = "auto"
+    output_format: Literal["auto", "text", "json", "simple-jsonl"] = "auto"
     restart: bool = False
 
     def run(
@@ -90,6 +91,7 @@ class LinkJob:
                 linker,
                 rows,
                 self.output,
+                form="simple-jsonl" if self.output_format == "simple-jsonl" else "json",
                 total=total,
                 console=console if as_text else None,
                 batch_size=self.batch_size,
@@ -102,13 +104,13 @@ class LinkJob:
         source = questions or self.input or (sys.stdin and sys.stdin.buffer)
         from_stdin = source is not None and not questions and not self.input
         is_prompt = from_stdin and sys.stdin.isatty()
-        as_text = self.format == "text"
-        if self.format == "auto":
+        as_text = self.output_format == "text"
+        if self.output_format == "auto":
             as_text = self.output is None and sys.stdout.isatty()
         for is_wrong, message in (
             (
-                self.format == "text" and self.output,
-                "--format=text, --output: files hold lines of JSON, not text; leave one out",
+                self.output_format == "text" and self.output,
+                "--output_format=text, --output: files hold lines of JSON, not text; leave one out",
             ),
             (
                 questions and self.input,

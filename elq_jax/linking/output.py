@@ -147,5 +147,8 @@ def _is_of(line: Mapping[str, Any], row: Row) -> bool:
     """Returns whether a line of the output, which has the id of a row, is of that row."""
     if row.error is not None or (row.spans is not None and "error" in line):
         return line.get("error") == row.error or row.error is None
-    spans = [(link["start"], link["end"]) for link in line["links"]]
+    if "predictions" in line:  # see `linking.elevant`
+        spans = [(link["start_char"], link["end_char"]) for link in line["predictions"]]
+    else:
+        spans = [(link["start"], link["end"]) for link in line["links"]]
     return line["text"] == row.text and row.spans in (None, tuple(spans))

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from elq_jax.core.errors import ElqError
 from elq_jax.core.machine import peak_memory
-from elq_jax.linking import arguments
+from elq_jax.linking import arguments, elevant
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.links import Link
 from elq_jax.linking.output import check_outside, open_output
@@ -28,6 +28,7 @@ from elq_jax.storage.resume import stamp
 from elq_jax.text.tokenization import EncodedQuestion
 
 OnError = Literal["stop", "skip"]
+LineForm = Literal["json", "simple-jsonl"]
 _SHOWN = 20  # messages of one kind
 _AHEAD = 2  # chunks: one that the encoder reads, and one that waits
 
@@ -188,11 +189,18 @@ def to_line(linked: Linked) -> bytes:
     return msgspec.json.format(msgspec.json.encode(to_dict(linked)), indent=0) + b"\n"
 
 
+LINES: dict[LineForm, Callable[[Linked], bytes]] = {
+    "json": to_line,
+    "simple-jsonl": elevant.to_line,
+}
+
+
 def link_all(
     linker: EntityLinker,
     rows: Iterable[Row],
     output: str | os.PathLike[str] | None = None,
     *,
+    form: LineForm = "json",
     total: int | None = None,
     console: Console | None = None,
     batch_size: int = 64,
@@ -204,6 +212,7 @@ def link_all(
     Args:
       linker, rows, batch_size, on_error, restart: arguments of `link_file`.
       output: path of the file to write; None: stdout.
+      form: form of a line, a name in `LINES`.
       total: number of rows, for the progress bar; None: no bar is shown.
       console: console that shows links as text; None: lines of JSON.
 
@@ -213,8 +222,9 @@ def link_all(
     with_bar = total and console is None
     bar = progress_bar("linking", total, "questions") if with_bar else contextlib.nullcontext()
     with bar as advance:
-        tally = Tally(advance)
+        tally = Tally(advance, names_by_title=form == "simple-jsonl")
         options = {"batch_size": batch_size, "on_error": on_error, "progress": tally.add}
+        options["form"] = form
         options["ahead"] = _AHEAD if total and batch_size > 1 else 0  # A stream may be slow.
         if output is None:
             link_and_show(linker, rows, console, **options)
@@ -231,6 +241,7 @@ def link_file(
     output: str | os.PathLike[str],
     settings: Mapping[str, Any],
     *,
+    form: LineForm = "json",
     batch_size: int = 64,
     on_error: OnError = "stop",
     restart: bool = False,
@@ -247,7 +258,8 @@ def link_file(
       linker: linker with the wanted settings.
       rows: rows; may be more than fit in memory.
       output: path of the file; a name that ends in .gz is written as gzip.
-      settings: values that the lines depend on besides the rows, as JSON.
+      settings: values that the lines depend on besides the rows and the form, as JSON.
+      form: form of a line, a name in `LINES`.
       batch_size: number of questions encoded at a time.
       on_error: action at a row that cannot be linked, see `link_rows`.
       restart: whether to remove the lines of an earlier call instead of resuming it.
@@ -260,12 +272,15 @@ def link_file(
       ElqError: an earlier call had other rows or other settings, another process is writing the
         same file, or the disk is full.
     """
-    with open_output(output, settings | {"batch_size": batch_size}, restart) as lines:
+    settings = settings | {"batch_size": batch_size}
+    if form != "json":
+        settings["form"] = form
+    with open_output(output, settings, restart) as lines:
         results = _link_chunks(linker, rows, batch_size, on_error, ahead, lines.has)
         with contextlib.closing(results):
             for chunk, linked in results:
                 if linked is not None:
-                    lines.write(map(to_line, linked))
+                    lines.write(map(LINES[form], linked))
                 if progress:
                     progress(chunk, linked)
         lines.finish()
@@ -276,6 +291,7 @@ def link_and_show(
     rows: Iterable[Row],
     console: Console | None = None,
     *,
+    form: LineForm = "json",
     batch_size: int = 64,
     on_error: OnError = "stop",
     ahead: int = 0,
@@ -284,14 +300,15 @@ def link_and_show(
     """Links rows to stdout, as lines of JSON or coloured text, until its reader closes it.
 
     Args:
-      linker, rows, batch_size, on_error, ahead, progress: arguments of `link_file`.
+      linker, rows, form, batch_size, on_error, ahead, progress: arguments of `link_file`.
       console: console that shows links as text; None: lines of JSON.
     """
     has_reader = True
     with contextlib.closing(_link_chunks(linker, rows, batch_size, on_error, ahead)) as results:
         while has_reader and (result := next(results, None)):
             chunk, linked = result
-            shown = map(to_line, linked) if console is None else _as_text(linker, linked, console)
+            lines = map(LINES[form], linked)
+            shown = lines if console is None else _as_text(linker, linked, console)
             try:
                 sys.stdout.buffer.writelines(shown)
                 sys.stdout.buffer.flush()
@@ -318,10 +335,13 @@ class Tally:
 
     Args:
       advance: function called with the number of rows just done, for a progress bar.
+      names_by_title: whether the lines name entities without a Wikidata id by their titles, so that
+        these are counted.
     """
 
-    def __init__(self, advance: Callable[[int], None] | None = None):
+    def __init__(self, advance: Callable[[int], None] | None = None, names_by_title: bool = False):
         self._advance = advance or (lambda count: None)
+        self._names_by_title, self._titles = names_by_title, 0
         self._linked = self._known = self._done_before = self._skipped = self._cut = 0
         self._started = time.monotonic()
 
@@ -342,6 +362,8 @@ class Tally:
                 continue
             self._linked += 1
             self._known += row.spans is not None
+            if self._names_by_title:
+                self._titles += sum(map(elevant.is_named_by_title, result.links))
             if result.truncated_at is not None:
                 self._cut += 1
                 size = f"{result.truncated_at:,} of {len(row.text):,} characters"
@@ -359,6 +381,8 @@ class Tally:
             parts.append(f"{self._skipped:,} rows skipped")
         if self._cut:
             parts.append(f"{self._cut:,} questions cut")
+        if self._titles:
+            parts.append(f"{self._titles:,} links to entities without a Wikidata id, by title")
         return ", ".join(parts) + f"; peak memory {peak_memory() / 2**30:.2f} GiB"
 
     @staticmethod
