@@ -22,6 +22,7 @@ import numpy as np
 from elq_jax.core.errors import ElqError, check_count
 
 BINS = 15
+_EXACT = 1000
 Binning = Literal["equal_mass", "fixed"]
 
 
@@ -73,18 +74,49 @@ def reliability(
       correct [0, 2], error .15.
     """
     probabilities, correct = _checked(probabilities, correct)
-    check_count("bins", bins)
-    if binning == "fixed":
-        bin_of_link = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
-    elif binning == "equal_mass":
-        _, value, counts = np.unique(probabilities, return_inverse=True, return_counts=True)
-        lowest_rank = counts.cumsum() - counts
-        bin_of_link = (lowest_rank * bins // max(len(probabilities), 1))[value]
-    else:
-        raise ElqError(f"binning: {binning!r}; expected 'equal_mass' or 'fixed'")
+    bin_of_link = _bins_of_links(probabilities, binning, bins)
     links = np.bincount(bin_of_link, minlength=bins)
     sums = [np.bincount(bin_of_link, part, bins)[links > 0] for part in (probabilities, correct)]
     return Reliability(links[links > 0], sums[0], sums[1].astype(np.int64))
+
+
+def error_by_chance(
+    probabilities: np.ndarray, binning: Binning = "equal_mass", bins: int = BINS
+) -> float:
+    """Computes the ECE to expect of probabilities that are exactly right, because links are few.
+
+    The number of right links of a bin then has a Poisson binomial distribution. Its mean absolute
+    deviation is computed exactly up to `_EXACT` links, and beyond by the normal distribution.
+
+    Args:
+      probabilities, binning, bins: arguments of `reliability`.
+
+    Example: [.5, .5] in one bin: none, one or two are right, so the ECE is .5, 0 or .5; .25.
+    """
+    probabilities, _ = _checked(probabilities, np.zeros(len(probabilities), bool))
+    bin_of_link, deviation = _bins_of_links(probabilities, binning, bins), 0.0
+    for number in np.unique(bin_of_link):
+        own = probabilities[bin_of_link == number]
+        if len(own) > _EXACT:
+            deviation += np.sqrt(2 / np.pi * (own * (1 - own)).sum())
+            continue
+        distribution = np.ones(1)  # of the number of right links
+        for probability in own:
+            distribution = np.convolve(distribution, [1 - probability, probability])
+        deviation += distribution @ np.abs(np.arange(len(own) + 1) - own.sum())
+    return float(deviation / max(len(probabilities), 1))
+
+
+def _bins_of_links(probabilities: np.ndarray, binning: Binning, bins: int) -> np.ndarray:
+    """Returns the number of the bin of each link, [n] int64; see `reliability`."""
+    check_count("bins", bins)
+    if binning == "fixed":
+        return np.minimum((probabilities * bins).astype(np.int64), bins - 1)
+    if binning != "equal_mass":
+        raise ElqError(f"binning: {binning!r}; expected 'equal_mass' or 'fixed'")
+    _, value, counts = np.unique(probabilities, return_inverse=True, return_counts=True)
+    lowest_rank = counts.cumsum() - counts
+    return (lowest_rank * bins // max(len(probabilities), 1))[value]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,9 +182,10 @@ def calibration_report(
       bins: number of bins.
 
     Returns:
-      links, gold; mean_probability and accuracy (None without links); ece, by binning; bins, by
-      binning, each with links, probability and accuracy; accuracy_at, by coverage ("0.5"); and
-      recall_at, by coverage: the share of the gold mentions that the kept links find.
+      links, gold; mean_probability and accuracy (None without links); ece, by binning;
+      ece_by_chance, that of `error_by_chance` for bins of equal mass; bins, by binning, each with
+      links, probability and accuracy; accuracy_at, by coverage ("0.5"); and recall_at, by coverage:
+      the share of the gold mentions that the kept links find.
     """
     parts = {
         name: reliability(probabilities, correct, name, bins) for name in ("equal_mass", "fixed")
@@ -167,6 +200,7 @@ def calibration_report(
         "mean_probability": float(np.mean(probabilities)) if links else None,
         "accuracy": float(np.mean(correct)) if links else None,
         "ece": {name: part.error for name, part in parts.items()},
+        "ece_by_chance": error_by_chance(probabilities, "equal_mass", bins),
         "bins": {name: _show_bins(part) for name, part in parts.items()},
         "accuracy_at": dict(zip(map(str, coverages), accuracies, strict=True)),
         "recall_at": {

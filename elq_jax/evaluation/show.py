@@ -184,18 +184,19 @@ def _print_nil(console: rich.console.Console, report: dict[str, Any]) -> None:
 
 
 def _print_calibration(console: rich.console.Console, report: dict[str, Any]) -> None:
-    columns = ("links", "mean p", "right", "ECE", "ECE fixed", "at 50%")
+    columns = ("links", "mean p", "right", "ECE", "by chance", "fixed", "at 50%")
     table = _table("Probabilities of links", "", *columns)
     rows = _rows_of(report)
     for name, part in [*rows, *([("mean", report["mean"])] if len(rows) > 1 else [])]:
         weak = part["calibration"]["weak"]
         values = (weak.get("mean_probability"), weak.get("accuracy"))
-        ece = (weak["ece"][key] for key in ("equal_mass", "fixed"))
+        ece = weak["ece"]["equal_mass"], weak.get("ece_by_chance"), weak["ece"]["fixed"]
         half = weak.get("accuracy_at", {}).get("0.5")
         table.add_row(name, str(weak.get("links", "")), *map(_number, (*values, *ece, half)))
     table.caption = (
-        f"right: weakly; ECE: expected calibration error in {BINS} bins of equally many links, "
-        f"and in {BINS} fixed bins of equal width; at 50%: share of right links in the more "
+        f"right: weakly; ECE: expected calibration error in {BINS} bins of equally many links; by "
+        "chance: the ECE to expect of this many links if all probabilities were exactly right; "
+        f"fixed: ECE in {BINS} fixed bins of equal width; at 50%: share of right links in the more "
         "probable half"
     )
     console.print(table)

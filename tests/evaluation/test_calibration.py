@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from elq_jax.core.errors import ElqError
-from elq_jax.evaluation.calibration import calibration_report, coverage_curve, reliability
+from elq_jax.evaluation.calibration import (
+    calibration_report,
+    coverage_curve,
+    error_by_chance,
+    reliability,
+)
 
 
 def random_links(seed, size):
@@ -62,6 +67,22 @@ def test_reliability_equals_a_slow_loop(binning):
             order = np.random.default_rng(seed).permutation(size)
             again = reliability(probabilities[order], correct[order], binning, bins)
             assert again.error == pytest.approx(found.error, abs=1e-12)
+
+
+@pytest.mark.parametrize("binning", ["fixed", "equal_mass"])
+def test_error_by_chance_is_the_mean_over_drawn_links(binning, monkeypatch):
+    rng = np.random.default_rng(1)
+    for size in (2, 30, 150):
+        probabilities, _ = random_links(size, size)
+        errors = [
+            reliability(probabilities, rng.random(size) < probabilities, binning, 5).error
+            for _ in range(4000)
+        ]
+        exact = error_by_chance(probabilities, binning, 5)
+        assert exact == pytest.approx(np.mean(errors), abs=4 * np.std(errors) / 4000**0.5)
+    assert error_by_chance(np.zeros(0), binning) == 0.0
+    monkeypatch.setattr("elq_jax.evaluation.calibration._EXACT", 20)
+    assert error_by_chance(probabilities, binning, 5) == pytest.approx(exact, rel=0.05)
 
 
 def test_bins_of_equal_mass_are_equal():
