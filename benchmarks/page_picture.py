@@ -13,9 +13,9 @@ import pathlib
 import shutil
 import sys
 
-QUESTION = "who was older, lennon or mccartney of the beatles?"
-SIZE = {"width": 1000, "height": 800}
-COLOURS = 128  # so that the file is small
+QUESTION = "did paris and helen of troy live in greece or in paris?"
+SIZE = {"width": 1000, "height": 900}
+COLOURS = 256  # A palette makes the file small.
 
 
 def main(address: str, output: str, question: str = QUESTION) -> None:
@@ -32,6 +32,7 @@ def main(address: str, output: str, question: str = QUESTION) -> None:
         page.fill("#text", question)
         page.press("#text", "Enter")
         page.hover(".mark")
+        page.evaluate("window.scrollTo(0, 0)")
         page.wait_for_selector("#candidates .description:not(:empty)")
         page.wait_for_load_state("networkidle")
         picture = Image.open(io.BytesIO(page.screenshot()))

@@ -37,10 +37,9 @@ HEADERS = {
 }
 EXAMPLES = (
     ("who played jack in titanic", "Titanic (1997 film)"),
-    ("how cold was the sea when the titanic went down", "RMS Titanic"),
-    ("who was older, lennon or mccartney of the beatles?", "The Beatles"),
-    ("what did paris promise the goddess of love", "Paris (mythology)"),
     ("what is michael jordan of berkeley known for", "Michael I. Jordan"),
+    ("where did the titanic sink", "RMS Titanic"),
+    ("did paris and helen of troy live in greece or in paris?", "Paris (mythology)"),
 )
 """Questions to try, each with a title that the catalogue must have."""
 

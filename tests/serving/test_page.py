@@ -227,6 +227,7 @@ def test_a_text_is_linked(open_page, linkers, service):
 def test_the_slider_gives_what_the_service_gives(open_page, service, name):
     page = open_page(name)
     link(page, TEXT)
+    page.fill("#text", "not asked for")
     slider = page.evaluate("() => fetch('page/linker.json').then(r => r.json())")["slider"]
     assert slider["filters"] == (name != "original/")
     low, high = slider["lowest"], slider["highest"]

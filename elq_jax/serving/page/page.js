@@ -141,17 +141,23 @@ async function link() {
     return;
   }
   $("text").removeAttribute("aria-invalid");
-  if (!state.linker && !(await describe())) return;
+  if (!(await ask(text))) return;
+  const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth";
+  $("result").scrollIntoView({ block: "nearest", behavior });
+}
+
+/** Links a text and shows the result; returns whether there is one. */
+async function ask(text) {
+  if (!state.linker && !(await describe())) return false;
   const { slider } = state.linker;
   const value = slider.filters ? slider.lowest : sliderValue();
-  const body = await post({ text, [slider.name]: value });
-  if (!body) return;
-  state.answer = body;
+  const answer = await post({ text, [slider.name]: value });
+  if (!answer) return false;
+  state.answer = answer;
   chooseColours();
   $("error").hidden = true;
   show();
-  const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth";
-  $("result").scrollIntoView({ block: "nearest", behavior });
+  return true;
 }
 
 /** Sends one request and returns the answer; undefined where there is none, which is then said. */
@@ -228,7 +234,7 @@ function moveSlider() {
   showValue();
   if (!state.answer) return;
   if (state.linker.slider.filters) show(false);
-  else later("slider", SETTLE_MS, link);
+  else later("slider", SETTLE_MS, () => ask(state.answer.text));
 }
 
 // ---------- The result ----------
@@ -236,7 +242,7 @@ function moveSlider() {
 /** Gives entities their colours, the likeliest ones first, so that no colour changes later. */
 function chooseColours() {
   state.colours.clear();
-  for (const { row } of state.answer.links.toSorted((a, b) => b.score - a.score)) {
+  for (const { row } of [...state.answer.links].sort((a, b) => b.score - a.score)) {
     if (row !== null && !state.colours.has(row)) state.colours.set(row, state.colours.size % COLOURS);
   }
 }
@@ -279,9 +285,15 @@ function markedText(links, numbers) {
 
 function mark(link, mention, number) {
   const span = element("span", `mark ${colourOf(link.row)}`, mention);
-  Object.assign(span, { tabIndex: 0, role: "button", ariaHasPopup: "dialog", ariaExpanded: "false" });
-  span.setAttribute("aria-controls", "card");
-  span.ariaLabel = `${mention}: ${link.title ?? "not in the catalogue"}, ${scoreInWords(link)}`;
+  const attributes = {
+    tabindex: "0",
+    role: "button",
+    "aria-label": `${mention}: ${link.title ?? "not in the catalogue"}, ${scoreInWords(link)}`,
+    "aria-haspopup": "dialog",
+    "aria-controls": "card",
+    "aria-expanded": "false",
+  };
+  for (const [name, value] of Object.entries(attributes)) span.setAttribute(name, value);
   if (number) span.dataset.number = number;
   span.addEventListener("pointerenter", (event) => {
     if (event.pointerType === "mouse") later("card", HOVER_MS, () => openCard(span, link));
@@ -335,7 +347,7 @@ function openCard(span, link) {
   if (state.open === span) return;
   closeCard();
   state.open = span;
-  span.ariaExpanded = "true";
+  span.setAttribute("aria-expanded", "true");
   $("card").className = colourOf(link.row);
   $("card-title").textContent = `“${link.mention}”`;
   $("card-note").textContent = noteOfCard(link);
@@ -373,7 +385,7 @@ function place(span) {
 
 function closeCard() {
   clearTimeout(state.timers.card);
-  if (state.open) state.open.ariaExpanded = "false";
+  state.open?.setAttribute("aria-expanded", "false");
   state.open = null;
   $("card").hidden = true;
 }
@@ -417,7 +429,7 @@ function heading(item, ...more) {
     id.href = `https://www.wikidata.org/wiki/${encodeURIComponent(item.wikidata_id)}`;
     id.target = "_blank";
     id.rel = "noopener noreferrer";
-    id.ariaLabel = `${item.wikidata_id} on Wikidata`;
+    id.setAttribute("aria-label", `${item.wikidata_id} on Wikidata`);
     line.append(" ", id);
   }
   line.append(...more.flatMap((node) => [" ", node]));
@@ -432,7 +444,7 @@ function score(share, words) {
     const filled = element("span", "filled");
     filled.style.width = `${(100 * Math.min(1, share)).toFixed(1)}%`;
     bar.append(filled);
-    bar.ariaHidden = "true";
+    bar.setAttribute("aria-hidden", "true");
     line.append(bar);
   }
   line.append(element("span", "number", words));
