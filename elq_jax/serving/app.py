@@ -37,7 +37,7 @@ def make_app(linker: EntityLinker, settings: ServeSettings | None = None) -> "Fa
     from starlette.middleware.cors import CORSMiddleware
 
     from elq_jax import __version__
-    from elq_jax.serving import page_route, routes
+    from elq_jax.serving import nif_route, page_route, routes
     from elq_jax.serving.gate import Gate
     from elq_jax.serving.service import Service
 
@@ -57,6 +57,7 @@ def make_app(linker: EntityLinker, settings: ServeSettings | None = None) -> "Fa
         routes.entities_router,
         routes.state_router,
         page_route.page_router,
+        nif_route.nif_router,
     ):
         app.include_router(make_router())
 

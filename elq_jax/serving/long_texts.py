@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -72,9 +73,9 @@ def link_parts(
     Returns:
       links of each text in its own offsets, in their order.
     """
-    strings = _strings(texts, parts)
+    strings = strings_of(texts, parts)
     results = iter(linker(strings, batch_size=batch_size, min_probability=min_probability))
-    return [[_moved(link, start) for start, _ in own for link in next(results)] for own in parts]
+    return [[moved(link, start) for start, _ in own for link in next(results)] for own in parts]
 
 
 def link_mentions(
@@ -99,11 +100,56 @@ def link_mentions(
       a link for each mention, with the mention's own offsets; None if no part has the whole
       mention, or no token of the model lies in it.
     """
-    links: list[list[Link | None]] = [[None] * len(own) for own in mentions]
-    strings, encoded = _strings(texts, parts), []
+    placed = place_mentions(linker, texts, parts, mentions)
+    results = linker.disambiguate(placed.strings, placed.spans, batch_size)
+    return placed.gather(results)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacedMentions:
+    """Says which mentions of texts are to be linked in which part.
+
+    Attributes:
+      texts: texts.
+      mentions: mentions of each text.
+      strings: texts of the parts.
+      spans: spans to link in each part: whole tokens.
+      places: text and mention that each span stands for.
+    """
+
+    texts: Sequence[str]
+    mentions: Sequence[Sequence[Span]]
+    strings: Sequence[str]
+    spans: Sequence[Sequence[Span]]
+    places: Sequence[Sequence[tuple[int, int]]]
+
+    def gather(self, results: Sequence[Sequence[Link]]) -> list[list[Link | None]]:
+        """Returns the links of the mentions of each text.
+
+        Args:
+          results: links of the spans of each part.
+        """
+        links: list[list[Link | None]] = [[None] * len(own) for own in self.mentions]
+        for places, part_links in zip(self.places, results, strict=True):
+            for (number, place), link in zip(places, part_links, strict=True):
+                start, end = self.mentions[number][place]
+                links[number][place] = msgspec.structs.replace(
+                    link, start=start, end=end, mention=self.texts[number][start:end]
+                )
+        return links
+
+
+def place_mentions(
+    linker: EntityLinker,
+    texts: Sequence[str],
+    parts: Sequence[Sequence[Span]],
+    mentions: Sequence[Sequence[Span]],
+) -> PlacedMentions:
+    """Finds the part, and the tokens in it, of each mention; see `link_mentions`."""
+    strings = strings_of(texts, parts)
     encoded = iter(linker.encode(strings))
     spans: list[list[Span]] = []
-    places: list[list[tuple[int, int]]] = []  # of the mentions of each part
+    places: list[list[tuple[int, int]]] = []
     for number, own in enumerate(parts):
         for start, end in own:
             inside = {
@@ -114,28 +160,23 @@ def link_mentions(
             }
             spans.append([span for span in inside.values() if span])
             places.append([(number, place) for place, span in inside.items() if span])
-    results = linker.disambiguate(strings, spans, batch_size)
-    for own_places, part_links in zip(places, results, strict=True):
-        for (number, place), link in zip(own_places, part_links, strict=True):
-            start, end = mentions[number][place]
-            links[number][place] = msgspec.structs.replace(
-                link, start=start, end=end, mention=texts[number][start:end]
-            )
-    return links
+    return PlacedMentions(texts, mentions, strings, spans, places)
 
 
-def _strings(texts: Sequence[str], parts: Sequence[Sequence[Span]]) -> list[str]:
+def strings_of(texts: Sequence[str], parts: Sequence[Sequence[Span]]) -> list[str]:
+    """Returns the texts of the parts of all texts, in their order."""
     return [text[start:end] for text, own in zip(texts, parts, strict=True) for start, end in own]
 
 
 def _whole_tokens(encoded: EncodedQuestion, start: int, end: int) -> Span | None:
-    """Returns the characters from the first to the last token that a span touches."""
+    """Returns the characters from the first to the last token that a span touches, if any."""
     offsets = encoded.offsets[1:-1]
-    tokens = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start))
+    is_touched = (offsets[:, 0] < end) & (offsets[:, 1] > start) & (start < end)
+    tokens = np.flatnonzero(is_touched)
     return (int(offsets[tokens[0], 0]), int(offsets[tokens[-1], 1])) if len(tokens) else None
 
 
-def _moved(link: Link, offset: int) -> Link:
+def moved(link: Link, offset: int) -> Link:
     """Returns a link of a part with the offsets that it has in the text."""
     if not offset:
         return link

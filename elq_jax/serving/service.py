@@ -118,7 +118,7 @@ class Service:
         check_texts(list(texts), self.settings)
         self._linker_of(options)
         rows = [Row(number, text) for number, text in enumerate(texts, 1)]
-        return await self._run(rows, options, disconnected)
+        return await self.link_rows(rows, options, disconnected)
 
     async def disambiguate(
         self,
@@ -158,14 +158,31 @@ class Service:
                 "send several requests"
             )
         row = Row(1, text, spans=tuple((start, end) for start, end in spans))
-        [linked] = await self._run([row], _DEFAULT, disconnected)
+        [linked] = await self.link_rows([row], _DEFAULT, disconnected)
         if linked.row.error is not None:
             raise ElqError(linked.row.error)
         return linked
 
-    async def _run(
-        self, rows: Sequence[Row], options: LinkOptions, disconnected: Gone | None
+    async def link_rows(
+        self,
+        rows: Sequence[Row],
+        options: LinkOptions = _DEFAULT,
+        disconnected: Gone | None = None,
     ) -> list[Linked]:
+        """Links rows, whose texts and mentions the caller has checked.
+
+        Args:
+          rows: texts; of those with spans, exactly these are linked.
+          options: settings of linking that the request chose.
+          disconnected: asynchronous function that says whether the client went away.
+
+        Returns:
+          the rows with their links, in order; a row whose mentions cannot be linked has an error.
+
+        Raises:
+          NotReadyError, QueueFullError, DeadlineError, GoneError, StoppedError: the texts were not
+            linked.
+        """
         if not self.is_ready:
             raise NotReadyError
         try:

@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 
 from elq_jax.core.errors import ElqError
+from elq_jax.serving.nif import EntityUris
 
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -33,6 +34,8 @@ class ServeSettings:
       max_texts: largest number of texts of a request.
       max_text_length: largest number of characters of a text.
       max_spans: largest number of mentions of a request to disambiguate.
+      entity_uris: knowledge base whose URIs name entities in the answers of /nif: dbpedia,
+        wikipedia or wikidata.
       cors: origins of other web pages that may use the service, such as https://example.org;
         several as a,b. By default none may.
       access_log: whether a line of JSON is written to stdout for every request, without its texts.
@@ -51,6 +54,7 @@ class ServeSettings:
     max_texts: _Count = 256
     max_text_length: _Count = 50_000
     max_spans: _Count = 64
+    entity_uris: EntityUris = "dbpedia"
     cors: str = ""
     access_log: bool = True
     log_texts: bool = False

@@ -97,7 +97,7 @@ def parts_to_read(
       text: text of any length.
       read: function that says up to which character of a text the encoder reads; None: to its end.
       longest: largest number of characters of a part, which bounds the work of `read`.
-      whole: half-open spans, such as mentions, that are not cut, except by the end of what is read.
+      whole: half-open spans, such as mentions, that are not cut if they fit.
 
     Returns:
       half-open spans that cover the text; none if it is empty.
@@ -117,7 +117,12 @@ def parts_to_read(
 
 def _last_break(text: str, start: int, end: int, whole: Sequence[tuple[int, int]]) -> int:
     """Returns the last good place after `start`, and at `end` or before, to cut a text at."""
-    crossed = [(first, last) for first, last in whole if first < end and last > start]
+    # A span that is cut already, or does not fit, may be cut at the best place.
+    crossed = [
+        (first, last)
+        for first, last in whole
+        if start < first < end or (first == start and last <= end)
+    ]
     for places in (
         [match.end() for match in _SENTENCE_END.finditer(text, start, end)],
         [match.end() for match in _BLANK.finditer(text, start, end)],

@@ -44,9 +44,9 @@ def test_a_mention_is_whole():
     whole = [(4, 13), (18, 31)]
     parts = parts_to_read(text, words_reader(5), longest=100, whole=whole)
     assert [text[a:b] for a, b in parts] == ["See St. Louis and ", "New York City now"]
-    # One that is longer than what is read is cut there.
+    # One that is longer than what is read is cut where it would be without it.
     parts = parts_to_read(text, words_reader(2), longest=100, whole=[(4, 35)])
-    assert [text[a:b] for a, b in parts][:2] == ["See ", "St. Louis "]
+    assert [text[a:b] for a, b in parts][:3] == ["See ", "St. ", "Louis and "]
 
 
 def test_random_texts_are_covered_by_parts_that_are_read_to_their_ends():
@@ -62,11 +62,13 @@ def test_random_texts_are_covered_by_parts_that_are_read_to_their_ends():
         for a, b in parts:
             assert 0 < b - a <= longest
             assert read(text[a:b]) is None
-            # Only where every break is inside of a mention, a mention is cut.
-            if cuts(b, whole) and b < len(text):
+            # Only where every break is inside of a mention that fits, a mention is cut.
+            end = a + (read(text[a : a + longest]) or longest)
+            own = [span for span in whole if a < span[0] < end or (span[0] == a and span[1] <= end)]
+            if cuts(b, own) and b < len(text):
                 breaks = [a + match.end() for match in re.finditer(r"\s+", text[a:b])]
-                breaks += [first for first, last in whole if a < first < b < last]
-                assert all(cuts(place, whole) for place in breaks)
+                breaks += [first for first, last in own if a < first < b < last]
+                assert all(cuts(place, own) for place in breaks)
 
 
 def cuts(place, whole):

@@ -1,0 +1,147 @@
+"""Defines the route /nif, by which GERBIL and ELEVANT measure the service."""
+
+# Without `from __future__ import annotations`, as in routes.py.
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from elq_jax.linking.links import Link
+from elq_jax.questions.rows import Row
+from elq_jax.serving import nif
+from elq_jax.serving.gate import BadTypeError
+from elq_jax.serving.long_texts import moved, parts_of, place_mentions
+from elq_jax.serving.routes import body_of, service_of
+from elq_jax.serving.schemas import check_texts
+from elq_jax.serving.service import Service
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter, Request
+
+_TURTLE = "text/turtle", "application/x-turtle"
+_IN_TURTLE = {kind: {"schema": {"type": "string"}} for kind in _TURTLE}
+Gone = Callable[[], Awaitable[bool]]
+
+
+def nif_router() -> "APIRouter":
+    """Makes the route /nif."""
+    from fastapi import APIRouter, Query, Request, Response
+
+    router = APIRouter(tags=["linking"])
+
+    @router.post(
+        "/nif",
+        openapi_extra={"requestBody": {"content": _IN_TURTLE, "required": True}},
+        responses={200: {"content": _IN_TURTLE}},
+        response_class=Response,
+    )
+    async def annotate(
+        request: Request, entity_uris: Annotated[nif.EntityUris | None, Query()] = None
+    ) -> Response:
+        """Links documents in NIF, as GERBIL and ELEVANT send them.
+
+        Of a document with phrases, exactly these are linked (D2KB), and each has an answer. In
+        others, mentions are found as well (A2KB). Documents of any length, up to the limits of the
+        service, are read to their ends. `entity_uris` names the knowledge base whose URIs name
+        entities in the answer.
+        """
+        try:
+            nif.check_media_type(request.headers.get("content-type"))
+        except nif.OtherMediaType as error:
+            raise BadTypeError(str(error)) from None
+        service = service_of(request)
+        documents = await asyncio.to_thread(nif.read_documents, await body_of(request))
+        texts = request.scope["elq_texts"] = [document.text for document in documents]
+        check_texts(texts, service.settings)
+        links = await link_documents(service, documents, request.is_disconnected)
+        kind = entity_uris or service.settings.entity_uris
+        annotations = [
+            [annotation_of(document, *answer, kind) for answer in own]
+            for document, own in zip(documents, links, strict=True)
+        ]
+        answer = await asyncio.to_thread(nif.write_documents, documents, annotations)
+        return Response(answer, headers={"content-type": _answer_type(request)})
+
+    return router
+
+
+async def link_documents(
+    service: Service, documents: Sequence[nif.Document], disconnected: Gone | None = None
+) -> list[list[tuple[nif.Phrase, Link | None]]]:
+    """Links the phrases of documents, and finds those of documents that have none.
+
+    Args:
+      service: service that links.
+      documents: documents.
+      disconnected: asynchronous function that says whether the client went away.
+
+    Returns:
+      phrases of each document with their links, in the order of the text. None is a phrase that
+      cannot be linked: no token of the model lies in it, or it is longer than the model reads.
+    """
+    texts = [document.text for document in documents]
+    mentions = [
+        [(phrase.start, phrase.end) for phrase in document.phrases] for document in documents
+    ]
+
+    def plan() -> tuple[list[Any], Any]:
+        pairs = zip(texts, mentions, strict=True)
+        parts = [parts_of(service.linker, text, mentions=own) for text, own in pairs]
+        return parts, place_mentions(service.linker, texts, parts, mentions)
+
+    parts, placed = await asyncio.to_thread(plan)
+    owners = [number for number, own in enumerate(parts) for _ in own]
+    rows = []
+    for number, owner in enumerate(owners):
+        spans = tuple(placed.spans[number]) if mentions[owner] else None
+        rows.append(Row(number, placed.strings[number], spans=spans))
+    results: list[Sequence[Link]] = [()] * len(rows)
+    # Parts without text or mentions need no model. The others are not given all at once, so that a
+    # long document does not fill the queue.
+    needed = [row for row in rows if row.text and row.spans != ()]
+    step = service.settings.max_texts
+    for first in range(0, len(needed), step):
+        part = needed[first : first + step]
+        linked = await service.link_rows(part, disconnected=disconnected)
+        for row, result in zip(part, linked, strict=True):
+            results[row.id] = result.links
+    known = placed.gather([links if rows[n].spans else () for n, links in enumerate(results)])
+    starts = [start for own in parts for start, _ in own]
+    answers: list[list[tuple[nif.Phrase, Link | None]]] = []
+    for number, document in enumerate(documents):
+        if document.phrases:
+            answers.append(list(zip(document.phrases, known[number], strict=True)))
+            continue
+        links = [
+            moved(link, start)
+            for owner, start, own in zip(owners, starts, results, strict=True)
+            if owner == number
+            for link in own
+        ]
+        answers.append([(document.phrase(link.start, link.end), link) for link in links])
+    return answers
+
+
+def annotation_of(
+    document: nif.Document, phrase: nif.Phrase, link: Link | None, kind: nif.EntityUris
+) -> nif.Annotation:
+    """Returns what the answer says of a phrase.
+
+    The confidence is the probability of the link, or else that of its log score.
+    """
+    if link is None or link.title is None:
+        uri = nif.nil_uri(document.text[phrase.start : phrase.end])
+    else:
+        uri = nif.entity_uri(kind, link.title, link.wikidata_id)
+    if link is None:
+        return nif.Annotation(phrase, uri)
+    confidence = math.exp(min(link.score, 0.0)) if link.probability is None else link.probability
+    return nif.Annotation(phrase, uri, confidence)
+
+
+def _answer_type(request: "Request") -> str:
+    """Returns the Content-Type of the answer; the charset keeps clients from guessing Latin-1."""
+    accepted = request.headers.get("accept", "")
+    is_old = _TURTLE[1] in accepted and _TURTLE[0] not in accepted
+    return f"{_TURTLE[is_old]}; charset=utf-8"
