@@ -60,6 +60,25 @@ _GIVEN = FixtureSet(FIXTURES)
 arrays, config, params, model = _GIVEN.arrays, _GIVEN.config, _GIVEN.params, _GIVEN.model
 
 
-def enumerated(grid: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """Grid values [B, T, T] in the original's enumeration [B, n]."""
-    return np.asarray(grid)[:, bounds[:, 0], bounds[:, 1]]
+def enumerated(band: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Values of spans [B, T, W] in the original's enumeration [B, n]."""
+    return square(band)[:, bounds[:, 0], bounds[:, 1]]
+
+
+def square(band: np.ndarray, empty: float | bool = -np.inf) -> np.ndarray:
+    """Values of spans [B, T, W] by first and last token [B, T, T], `empty` where there is none."""
+    batch, length, width = np.shape(band)
+    grid = np.full((batch, length, length), empty)
+    for i in range(length):
+        for w in range(min(width, length - i)):
+            grid[:, i, i + w] = np.asarray(band)[:, i, w]
+    return grid
+
+
+def band_of(grid: np.ndarray, empty: float | bool = -np.inf) -> np.ndarray:
+    """The inverse of `square`, with W = T."""
+    batch, length, _ = np.shape(grid)
+    band = np.full((batch, length, length), empty, np.asarray(grid).dtype)
+    for i in range(length):
+        band[:, i, : length - i] = np.asarray(grid)[:, i, i:]
+    return band

@@ -124,7 +124,7 @@ class Scorer:
         self.dtype = dtype = devices_lib.compute_dtype(dtype, devices)
         self._pad_id, self._devices = model.tokenizer.pad_id, devices
         apply = functools.partial(model.question_apply, dtype=dtype)
-        max_width = model.config.max_mention_width
+        self._max_width = max_width = model.config.max_mention_width
 
         def score(params, input_ids, mask, roles, bounds, threshold, k, keep_any):
             hidden, logits = apply(params, input_ids, mask)
@@ -235,11 +235,12 @@ class Scorer:
         arrays = {"input_ids": input_ids, "mask": mask, "roles": roles, "bounds": bounds}
         arrays = devices_lib.split(arrays, self._devices)
         threshold = search.threshold if search else 0
+        spans_of_band = batch.length * spans.band_width(batch.length, self._max_width)
         return self._score(
             self._placed,
             *arrays.values(),
             np.full(len(devices_lib.local(self._devices)), threshold, np.float32),
-            min(search.max_mentions, batch.length**2) if search else 0,
+            min(search.max_mentions, spans_of_band) if search else 0,
             bool(search and search.keep_any),
         )
 
@@ -294,7 +295,7 @@ def find_candidates(
 
 
 def allowed_spans(roles: jax.Array, max_width: int) -> jax.Array:
-    """Returns which cells of the span grid may be mentions.
+    """Returns which cells of the band of spans may be mentions.
 
     A span [i, j] may be a mention if
       1. it has at most `max_width` tokens, i <= j,
@@ -307,18 +308,19 @@ def allowed_spans(roles: jax.Array, max_width: int) -> jax.Array:
       max_width: W, largest number of tokens of a mention.
 
     Returns:
-      [B, T, T] bool.
+      [B, T, W] bool.
     """
     inside, first, last, meaningful = (
         (roles & role) > 0 for role in (INSIDE, FIRST, LAST, MEANINGFUL)
     )
+    width = spans.band_width(roles.shape[1], max_width)
     total = jnp.cumsum(meaningful, axis=1)
     before = total - meaningful
     return (
         spans.valid_spans(inside, max_width)
         & first[:, :, None]
-        & last[:, None, :]
-        & (total[:, None, :] > before[:, :, None])
+        & spans.at_ends(last, width)
+        & (spans.at_ends(total, width) > before[:, :, None])
     )
 
 

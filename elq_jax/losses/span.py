@@ -19,12 +19,12 @@ def span_loss(
 ) -> Sums:
     """Computes the binary cross-entropy over the spans that count, pooled over the batch.
 
-    A cell of the grid counts if it
+    A cell of the band counts if it
       1. is a valid span,
       2. is not neutral, or is a gold mention.
 
     Args:
-      span_logits: [B, T, T] float32, -inf where no span. Rows of padding examples are all -inf.
+      span_logits: [B, T, W] float32, -inf where no span. Rows of padding examples are all -inf.
       gold_bounds: [B, M, 2] int32, inclusive.
       gold_mask: [B, M] bool.
       neutral_bounds: [B, U, 2] int32, inclusive, of spans that may or may not be mentions; None:
@@ -35,9 +35,9 @@ def span_loss(
       sum over the spans that count and their number.
     """
     span_mask = jnp.isfinite(span_logits)
-    length = span_logits.shape[1]
-    targets = spans.span_targets(gold_bounds, gold_mask, length)
+    band = span_logits.shape[1:]
+    targets = spans.span_targets(gold_bounds, gold_mask, *band)
     if neutral_bounds is not None:
-        span_mask &= targets | ~spans.span_targets(neutral_bounds, neutral_mask, length)
+        span_mask &= targets | ~spans.span_targets(neutral_bounds, neutral_mask, *band)
     losses = optax.sigmoid_binary_cross_entropy(jnp.where(span_mask, span_logits, 0.0), targets)
     return jnp.sum(losses, where=span_mask), jnp.sum(span_mask).astype(jnp.float32)

@@ -1,1 +1,1 @@
-"""BERT, the span grid, the two encoders, and `Model`, which holds configuration and parameters."""
+"""BERT, the band of spans, the two encoders, and `Model`: configuration, parameters, tokenizer."""

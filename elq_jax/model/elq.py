@@ -151,7 +151,7 @@ class QuestionEncoder(nn.Module):
           deterministic: whether there is no dropout.
 
         Returns:
-          hidden states [B, T, D] and span logits [B, T, T] (-inf where no span), float32.
+          hidden states [B, T, D] and span logits [B, T, W] (-inf where no span), float32.
         """
         hidden = self.bert(input_ids, mask, deterministic)
         token_logits = self.token_logits(hidden, deterministic)
@@ -193,7 +193,7 @@ class QuestionEncoder(nn.Module):
     def encode_mentions(
         self, input_ids: jax.Array, mask: jax.Array, bounds: jax.Array, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array]:
-        """Computes span logits [B, T, T] and vectors [B, K, D] of spans at `bounds`, in one pass.
+        """Computes span logits [B, T, W] and vectors [B, K, D] of spans at `bounds`, in one pass.
 
         Also the method to initialise with: it touches every parameter.
         """

@@ -1,10 +1,11 @@
-"""Scores all candidate mentions of a question on a grid of spans, and finds the best.
+"""Scores all candidate mentions of a text on a band of spans, and finds the best.
 
-A span [i, j] (both ends inclusive) is a cell of an n x n grid, n = T. A cell is valid when
-  1. i <= j,
-  2. j - i < max_width,
-  3. every token i..j is real.
-The order of the flattened grid (start, then end) is the order of the original's enumeration.
+Mentions are short, so the spans of T tokens are a band of T x W cells: cell [i, w] is the span of
+w + 1 tokens that begins at token i. A cell is valid when
+  1. its last token i + w is one of the T tokens,
+  2. every token i..i + w is real.
+W is `max_width`, or T if that is smaller. The order of the flattened band (start, then width) is
+the order of the original's enumeration. Elsewhere spans are bounds [i, j], both inclusive.
 """
 
 from __future__ import annotations
@@ -13,8 +14,28 @@ import jax
 import jax.numpy as jnp
 
 
+def band_width(length: int, max_width: int) -> int:
+    """Returns W, the number of widths of spans among `length` tokens."""
+    return min(length, max_width)
+
+
+def at_ends(values: jax.Array, width: int) -> jax.Array:
+    """Lays out values of tokens by the spans that end there.
+
+    Args:
+      values: [B, T], one of each token.
+      width: W.
+
+    Returns:
+      [B, T, W], `values[:, i + w]` at [:, i, w]; zeros where i + w is no token.
+    """
+    length = values.shape[1]
+    padded = jnp.pad(values, ((0, 0), (0, width - 1)))
+    return jnp.stack([padded[:, w : w + length] for w in range(width)], axis=-1)
+
+
 def valid_spans(mask: jax.Array, max_width: int) -> jax.Array:
-    """Returns which cells of the grid are spans.
+    """Returns which cells of the band are spans.
 
     Args:
       mask: [B, T] bool, True = real token.
@@ -22,15 +43,11 @@ def valid_spans(mask: jax.Array, max_width: int) -> jax.Array:
         allows X + 1 tokens, so max_width = X + 1.
 
     Returns:
-      [B, T, T] bool.
+      [B, T, W] bool.
     """
-    position = jnp.arange(mask.shape[1])
-    width = position[None, :] - position[:, None] + 1
-    fits = (width >= 1) & (width <= max_width)
-    padding = jnp.cumsum(~mask, axis=1)
-    # Padding tokens in i..j: prefix count up to j, less the prefix count up to i, plus token i.
-    holes = padding[:, None, :] - padding[:, :, None] + (~mask)[:, :, None]
-    return fits & (holes == 0)
+    width = band_width(mask.shape[1], max_width)
+    # A span is one if its part without the last token is, and if that token is real.
+    return jnp.cumprod(at_ends(mask.astype(jnp.int8), width), axis=-1) > 0
 
 
 def span_logits(token_logits: jax.Array, mask: jax.Array, max_width: int) -> jax.Array:
@@ -42,31 +59,35 @@ def span_logits(token_logits: jax.Array, mask: jax.Array, max_width: int) -> jax
       max_width: largest number of tokens, as for `valid_spans`.
 
     Returns:
-      [B, T, T] float32 logits, -inf where no span.
+      [B, T, W] float32 logits, -inf where no span.
     """
+    width = band_width(mask.shape[1], max_width)
     token_logits = jnp.where(mask[..., None], token_logits, 0.0)
     start, end, inside = jnp.moveaxis(token_logits, -1, 0)
     prefix = jnp.cumsum(inside, axis=1)
     before = prefix - inside
-    logits = start[:, :, None] + end[:, None, :] + prefix[:, None, :] - before[:, :, None]
+    logits = start[:, :, None] + at_ends(end, width) + at_ends(prefix, width) - before[:, :, None]
     return jnp.where(valid_spans(mask, max_width), logits, -jnp.inf)
 
 
-def span_targets(gold_bounds: jax.Array, gold_mask: jax.Array, length: int) -> jax.Array:
-    """Marks gold mentions, or any other spans, on the grid.
+def span_targets(
+    gold_bounds: jax.Array, gold_mask: jax.Array, length: int, width: int
+) -> jax.Array:
+    """Marks gold mentions, or any other spans, on the band.
 
     Args:
       gold_bounds: [B, M, 2] int32, inclusive token positions.
       gold_mask: [B, M] bool.
       length: T.
+      width: W. Wider spans are not marked.
 
     Returns:
-      [B, T, T] bool, True at the cells of these spans.
+      [B, T, W] bool, True at the cells of these spans.
     """
-    position = jnp.arange(length)
-    is_start = (gold_bounds[..., 0, None] == position) & gold_mask[..., None]
-    is_end = gold_bounds[..., 1, None] == position
-    return jnp.any(is_start[..., :, None] & is_end[..., None, :], axis=1)
+    starts, ends = gold_bounds[..., 0], gold_bounds[..., 1]
+    is_start = (starts[..., None] == jnp.arange(length)) & gold_mask[..., None]
+    is_width = (ends - starts)[..., None] == jnp.arange(width)
+    return jnp.any(is_start[..., :, None] & is_width[..., None, :], axis=1)
 
 
 def prune(
@@ -75,8 +96,8 @@ def prune(
     """Finds the K best spans above a threshold, in order of (start, end), left-aligned.
 
     Args:
-      logits: [B, T, T] float32 span logits, -inf where no span.
-      k: K, at most T * T.
+      logits: [B, T, W] float32 span logits, -inf where no span.
+      k: K, at most T * W.
       threshold: number that log sigmoid(logit) must exceed.
       keep_any: whether a question whose spans all fail keeps its K best (as in the original).
 
@@ -84,17 +105,18 @@ def prune(
       logits [B, K] float32 (-inf where empty), bounds [B, K, 2] int32 inclusive (0 where empty),
       mask [B, K] bool.
     """
-    batch, length, _ = logits.shape
-    top_logits, cells = jax.lax.top_k(logits.reshape(batch, length * length), k)
+    batch, length, width = logits.shape
+    top_logits, cells = jax.lax.top_k(logits.reshape(batch, length * width), k)
     finite = jnp.isfinite(top_logits)
     keep = finite & (jax.nn.log_sigmoid(top_logits) > threshold)
     if keep_any:
         keep = jnp.where(jnp.any(keep, axis=1, keepdims=True), keep, finite)
-    order = jnp.argsort(jnp.where(keep, cells, length * length), axis=1)
+    order = jnp.argsort(jnp.where(keep, cells, length * width), axis=1)
     mask = jnp.take_along_axis(keep, order, axis=1)
     cells = jnp.where(mask, jnp.take_along_axis(cells, order, axis=1), 0)
     logits = jnp.where(mask, jnp.take_along_axis(top_logits, order, axis=1), -jnp.inf)
-    bounds = jnp.stack([cells // length, cells % length], axis=-1)
+    starts = cells // width
+    bounds = jnp.stack([starts, starts + cells % width], axis=-1)
     return logits, bounds.astype(jnp.int32), mask
 
 

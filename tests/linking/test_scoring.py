@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 import pytest
+from reference import square
 from scipy.special import log_expit
 from tiny import tiny_config, tiny_linker_directory, tiny_params
 
@@ -42,38 +43,40 @@ def test_allowed_spans_equal_a_loop():
             and any(tokens & MEANINGFUL)
         )
     assert expected.any()
-    np.testing.assert_array_equal(allowed_spans(jnp.array(roles), 3), expected)
+    found = allowed_spans(jnp.array(roles), 3)
+    assert found.shape == (4, 9, 3)
+    np.testing.assert_array_equal(square(found, False), expected)
 
 
 def slow_prune(logits, k, threshold):
-    """Cells of one grid: the k best, of these the ones above the threshold, by place."""
+    """Spans of one band: the k best, of these the ones above the threshold, by place."""
     cells = list(np.ndindex(logits.shape))
     best = sorted(cells, key=lambda cell: -logits[cell])[:k]
     kept = [cell for cell in best if jax.nn.log_sigmoid(jnp.float32(logits[cell])) > threshold]
-    return sorted(kept)
+    return [(i, i + w) for i, w in sorted(kept)]
 
 
 def test_a_span_exactly_at_the_threshold_is_not_kept():
     rng = np.random.default_rng(0)
-    logits = rng.choice([-2.0, -1.0, 0.0, 1.0, -np.inf], (3, 6, 6)).astype(np.float32)
+    logits = rng.choice([-2.0, -1.0, 0.0, 1.0, -np.inf], (3, 6, 4)).astype(np.float32)
     for value in (-1.0, 0.0, 1.0):
         at = np.float32(jax.nn.log_sigmoid(jnp.float32(value)))
         for threshold in (at, np.nextafter(at, np.float32(-9))):
-            found, bounds, keep = spans.prune(jnp.array(logits), 36, threshold, keep_any=False)
+            found, bounds, keep = spans.prune(jnp.array(logits), 24, threshold, keep_any=False)
             for b in range(3):
-                expected = slow_prune(logits[b], 36, threshold)
+                expected = slow_prune(logits[b], 24, threshold)
                 assert [tuple(x) for x in np.array(bounds[b])[np.array(keep[b])]] == expected
                 assert bool((found[b] == value).any()) == (threshold < at)
 
 
 def slow_spans(linker, text, k, threshold):
-    """Spans of a question from the grid of the encoder, in a loop over all cells."""
+    """Spans of a question from the band of the encoder, in a loop over all cells."""
     [question] = linker.encode([text])
     ids = question.ids[None]
     encoder = QuestionEncoder(tiny_config())
     params = {"params": tiny_params()["question"]}
-    _, grid = encoder.apply(params, ids, np.ones_like(ids, bool))
-    grid, words = np.array(grid[0]), question.words
+    _, band = encoder.apply(params, ids, np.ones_like(ids, bool))
+    [grid], words = square(band), question.words
     cells = [
         (i, j)
         for i, j in np.ndindex(grid.shape)
@@ -118,7 +121,8 @@ def test_a_span_with_sep_takes_no_place(linker):
     kernel = np.array(params["mention_head"]["kernel"])
     kernel[:, 1] = sep * 20 / (sep @ sep)
     params["mention_head"]["kernel"] = kernel
-    _, grid = encoder.apply({"params": params}, ids, np.ones_like(ids, bool))
+    _, band = encoder.apply({"params": params}, ids, np.ones_like(ids, bool))
+    grid = square(band)
     best = np.unravel_index(np.argmax(grid[0]), grid[0].shape)
     assert best[1] == len(question.ids) - 1
     changed = linker.with_params(params).with_settings(max_mentions=2)

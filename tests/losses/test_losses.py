@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from reference import band_of
 
 from elq_jax.core.devices import AXIS
 from elq_jax.core.errors import ElqError
@@ -166,10 +167,10 @@ def test_neutral_spans_do_not_count():
     def total(logits):
         return span_loss(logits, gold, gold_mask, neutral, neutral_mask)
 
-    (found, number), gradient = jax.value_and_grad(total, has_aux=True)(logits)
+    (found, number), gradient = jax.value_and_grad(total, has_aux=True)(band_of(logits))
     assert number == count
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
+    np.testing.assert_allclose(gradient, band_of(expected_gradient, 0), atol=1e-6)
 
 
 def test_a_batch_of_neutral_spans_only_teaches_nothing():
@@ -178,7 +179,7 @@ def test_a_batch_of_neutral_spans_only_teaches_nothing():
     mask = np.ones((1, 16), bool)
     arguments = (np.zeros((1, 1, 2), int), np.zeros((1, 1), bool), every, mask)
     (total, count), gradient = jax.value_and_grad(span_loss, has_aux=True)(
-        jnp.float32(logits), *arguments
+        jnp.float32(band_of(logits)), *arguments
     )
     assert (total, count) == (0, 0)
     assert not gradient.any()
@@ -190,7 +191,7 @@ def test_span_loss_ignores_padding_examples():
     logits[1] = -np.inf
     bounds = np.array([[[1, 2], [0, 1]], [[0, 1], [0, 1]]])
     mask = np.array([[True, False], [False, False]])
-    total, count = span_loss(logits, bounds, mask)
+    total, count = span_loss(band_of(logits), bounds, mask)
     expected = 0.0
     for i in range(4):
         for j in range(i, 4):
