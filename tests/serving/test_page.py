@@ -463,6 +463,19 @@ def test_nothing_found_and_texts_that_are_cut(open_page, linkers):
     assert "No link is above this threshold" in page.inner_text("#note")
 
 
+def test_links_that_overlap_leave_the_text_as_it_is(open_page, service):
+    page = open_page("original/")
+    answer = posted(service["original/"], text="obama in ohio", threshold=-12)
+    [first, *_] = answer["links"]
+    overlapping = first | {"end": first["end"] + 1, "row": first["row"] + 1, "title": "Other"}
+    answer["links"].insert(1, overlapping)
+    page.route("**/link", lambda route: route.fulfill(json=answer))
+    link(page, "obama in ohio")
+    assert (first["start"], first["end"]) in shown(page)
+    assert "Other" in page.locator("#entities .title").all_inner_texts()
+    assert page.inner_text("#note").startswith("Links overlap")
+
+
 def test_examples_are_clicked(open_page, linkers):
     page = open_page()
     examples = page.locator("#examples button")

@@ -1,11 +1,11 @@
-// The page of the linker: links a text once, at the lowest threshold, and shows the links that the
-// slider lets through. Everything of the user or the catalogue is written with textContent.
+// The page of the service. It links a text once, at the lowest threshold, and shows the links that
+// are above that of the slider. Whatever the user or the catalogue wrote is set as textContent.
 
 const COLOURS = 8;
-const HOVER_MS = 90; // before candidates open under a passing pointer
-const LEAVE_MS = 250; // for the way of the pointer from a link to its candidates
-const [GAP, LEAST_ROOM, MOST_ROOM] = [6, 220, 400]; // pixels about the candidates of a link
-const SETTLE_MS = 300; // after the last move of the slider, until it is announced or sent
+const HOVER_MS = 90; // before the candidates of a link under the pointer are shown
+const LEAVE_MS = 250; // before they close, so that the pointer can get to them
+const [GAP, LEAST_ROOM, MOST_ROOM] = [6, 220, 400]; // pixels around the candidates, and of their height
+const SETTLE_MS = 300; // after the last move of the slider, before it is announced or sent
 
 const $ = (id) => document.getElementById(id);
 
@@ -247,7 +247,7 @@ function chooseColours() {
   }
 }
 
-/** Shows the links that the slider lets through, and says so at once or when the slider rests. */
+/** Shows the links above the threshold, and says how many: at once, or when the slider rests. */
 function show(isNew = true) {
   closeCard();
   const links = shownLinks();
@@ -266,7 +266,11 @@ function show(isNew = true) {
   later("say", isNew ? 0 : SETTLE_MS, () => say(`${count}. ${note}`));
 }
 
-/** Returns the nodes of the text, with its links marked; what was not read is pale. */
+/**
+ * Returns the nodes of the text, with its links marked; what was not read is pale.
+ *
+ * Some decoders of the original let links overlap; of these, the first is marked.
+ */
 function markedText(links, numbers) {
   const { text, truncated_at: cut } = state.answer;
   const units = codeUnits(text);
@@ -274,6 +278,7 @@ function markedText(links, numbers) {
   let place = 0;
   for (const link of links) {
     const [start, end] = [units[link.start], units[link.end]];
+    if (start < place || start === end) continue; // it overlaps the one before
     nodes.push(text.slice(place, start), mark(link, text.slice(start, end), numbers.get(link.row)));
     place = end;
   }
@@ -331,6 +336,8 @@ function noteOf(links) {
   } else if (!links.length) {
     notes.push("No link is above this threshold. Move the slider to the left to see less certain ones.");
   }
+  const overlaps = links.filter((link, i) => links.slice(0, i).some((other) => other.end > link.start));
+  if (overlaps.length) notes.push("Links overlap; the text shows the first, and the list has all.");
   if (cut !== undefined) {
     const read = [...text].slice(0, cut).join("").trimEnd();
     const last = read.split(/\s+/).slice(-3).join(" ");
