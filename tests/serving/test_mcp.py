@@ -226,6 +226,15 @@ def test_failures_are_answered_in_words(linker, monkeypatch, capsys):
     assert values(found)["exact"] == 0
 
 
+def test_the_documentation_starts_what_the_program_starts():
+    text = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
+    block = json.loads(text.partition("```json\n")[2].partition("```")[0])
+    [server] = block["mcpServers"].values()
+    assert server["args"][:4] == ["-m", "elq_jax.serve", "--mcp", "--linker"]
+    for name in mcp_module.TOOLS:
+        assert f"| `{name}(" in text
+
+
 REQUESTS = [
     {
         "id": 1,

@@ -20,6 +20,8 @@ from spacy.tokens import Doc, DocBin, Span  # noqa: E402
 import elq_jax.serving.spacy as component_module  # noqa: E402
 from elq_jax import EntityLinker  # noqa: E402
 from elq_jax.core.errors import ElqError  # noqa: E402
+from elq_jax.core.settings import fields_of  # noqa: E402
+from elq_jax.serving.spacy import SpacySettings  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TEXTS = ["who is obama", "", "paris in ohio 2011", " ", "spoken in Côte Ivoire", "thor"]
@@ -363,6 +365,16 @@ def test_the_entry_point_names_the_factory():
     module, _, name = project["entry-points"]["spacy_factories"]["elq_jax"].partition(":")
     assert getattr(importlib.import_module(module), name) is component_module.make_component
     assert any(line.startswith("spacy") for line in project["optional-dependencies"]["spacy"])
+
+
+def test_the_documentation_lists_all_settings():
+    text = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
+    section = text.partition("| setting |")[2].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| .*?`([^`]*)`", section, re.MULTILINE))
+    defaults = {field.name: field.default for field in fields_of(SpacySettings).values()}
+    assert rows.keys() | {"linker"} == defaults.keys()
+    for name in ("existing", "span_group", "kb_id", "label", "batch_size", "save_linker"):
+        assert rows[name].replace('"', "") == str(defaults[name])
 
 
 def test_importing_it_is_cheap_and_shadows_nothing():
