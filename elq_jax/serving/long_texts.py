@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from elq_jax.text.windows import parts_to_read
+from elq_jax.text.windows import parts_to_read, sentences_of
 
 if TYPE_CHECKING:
     from elq_jax.linking.linker import EntityLinker
@@ -35,8 +35,7 @@ def parts_of(
     Args:
       linker: linker whose model reads the text.
       text: text.
-      sentences: sentences of the text in order; empty: they are looked for, and several of them may
-        be one part.
+      sentences: sentences of the text in order; empty: they are found by their punctuation.
       mentions: spans that are not cut, as far as they fit.
     """
 
@@ -47,7 +46,7 @@ def parts_of(
         return [(0, len(text))]
     longest = _CHARACTERS_PER_TOKEN * linker.max_question_tokens
     parts = []
-    for start, end in sentences or [(0, len(text))]:
+    for start, end in sentences or sentences_of(text, mentions):
         whole = [(first - start, last - start) for first, last in mentions]
         for part in parts_to_read(text[start:end], read, longest=longest, whole=whole):
             parts.append((start + part[0], start + part[1]))

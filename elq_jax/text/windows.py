@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -113,6 +114,25 @@ def parts_to_read(
         parts.append((start, end))
         start = end
     return parts
+
+
+def sentences_of(text: str, whole: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]]:
+    """Divides a text into sentences and lines, by punctuation alone.
+
+    Args:
+      text: text.
+      whole: half-open spans, such as mentions, that are not divided.
+
+    Returns:
+      half-open spans that cover the text; none if it is empty.
+
+    Example: "Who is it? Ada." -> [(0, 11), (11, 15)]
+    """
+    places = [match.end() for match in _SENTENCE_END.finditer(text)]
+    places = [place for place in places if not any(first < place < last for first, last in whole)]
+    return [
+        (start, end) for start, end in itertools.pairwise([0, *places, len(text)]) if start < end
+    ]
 
 
 def _last_break(text: str, start: int, end: int, whole: Sequence[tuple[int, int]]) -> int:

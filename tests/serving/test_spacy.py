@@ -235,7 +235,7 @@ def test_long_documents(folder, linker):
     text = " ".join(sentences)
     nlp = pipeline(folder, linker)
     with pytest.warns(
-        UserWarning, match=r"longer than the model reads \(16 tokens\), .* in 2 parts"
+        UserWarning, match=r"longer than the model reads \(16 tokens\), .* in 3 parts"
     ):
         doc = nlp(text)
     assert places(doc.ents) == identity_places(doc._.elq)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from elq_jax.text.windows import parts_to_read
+from elq_jax.text.windows import parts_to_read, sentences_of
 
 
 def reader(characters):
@@ -86,3 +86,16 @@ def test_the_work_is_linear_in_the_text():
     parts = parts_to_read(text, read, longest=500)
     assert sum(seen) < 4 * len(text)
     assert len(parts) == len(seen)
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "expected"),
+    [
+        ("", [], []),
+        ("Who is it? Ada.", [], ["Who is it? ", "Ada."]),
+        ('A "b." C!\n\nD e.g', [], ['A "b." ', "C!\n\n", "D e.g"]),
+        ("In St. Louis. Yes", [(3, 12)], ["In St. Louis. ", "Yes"]),
+    ],
+)
+def test_sentences(text, whole, expected):
+    assert [text[a:b] for a, b in sentences_of(text, whole)] == expected
