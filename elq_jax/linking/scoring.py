@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -116,6 +117,10 @@ class Scorer:
         one that is taken, see `devices.compute_dtype`.
       devices: devices to run on, of this process and perhaps of others.
 
+    Attributes:
+      least_mentions: smallest K that programs are compiled for. Where fewer spans are asked for,
+        the best are chosen on the host. 1 by default: one program for each K.
+
     Raises:
       ElqError: matrix products have no such dtype.
     """
@@ -123,6 +128,7 @@ class Scorer:
     def __init__(self, model: Model, dtype: str, devices: Sequence[jax.Device]):
         self.dtype = dtype = devices_lib.compute_dtype(dtype, devices)
         self._pad_id, self._devices = model.tokenizer.pad_id, devices
+        self.least_mentions = 1
         apply = functools.partial(model.question_apply, dtype=dtype)
         self._max_width = max_width = model.config.max_mention_width
 
@@ -193,7 +199,7 @@ class Scorer:
         self.place()
         most = max((len(bounds) for bounds in known), default=0) if known else 0
         if most:
-            most = 1 << (most - 1).bit_length()  # few widths, few compilations
+            most = 8 ** max(1, math.ceil(math.log(most, 8)))  # few widths, few compilations
         lengths = [len(question.ids) for question in encoded]
         batches = iter(length_sorted_batches(lengths, batch_size, longest))
         while group := list(itertools.islice(batches, BATCHES_IN_FLIGHT)):
@@ -207,7 +213,9 @@ class Scorer:
             for batch, (vectors, *rest) in zip(group, results, strict=True):
                 known_parts.append(_known_spans(batch.indices, known, vectors))
                 found_parts.append(
-                    _found_spans(batch.indices, *rest) if rest else _known_spans([], known, vectors)
+                    _found_spans(batch.indices, *rest, most=search.max_mentions)
+                    if rest
+                    else _known_spans([], known, vectors)
                 )
             yield _concatenate(found_parts), _concatenate(known_parts)
 
@@ -240,7 +248,7 @@ class Scorer:
             self._placed,
             *arrays.values(),
             np.full(len(devices_lib.local(self._devices)), threshold, np.float32),
-            min(search.max_mentions, spans_of_band) if search else 0,
+            min(max(search.max_mentions, self.least_mentions), spans_of_band) if search else 0,
             bool(search and search.keep_any),
         )
 
@@ -336,9 +344,18 @@ def _are_placed(params: Mapping[str, Any], devices: Sequence[jax.Device]) -> boo
 
 
 def _found_spans(
-    indices: np.ndarray, logits: np.ndarray, bounds: np.ndarray, keep: np.ndarray, vectors: Any
+    indices: np.ndarray,
+    logits: np.ndarray,
+    bounds: np.ndarray,
+    keep: np.ndarray,
+    vectors: Any,
+    most: int,
 ) -> SpanVectors:
-    """Returns the spans found in a batch [B, K, ...], one row per span."""
+    """Returns the best `most` spans of each question of a batch [B, K, ...], one row per span."""
+    if keep.shape[1] > most:
+        # Of equal logits, the span that comes first counts as better, as in `spans.prune`.
+        best = np.argsort(np.where(keep, -logits, np.inf), axis=1, kind="stable")
+        np.put_along_axis(keep := keep.copy(), best[:, most:], False, axis=1)
     row, column = np.nonzero(keep)
     cells = (array[row, column] for array in (bounds, logits, vectors))
     return SpanVectors(np.asarray(indices, np.int32)[row], *cells)

@@ -94,6 +94,10 @@ class Index(abc.ABC):
       Settings: dataclass of the index's settings; see `core.settings`.
       has_files: whether `write` saves what was built. An index without files is built again
         whenever a linker is opened.
+      is_compiled: whether `nearest` is compiled for every k, and exact, so that the best k of more
+        rows are those of a search for k.
+      least_k: smallest k that is searched for, where `is_compiled`; of more rows than asked for,
+        the best are returned. 1 by default: one program for each k.
       shape: (E, D).
       settings: settings that the index was built with.
 
@@ -103,6 +107,8 @@ class Index(abc.ABC):
 
     Settings: ClassVar[type] = NoSettings
     has_files: ClassVar[bool] = True
+    is_compiled: ClassVar[bool] = False
+    least_k: int = 1
 
     def __init__(self, embeddings: Embeddings | np.ndarray | jax.Array, settings: Any = None):
         self.settings = self.Settings() if settings is None else settings
@@ -154,8 +160,9 @@ class Index(abc.ABC):
         queries = check_queries(queries, k, self.shape)
         if not len(queries):
             return np.zeros((0, k), np.float32), np.zeros((0, k), np.int32)
-        scores, rows = self.nearest(queries, k)
-        return np.asarray(scores, np.float32), np.asarray(rows, np.int32)
+        most = max(k, min(self.least_k, self.shape[0])) if self.is_compiled else k
+        scores, rows = self.nearest(queries, most)
+        return np.asarray(scores, np.float32)[:, :k], np.asarray(rows, np.int32)[:, :k]
 
     @abc.abstractmethod
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -93,6 +93,7 @@ class ExactIndex(Index):
     """
 
     has_files = False
+    is_compiled = True
 
     def __init__(
         self,

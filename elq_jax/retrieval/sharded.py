@@ -26,6 +26,7 @@ class ShardedIndex(Index):
     """
 
     has_files = False
+    is_compiled = True
 
     def __init__(self, table: Table, devices: Sequence[jax.Device]):
         super().__init__(table)

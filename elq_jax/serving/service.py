@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 from elq_jax.core.errors import ElqError
 from elq_jax.core.settings import check_settings
@@ -24,10 +23,12 @@ from elq_jax.serving.batching import (
 from elq_jax.serving.metrics import Metrics
 from elq_jax.serving.schemas import LinkOptions, check_texts
 from elq_jax.serving.settings import ServeSettings
-from elq_jax.serving.warm_up import warm_up
+from elq_jax.serving.warm_up import KNOWN_BATCH, share_programs, warm_up
 
 _DEFAULT = LinkOptions()
 _LINKERS = 64  # with settings of requests, remembered
+
+EncodedBatch = tuple[EntityLinker, EncodedRows, int]
 
 
 class NotReadyError(Exception):
@@ -62,6 +63,7 @@ class Service:
         check_settings(self.settings)
         self.metrics = metrics or Metrics()
         self.is_ready = False
+        share_programs(linker)
         self._linker_of = functools.lru_cache(_LINKERS)(self._with_options)
         self._batcher = Batcher(
             self._encode,
@@ -185,9 +187,10 @@ class Service:
         """
         if not self.is_ready:
             raise NotReadyError
+        key = options, any(row.spans is not None for row in rows)
         try:
             linked = await self._batcher(
-                rows, options, timeout=self.settings.timeout, gone=disconnected
+                rows, key, timeout=self.settings.timeout, gone=disconnected
             )
         except (QueueFullError, DeadlineError, GoneError, StoppedError):
             raise
@@ -212,10 +215,18 @@ class Service:
                 )
         return self.linker.with_settings(**changes) if changes else self.linker
 
-    def _encode(self, rows: list[Row], options: LinkOptions) -> tuple[EntityLinker, EncodedRows]:
-        linker = self._linker_of(options)
-        return linker, encode_rows(linker, rows, self.settings.batch_size, "skip")
+    def _encode(self, rows: list[Row], key: tuple[LinkOptions, bool]) -> EncodedBatch:
+        """Runs the encoder; the first stage of the batcher.
 
-    def _finish(self, encoded: tuple[EntityLinker, EncodedRows]) -> Sequence[Any]:
-        linker, rows = encoded
-        return link_encoded(linker, rows, self.settings.batch_size)
+        Args:
+          rows: rows of requests with the same key.
+          key: settings of linking that the requests chose, and whether their rows have mentions.
+        """
+        options, has_mentions = key
+        linker = self._linker_of(options)
+        batch_size = KNOWN_BATCH if has_mentions else self.settings.batch_size
+        return linker, encode_rows(linker, rows, batch_size, "skip"), batch_size
+
+    def _finish(self, batch: EncodedBatch) -> Sequence[Linked]:
+        """Finds the entities; the second stage of the batcher."""
+        return link_encoded(*batch)

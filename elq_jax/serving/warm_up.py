@@ -2,11 +2,96 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
 from elq_jax.linking.linker import EntityLinker
+from elq_jax.linking.scoring import Search
 from elq_jax.serving.settings import ServeSettings
+from elq_jax.text.padding import BATCH_BUCKETS, length_sorted_batches
+from elq_jax.text.tokenization import EncodedQuestion
+
+KNOWN_BATCH = 4  # questions encoded together if their mentions are known
+_KNOWN_WIDTHS = (8, 64, 512)  # numbers of known mentions that questions are padded to
+# Numbers of queries whose last batch, after one of 64, is each that an exact index is compiled for.
+_QUERIES = (1, 4, 16, 64, 65, 68, 80, 256)
+
+
+def share_programs(linker: EntityLinker) -> None:
+    """Lets requests with fewer mentions or candidates use the programs of the linker's settings."""
+    linker.scorer.least_mentions = linker.settings.max_mentions
+    linker.index.least_k = linker.settings.num_candidates
+
+
+def shapes(longest: int, batch_size: int) -> list[tuple[int, int]]:
+    """Lists what the encoder is compiled for: numbers of questions, and tokens of each.
+
+    Args:
+      longest: largest T.
+      batch_size: largest B.
+
+    Returns:
+      pairs of a number of questions and a number of tokens. Each pair is padded to another shape
+      [B, T], and all questions are padded to one of these shapes.
+    """
+    pairs = {}
+    for size in (*(size for size in BATCH_BUCKETS if size < batch_size), batch_size):
+        for tokens in range(2, longest + 1):
+            [batch] = length_sorted_batches([tokens] * size, batch_size, longest)
+            pairs[batch.size, batch.length] = size, tokens
+    return list(pairs.values())
 
 
 def warm_up(linker: EntityLinker, settings: ServeSettings) -> None:
-    """Links questions of every length and batches of every size, so that all is compiled."""
-    del settings
-    linker(["who wrote dune?"])
+    """Compiles the programs of all shapes that requests can have, and searches once for each size.
+
+    Args:
+      linker: linker, after `share_programs`.
+      settings: settings of the service.
+    """
+    linker.scorer.place()
+    with ThreadPoolExecutor(2) as threads:  # A compilation keeps one core busy.
+        for _ in threads.map(lambda job: job(), _jobs(linker, settings)):
+            pass
+    linker(["who wrote dune?"] * 2)
+    linker.disambiguate("who wrote dune?", [(10, 14)])
+
+
+def _jobs(linker: EntityLinker, settings: ServeSettings) -> Iterator[Callable[[], Any]]:
+    """Yields functions that compile one program each."""
+    longest, batch_size = linker.max_question_tokens, settings.batch_size
+
+    def encode(size: int, tokens: int, at_most: int, width: int | None = None) -> None:
+        questions = [_question(tokens)] * size
+        if width is None:
+            search = Search.of(questions, linker.settings, linker.tokenizer.unk_id)
+            arguments = questions, longest, at_most, search
+        else:
+            bounds = [np.zeros((width, 2), np.int32)] * size
+            arguments = questions, longest, at_most, None, bounds
+        list(linker.scorer(*arguments))
+
+    for shape in shapes(longest, batch_size):
+        yield functools.partial(encode, *shape, batch_size)
+    widest = min(settings.max_spans, _KNOWN_WIDTHS[-1])
+    widths = [width for width in _KNOWN_WIDTHS if width < 8 * widest]
+    for shape, width in itertools.product(shapes(longest, KNOWN_BATCH), widths):
+        yield functools.partial(encode, *shape, KNOWN_BATCH, width)
+    count = min(linker.settings.num_candidates, len(linker.catalogue))
+    random = np.random.default_rng(0)
+    for number in _QUERIES:
+        queries = random.standard_normal((number, linker.index.shape[1]), np.float32)
+        yield functools.partial(linker.index.search, queries, count)
+
+
+def _question(tokens: int) -> EncodedQuestion:
+    """Makes a question of a number of tokens, [CLS] and [SEP] included."""
+    places = np.arange(tokens, dtype=np.int32)
+    words = np.where((places == 0) | (places == tokens - 1), -1, places - 1).astype(np.int32)
+    offsets = np.stack([places, places + 1], axis=1)
+    return EncodedQuestion(np.ones(tokens, np.int32), offsets, words, None)
