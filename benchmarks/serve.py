@@ -212,10 +212,12 @@ def main(arguments: list[str]) -> None:
         texts = [row.text for row in rows][: _COUNT.value]
     print(f"{machine.cpu_model()}, {os.cpu_count()} cores, shared by all; {len(texts)} questions")
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as client:
-        with served(_LINKER.value, f"--workers={_WORKERS.value}") as service:
-            linker = EntityLinker.from_pretrained(_LINKER.value)
-            measure(service, linker, texts, client)
+    with (
+        concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as client,
+        served(_LINKER.value, f"--workers={_WORKERS.value}") as service,
+    ):
+        linker = EntityLinker.from_pretrained(_LINKER.value)
+        measure(service, linker, texts, client)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from elq_jax.entities.embeddings import DTYPES, Embeddings, Shard, checked_shard
 from elq_jax.retrieval.base import INDEXES, Index, NoSettings
 from elq_jax.retrieval.table import CHUNK_SIZE, Table, best, converted
 
-QUERY_BUCKETS = (1, 4, 16, 64, 256)
-_LEAST_QUERIES = 48  # Below, reading the vectors takes the time, and not the products.
+QUERY_BUCKETS = (1, 4, 16, 32, 64, 256)
+_LEAST_QUERIES = 24  # Below, reading the vectors takes the time, and not the products.
 _FEW_QUERIES = 2  # So many are searched for one after the other on CPUs.
 _BLOCK = 64
 _LEAST_ROWS = 16384
@@ -141,8 +141,8 @@ class ExactIndex(Index):
     def nearest(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Finds the k best rows, equal scores in the order of rows.
 
-        It is compiled once for every k and number of queries in (1, 4, 16, 64, 256); other numbers
-        of queries are padded or split.
+        It is compiled once for every k and number of queries in `QUERY_BUCKETS`; other numbers of
+        queries are padded or split.
         """
         if self._takes_turns and len(queries) <= _FEW_QUERIES:
             scores, rows = zip(*(self._nearest_to_one(query, k) for query in queries), strict=True)
@@ -274,7 +274,7 @@ def _batches(queries: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
 def _batch_size(count: int) -> int:
     """Chooses the next batch size for `count` queries; padding many is slower than two batches."""
     larger = next((size for size in QUERY_BUCKETS if size >= count), QUERY_BUCKETS[-1])
-    if larger <= 16 or count >= 0.75 * larger:
+    if larger <= 32 or count >= 0.6 * larger:
         return larger
     return max(size for size in QUERY_BUCKETS if size <= count)
 

@@ -37,7 +37,7 @@ def make_app(linker: EntityLinker, settings: ServeSettings | None = None) -> "Fa
     from starlette.middleware.cors import CORSMiddleware
 
     from elq_jax import __version__
-    from elq_jax.serving import nif_route, page_route, routes
+    from elq_jax.serving import nif_route, openapi, page_route, routes
     from elq_jax.serving.gate import Gate
     from elq_jax.serving.service import Service
 
@@ -52,6 +52,7 @@ def make_app(linker: EntityLinker, settings: ServeSettings | None = None) -> "Fa
         lifespan=_lifespan,
     )
     app.state.service = service
+    app.openapi = lambda: openapi.document(app)
     for make_router in (
         routes.link_router,
         routes.entities_router,

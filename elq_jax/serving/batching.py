@@ -1,9 +1,16 @@
 """Puts the items of many callers into batches, which two stages work on side by side.
 
-While one thread runs the first stage of a batch (tokenising and encoding), another runs the second
-stage of the batch before it (search and decoding). A batch takes waiting items in their order, as
-far as they have the same key. An idle worker takes what is there at once; a busy one lets a batch
-grow for a few milliseconds.
+A batch takes waiting items in their order, as far as they have the same key. While one thread runs
+the first stage of a batch (tokenising and encoding), another runs the second stage of the batch
+before it (search and decoding).
+
+A large batch costs less per item than a small one, so batches begin at these times:
+  1. A full batch begins as soon as the first stage is free.
+  2. Another one begins when no batch is worked on. Two half batches side by side cost more than one
+     after the other.
+  3. It begins at once if it is not smaller than the batch before. Otherwise, those who got their
+     answers from that batch are probably about to ask again, and the batch waits until nothing has
+     arrived for a few milliseconds. So a single client never waits.
 """
 
 from __future__ import annotations
@@ -78,7 +85,7 @@ class Batcher:
       first: function of a list of items and their key, whose result `second` gets.
       second: function that returns one result for each item, in their order.
       batch_size: largest number of items of a batch.
-      wait: seconds that a batch may wait for more items while another is worked on.
+      wait: seconds without an arrival after which a batch that is not full begins.
       max_waiting: number of items that may wait.
       on_batch: function called with the number of items of each batch, for metrics.
     """
@@ -103,7 +110,10 @@ class Batcher:
         self._under_way: set[asyncio.Task[None]] = set()
         self._loop_task: asyncio.Task[None] | None = None
         self._stopped = False
+        self._busy = 0  # batches in the stages
         self._seconds_per_item = 0.0
+        self._last_size = 0  # items of the last batch
+        self._last_change = 0.0  # time of the last arrival, or of the last answers
 
     @property
     def waiting(self) -> int:
@@ -166,6 +176,7 @@ class Batcher:
             loop.time(),
         )
         self._queue.extend((job, place) for place in range(len(values)))
+        self._last_change = job.arrived
         self._changed.set()
         try:
             async with asyncio.timeout(timeout):
@@ -180,6 +191,8 @@ class Batcher:
             if items is None:
                 return
             self._on_batch(len(items))
+            self._last_size = len(items)
+            self._busy += 1
             started = asyncio.get_running_loop().time()
             halfway = await self._try(
                 0, [job.values[place] for job, place in items], items[0][0].key
@@ -197,18 +210,32 @@ class Batcher:
                     return None
                 await self._changed.wait()
                 continue
-            now = asyncio.get_running_loop().time()
-            left = self._queue[0][0].arrived + self._wait - now
-            is_busy = bool(self._under_way)
-            if len(self._queue) < self._batch_size and is_busy and left > 0 and not self._stopped:
-                try:
-                    async with asyncio.timeout(left):
-                        await self._changed.wait()
-                except TimeoutError:
-                    pass
+            if not self._may_begin():
+                await self._change()
                 continue
             if items := await self._taken():
                 return items
+
+    def _may_begin(self) -> bool:
+        """Returns whether the next batch begins now; the module says when it does."""
+        if len(self._queue) >= self._batch_size or self._stopped:
+            return True
+        if self._busy:
+            return False
+        if len(self._queue) >= self._last_size:
+            return True
+        return asyncio.get_running_loop().time() - self._last_change >= self._wait
+
+    async def _change(self) -> None:
+        """Waits until something arrives or a batch is finished, or else until `wait` is over."""
+        left = None
+        if not self._busy:
+            left = self._last_change + self._wait - asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(left):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
 
     async def _taken(self) -> list[tuple[_Job, int]]:
         """Takes the items of a batch from the queue, without those that nobody waits for."""
@@ -250,14 +277,15 @@ class Batcher:
         if not isinstance(halfway, Exception):
             results = await self._try(1, halfway)
         self._room.release()
+        self._busy -= 1
+        self._last_change = asyncio.get_running_loop().time()
         self._changed.set()
         if isinstance(results, Exception):
             await self._one_by_one(items, results)
         else:
             for (job, place), result in zip(items, results, strict=True):
                 _put(job, place, result)
-        seconds = (asyncio.get_running_loop().time() - started) / len(items)
-        self._seconds_per_item = seconds
+        self._seconds_per_item = (self._last_change - started) / len(items)
 
     async def _one_by_one(self, items: list[tuple[_Job, int]], error: Exception) -> None:
         """Does the jobs of a batch that failed again, each by itself."""

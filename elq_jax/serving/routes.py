@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from elq_jax.linking.rows import to_line
+from elq_jax.serving import openapi
 from elq_jax.serving.gate import BadTypeError
 from elq_jax.serving.schemas import (
     DisambiguateRequest,
@@ -58,7 +59,7 @@ def link_router() -> "APIRouter":
 
     router = APIRouter(tags=["linking"])
 
-    @router.post("/link")
+    @router.post("/link", openapi_extra=openapi.link_operation())
     async def link(request: Request) -> Response:
         """Links the mentions of one text, or of several, to entities of the catalogue.
 
@@ -74,7 +75,7 @@ def link_router() -> "APIRouter":
         body = lines[0] if asked.text is not None else b"[" + b",\n".join(lines) + b"]"
         return Response(body + b"\n", media_type=_JSON)
 
-    @router.post("/disambiguate")
+    @router.post("/disambiguate", openapi_extra=openapi.disambiguate_operation())
     async def disambiguate(request: Request) -> Response:
         """Links mentions whose places are known, whatever their score.
 
@@ -97,7 +98,10 @@ def entities_router() -> "APIRouter":
 
     router = APIRouter(tags=["catalogue"])
 
-    @router.get("/entities/{row}")
+    @router.get(
+        "/entities/{row}",
+        openapi_extra={"responses": openapi.answers(openapi.content(EntityAnswer), "404", "422")},
+    )
     async def entity(request: Request, row: int) -> Response:
         """Looks up the entity of a row of the catalogue."""
         catalogue = service_of(request).linker.catalogue
@@ -105,7 +109,10 @@ def entities_router() -> "APIRouter":
             raise HTTPException(404, f"row: {row}; expected 0 to {len(catalogue) - 1}")
         return _as_json(EntityAnswer.of(catalogue[row]))
 
-    @router.get("/entities")
+    @router.get(
+        "/entities",
+        openapi_extra={"responses": openapi.answers(openapi.content(EntitiesAnswer), "422")},
+    )
     async def entities(
         request: Request,
         title: Annotated[str, Query(min_length=1, max_length=500)],
@@ -125,7 +132,7 @@ def entities_router() -> "APIRouter":
 
 
 def state_router() -> "APIRouter":
-    """Makes the routes /health, /ready and /metrics."""
+    """Makes the routes /health, /ready, /metrics and /docs."""
     from fastapi import APIRouter, Request, Response
 
     from elq_jax.serving.service import NotReadyError
@@ -137,7 +144,7 @@ def state_router() -> "APIRouter":
         """Answers as long as the process lives."""
         return {"status": "ok"}
 
-    @router.get("/ready")
+    @router.get("/ready", responses={503: {"description": "Programs are being compiled."}})
     async def ready(request: Request) -> dict[str, str]:
         """Answers 200 when texts are linked at once, and 503 while programs are compiled."""
         if not service_of(request).is_ready:
@@ -150,6 +157,10 @@ def state_router() -> "APIRouter":
         service = service_of(request)
         content, kind = service.metrics.text(lambda: service.waiting)
         return Response(content, headers={"content-type": kind})
+
+    @router.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        return Response(openapi.page(request.app), media_type="text/html; charset=utf-8")
 
     return router
 

@@ -25,8 +25,8 @@ class ServeSettings:
       workers: number of processes that share the port, each with a linker of its own. They share
         the memory of mapped files, such as the catalogue and the vectors.
       batch_size: largest number of questions that are encoded together.
-      batch_wait_ms: milliseconds that a batch that is not full waits for more questions while the
-        worker is busy with another; an idle worker starts at once.
+      batch_wait_ms: milliseconds without a request after which a batch begins that is smaller than
+        the one before; others begin as soon as the worker is idle.
       max_queue: number of questions that may wait; a request beyond it is answered with 429.
       timeout: seconds after which a request that is not answered gets 504.
       shutdown_seconds: seconds that requests have to finish after SIGTERM.

@@ -12,14 +12,15 @@ import numpy as np
 
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.scoring import Search
+from elq_jax.retrieval.exact import QUERY_BUCKETS
 from elq_jax.serving.settings import ServeSettings
 from elq_jax.text.padding import BATCH_BUCKETS, length_sorted_batches
 from elq_jax.text.tokenization import EncodedQuestion
 
 KNOWN_BATCH = 4  # questions encoded together if their mentions are known
 _KNOWN_WIDTHS = (8, 64, 512)  # numbers of known mentions that questions are padded to
-# Numbers of queries whose last batch, after one of 64, is each that an exact index is compiled for.
-_QUERIES = (1, 4, 16, 64, 65, 68, 80, 256)
+# Numbers of queries whose batches, few and many, have all sizes that exact search is compiled for.
+_QUERIES = (*QUERY_BUCKETS, *(QUERY_BUCKETS[-1] + size for size in QUERY_BUCKETS))
 
 
 def share_programs(linker: EntityLinker) -> None:

@@ -79,23 +79,40 @@ def test_an_idle_worker_starts_at_once_and_a_busy_one_collects():
     assert run(scenario) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
 
 
-def test_a_batch_waits_for_more_only_while_another_is_worked_on():
-    async def scenario(batcher, worker):
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        await batcher([1])
-        idle = loop.time() - started
-        busy = asyncio.create_task(batcher([2]))
-        await asyncio.sleep(0.06)  # It is in the second stage.
-        others = [asyncio.create_task(batcher([3]))]
-        await asyncio.sleep(0.01)
-        others.append(asyncio.create_task(batcher([4])))
-        await asyncio.gather(busy, *others)
-        return idle, [items for _, items in worker.batches]
+def test_a_batch_smaller_than_the_one_before_waits_for_those_who_were_answered():
+    async def client(batcher, number):
+        await asyncio.sleep(0.01 if number else 0)
+        for _ in range(5):
+            await batcher([number])
+            await asyncio.sleep(0.002)
 
-    idle, batches = run(scenario, Worker(0.05), wait=5.0)
-    assert idle < 1.0
-    assert batches == [[1], [2], [3, 4]]
+    async def scenario(batcher, worker):
+        await asyncio.gather(*(client(batcher, number) for number in range(4)))
+        return [len(items) for _, items in worker.batches]
+
+    # The first is alone, since an idle worker starts at once; from then on all are together.
+    sizes = run(scenario, Worker(0.02), wait=0.2, batch_size=100)
+    assert sizes == [1, 3, 4, 4, 4, 4]
+
+
+def test_a_single_client_never_waits():
+    async def scenario(batcher, worker):
+        started = time.monotonic()
+        for number in range(5):
+            await batcher([number])
+        return time.monotonic() - started
+
+    assert run(scenario, wait=5.0) < 1.0
+
+
+def test_a_batch_that_nobody_joins_begins_after_the_wait():
+    async def scenario(batcher, worker):
+        await asyncio.gather(batcher([1]), batcher([2]))
+        started = time.monotonic()
+        await batcher([3])
+        return time.monotonic() - started
+
+    assert 0.08 < run(scenario, wait=0.1) < 5.0
 
 
 def test_stages_overlap():
