@@ -160,28 +160,29 @@ def measure(service: Served, linker: EntityLinker, texts: list[str], client: obj
         ratio = statistics.median(row[name] / row["http"] for row in rounds)
         print(f"http / {name:8} {100 * ratio:6.1f}% (wanted: at least 85%)")
     print(f"same links    {100 * median['same']:7.2f}% of questions")
-    latency_under_load(service, texts, client, 0.8 * count / median["http"])
+    latency_under_load(service, texts, client)
     one_client(service, linker, texts[:200], client)
 
 
-def latency_under_load(service: Served, texts: list[str], client: object, rate: float) -> None:
-    """Prints latencies of requests that arrive at random times."""
-    loads = [
-        client.submit(http_load.open_loop, service.host, service.port, texts, rate, seed).result()
-        for seed in range(options.ROUNDS.value)
-    ]
-    ratios = []
-    for load in loads:
+def latency_under_load(service: Served, texts: list[str], client: object) -> None:
+    """Prints latencies of requests that arrive at random times, at 80% of the throughput.
+
+    The throughput is measured just before, since other load on the machine changes it.
+    """
+    ratios, latencies, rates = [], [], []
+    address = service.host, service.port
+    for seed in range(options.ROUNDS.value):
+        load = client.submit(http_load.closed_loop, *address, texts, _CLIENTS.value).result()
+        rate = 0.8 * len(texts) / load.seconds
+        load = client.submit(http_load.open_loop, *address, texts, rate, seed).result()
         median, high = np.percentile(load.latencies, [50, 99])
         ratios.append(high / median)
-    latencies = 1000 * np.concatenate([load.latencies for load in loads])
-    parts = ", ".join(
-        f"{name} {value:.1f} ms"
-        for name, value in zip(
-            ("median", "p90", "p99"), np.percentile(latencies, [50, 90, 99]), strict=True
-        )
-    )
-    print(f"at 80% of the load ({rate:.0f} per second): {parts}")
+        latencies += load.latencies
+        rates.append(rate)
+    names = "median", "p90", "p99"
+    values = 1000 * np.percentile(latencies, [50, 90, 99])
+    parts = ", ".join(f"{name} {value:.1f} ms" for name, value in zip(names, values, strict=True))
+    print(f"at 80% of the load ({statistics.median(rates):.0f} per second): {parts}")
     print(f"p99 / median  {statistics.median(ratios):7.2f} (wanted: below 5)")
 
 

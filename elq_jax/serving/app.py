@@ -72,15 +72,15 @@ def make_app(linker: EntityLinker, settings: ServeSettings | None = None) -> "Fa
         del request
         return _error(422, _in_words(error.errors()[0]))
 
-    if settings.origins:
+    log = AccessLog(settings.access_log, settings.log_texts)
+    app.add_middleware(Gate, service=service, log=log)
+    if settings.origins:  # Outermost, so that errors can be read by other pages too.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.origins,
             allow_methods=["GET", "POST"],
             allow_headers=["content-type"],
         )
-    log = AccessLog(settings.access_log, settings.log_texts)
-    app.add_middleware(Gate, service=service, log=log)
     return app
 
 
@@ -92,9 +92,8 @@ async def _lifespan(app: "FastAPI") -> AsyncIterator[None]:
     starting = asyncio.create_task(service.start())
     starting.add_done_callback(_stop_if_failed)
     yield
-    if not starting.done():
-        starting.cancel()
     await service.stop()
+    await asyncio.gather(starting, return_exceptions=True)
 
 
 def _stop_if_failed(starting: Any) -> None:
@@ -103,7 +102,7 @@ def _stop_if_failed(starting: Any) -> None:
     import signal
     import traceback
 
-    if not starting.cancelled() and (error := starting.exception()):
+    if error := starting.exception():
         traceback.print_exception(error)
         os.kill(os.getpid(), signal.SIGTERM)
 

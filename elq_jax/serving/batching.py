@@ -163,8 +163,12 @@ class Batcher:
             raise StoppedError
         if not values:
             return []
-        if self._queue and len(self._queue) + len(values) > self._max_waiting:
-            raise QueueFullError(self._seconds_per_item * len(self._queue))
+        if len(self._queue) + len(values) > self._max_waiting:
+            self._queue = collections.deque(
+                entry for entry in self._queue if not entry[0].future.done()
+            )
+            if self._queue and len(self._queue) + len(values) > self._max_waiting:
+                raise QueueFullError(self._seconds_per_item * len(self._queue))
         loop = asyncio.get_running_loop()
         job = _Job(
             key,

@@ -29,6 +29,7 @@ def serve(open_linker: Callable[[], EntityLinker], settings: ServeSettings) -> i
     Raises:
       ElqError: the address is taken, or not one of this machine.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until there are requests to finish
     listening = bound_socket(settings)
     host, port = listening.getsockname()[:2]
     linker = open_linker()

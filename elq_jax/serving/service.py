@@ -62,7 +62,7 @@ class Service:
         self.linker, self.settings = linker, settings or ServeSettings()
         check_settings(self.settings)
         self.metrics = metrics or Metrics()
-        self.is_ready = False
+        self.is_ready = self._is_stopped = False
         share_programs(linker)
         self._linker_of = functools.lru_cache(_LINKERS)(self._with_options)
         self._batcher = Batcher(
@@ -87,13 +87,14 @@ class Service:
         """
         self._batcher.start()
         if warm:
-            await asyncio.to_thread(warm_up, self.linker, self.settings)
-        self.is_ready = True
+            await asyncio.to_thread(warm_up, self.linker, self.settings, lambda: self._is_stopped)
+        self.is_ready = not self._is_stopped
 
     async def stop(self) -> None:
         """Answers what waits, and stops the worker."""
-        self.is_ready = False
+        self._is_stopped = True
         await self._batcher.stop()
+        self.is_ready = False
 
     async def link(
         self,

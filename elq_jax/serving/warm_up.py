@@ -48,17 +48,24 @@ def shapes(longest: int, batch_size: int) -> list[tuple[int, int]]:
     return list(pairs.values())
 
 
-def warm_up(linker: EntityLinker, settings: ServeSettings) -> None:
+def warm_up(
+    linker: EntityLinker,
+    settings: ServeSettings,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> None:
     """Compiles the programs of all shapes that requests can have, and searches once for each size.
 
     Args:
       linker: linker, after `share_programs`.
       settings: settings of the service.
+      is_stopped: function that says whether the rest is no longer needed.
     """
     linker.scorer.place()
     with ThreadPoolExecutor(2) as threads:  # A compilation keeps one core busy.
-        for _ in threads.map(lambda job: job(), _jobs(linker, settings)):
+        for _ in threads.map(lambda job: is_stopped() or job(), _jobs(linker, settings)):
             pass
+    if is_stopped():
+        return
     linker(["who wrote dune?"] * 2)
     linker.disambiguate("who wrote dune?", [(10, 14)])
 

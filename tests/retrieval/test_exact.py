@@ -139,7 +139,7 @@ def test_rounded_search_is_for_many_queries_in_bfloat16(monkeypatch):
     ExactIndex(table, products="float32").search(queries, 3)
     ExactIndex(table).search(queries, 3)  # as $ELQ_JAX_DTYPE says
     ExactIndex(table, "int8", products="bfloat16").search(queries, 3)
-    ExactIndex(table, products="bfloat16").search(queries[:40], 3)
+    ExactIndex(table, products="bfloat16").search(queries[:23], 3)
     ExactIndex(table, products="bfloat16").search(queries, 400)
     with pytest.raises(TypeError):
         ExactIndex(table, products="bfloat16").search(queries, 3)
