@@ -24,6 +24,7 @@ FLOORS = (
     ("evaluation",),
     ("training",),
     ("serving",),
+    ("dumps",),
     ("original",),
     ("cli",),
 )
@@ -36,6 +37,8 @@ HEAVY |= {
     "rdflib",
     "mcp",
     "spacy",
+    "apache_beam",
+    "mwparserfromhell",
 }  # extras
 # The modules that exist for one heavy package; they are imported where they are needed.
 HOMES = {"questions/prepared.py": "tensorflow_datasets", "training/checkpoints.py": "orbax"}
