@@ -276,7 +276,10 @@ def serve_stdio(open_linker: Callable[[], EntityLinker]) -> NoReturn:
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     opening: Future[EntityLinker] = Future()
     opening.set_running_or_notify_cancel()  # Clients that cancel a call do not cancel the opening.
-    asyncio.run(_serve(open_linker, opening))
+    try:
+        asyncio.run(_serve(open_linker, opening))
+    except* BrokenPipeError:
+        pass  # The client is gone without reading its last answers.
     # A thread that still opens the linker would hold up a normal exit, or crash it.
     sys.stderr.flush()
     os._exit(0)

@@ -17,7 +17,6 @@ import dataclasses
 import importlib.util
 import inspect
 import itertools
-import json
 import math
 import os
 import pathlib
@@ -29,6 +28,7 @@ import msgspec
 
 from elq_jax.core.errors import ElqError
 from elq_jax.core.settings import fields_of, make_settings
+from elq_jax.storage.checksums import read_json
 from elq_jax.storage.files import user_path, write_json
 
 if TYPE_CHECKING:
@@ -81,6 +81,18 @@ class SpacySettings:
     batch_size: Annotated[int, msgspec.Meta(ge=1)] = 64
     save_linker: bool = False
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """The file linker.json in a stored pipeline.
+
+    Attributes:
+      configured: `linker` of the configuration that the pipeline had when it was stored.
+      linker: absolute path of that linker, or its name on the hub.
+    """
+
+    configured: str
+    linker: str
 
 
 class _Result(NamedTuple):
@@ -316,32 +328,32 @@ class ElqComponent:
         folder.mkdir(parents=True, exist_ok=True)
         if self.settings.save_linker:
             self.linker.save_pretrained(folder / _COPY)
-        write_json(folder / _REFERENCE, self._reference())
+        write_json(folder / _REFERENCE, msgspec.to_builtins(self._reference()))
 
     def from_disk(self, path: str | os.PathLike[str], *, exclude: Iterable[str] = ()) -> Any:
         """Reads what `to_disk` wrote; another linker in the configuration takes precedence."""
         folder = pathlib.Path(path)
-        self._use(json.loads((folder / _REFERENCE).read_text(encoding="utf-8")), folder)
+        self._use(read_json(folder / _REFERENCE, Reference, "store the pipeline again"), folder)
         return self
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
         """Returns the linker's absolute path; the linker itself is not part of the bytes."""
-        return json.dumps(self._reference()).encode()
+        return msgspec.json.encode(self._reference())
 
     def from_bytes(self, data: bytes, *, exclude: Iterable[str] = ()) -> Any:
         """Reads what `to_bytes` returned."""
-        self._use(json.loads(data))
+        self._use(msgspec.json.decode(data, type=Reference))
         return self
 
-    def _reference(self) -> dict[str, str]:
+    def _reference(self) -> Reference:
         folder = user_path(self._path)
         linker = str(folder.absolute()) if folder.is_dir() else self._path
-        return {"configured": self.settings.linker, "linker": linker}
+        return Reference(self.settings.linker, linker)
 
-    def _use(self, reference: dict[str, str], folder: pathlib.Path | None = None) -> None:
-        if reference["configured"] != self.settings.linker:
+    def _use(self, reference: Reference, folder: pathlib.Path | None = None) -> None:
+        if reference.configured != self.settings.linker:
             return
-        self._path, self._stored, self._linker = reference["linker"], True, None
+        self._path, self._stored, self._linker = reference.linker, True, None
         if folder is not None and (folder / _COPY).is_dir():
             self._path = str(folder / _COPY)
 

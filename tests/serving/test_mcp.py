@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from concurrent.futures import Future
 
 import jax
@@ -26,11 +27,8 @@ from elq_jax.serving import mcp as mcp_module
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TEXT = "who is obama in paris"
-ENVIRONMENT = {
-    name: os.environ[name]
-    for name in os.environ
-    if name.startswith(("JAX_", "ELQ_")) and name != "JAX_DISABLE_MOST_OPTIMIZATIONS"
-} | {"PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {name: os.environ[name] for name in os.environ if name.startswith(("JAX_", "ELQ_"))}
+ENVIRONMENT["PYTHONPATH"] = str(ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -306,6 +304,18 @@ def test_nothing_but_the_protocol_goes_to_stdout():
             assert json.loads(line)["jsonrpc"] == "2.0"
         log = process.stderr.read().decode()
         assert "noise of Python\nnoise of a library\nerror: nothing can be opened" in log
+
+
+def test_a_client_that_is_gone_is_no_error():
+    with noisy_server("fail") as process:
+        send(process, REQUESTS[:2])
+        process.stdout.readline()
+        process.stdout.close()
+        send(process, REQUESTS[2:])
+        time.sleep(0.5)
+        process.stdin.close()
+        assert process.wait(20) == 0
+        assert "Traceback" not in process.stderr.read().decode()
 
 
 @pytest.mark.parametrize("how", ["stdin", "interrupt"])

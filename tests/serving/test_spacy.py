@@ -201,6 +201,16 @@ def test_a_span_group(folder, linker):
     again = nlp.get_pipe("elq_jax")(doc)  # finds the spans that it made
     assert places(again.spans["links"]) == identity_places(links)
     assert nlp.get_pipe("elq_jax").left_out == 0
+    # Spans of another component in the group are linked; they may overlap.
+    nlp = pipeline(folder, linker, span_group="sc", existing="link")
+    doc = nlp.make_doc(TEXTS[2])
+    doc.spans["sc"] = [Span(doc, 0, 3, label="A"), Span(doc, 2, 4, label="B")]
+    first, second = nlp.get_pipe("elq_jax")(doc).spans["sc"]
+    assert [first.label_, second.label_] == ["A", "B"]
+    expected = linker.disambiguate(TEXTS[2], places([first, second]))
+    assert identity([first._.elq, second._.elq]) == identity(expected)
+    assert first.kb_id_ == (expected[0].wikidata_id or expected[0].title)
+    assert doc.ents == ()
 
 
 def test_links_inside_tokens_of_spacy(folder, linker):
@@ -298,6 +308,9 @@ def test_a_pipeline_names_its_linker(folder, linker, tmp_path, monkeypatch):
     )
     with pytest.raises(ElqError, match=r"/gone.*spacy\.load\(folder, config=.*elq_jax\.linker"):
         spacy.load("stored")(TEXTS[0])
+    (tmp_path / "stored/elq_jax/linker.json").write_text('{"configured": 3}')
+    with pytest.raises(ElqError, match=r"elq_jax/linker\.json: .*; store the pipeline again"):
+        spacy.load("stored")
 
 
 def test_a_pipeline_takes_its_linker_along(folder, linker, tmp_path):
