@@ -25,8 +25,7 @@ import numpy as np
 from absl import app, flags
 
 from elq_jax.entities.embeddings import DTYPES
-from elq_jax.model.bert import BertConfig
-from elq_jax.model.elq import ElqConfig
+from elq_jax.model.config import BertConfig, ElqConfig
 from elq_jax.original.checkpoint import tensor_shapes
 from elq_jax.original.torch_files import write_torch_file
 

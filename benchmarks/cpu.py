@@ -42,9 +42,10 @@ from elq_jax.core.errors import ElqError
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.losses import create_linking_loss
 from elq_jax.model import flops
-from elq_jax.model.bert import BertConfig, BertEncoder, cast_frozen, huggingface_names
+from elq_jax.model.bert import BertEncoder
 from elq_jax.model.bundle import initial_params
-from elq_jax.model.elq import ElqConfig
+from elq_jax.model.config import BertConfig, ElqConfig
+from elq_jax.model.parameters import cast_frozen, huggingface_names
 from elq_jax.questions.rows import open_rows
 from elq_jax.retrieval.exact import ExactIndex
 from elq_jax.retrieval.table import Table
@@ -297,7 +298,7 @@ def training(sizes: Sizes) -> Iterator[Work]:
         settings = {"linking_loss": linking_loss, "num_negatives": NEGATIVES}
         objective = Objective(config, create_linking_loss(settings), 5.0, dtype)
         take_step = parallel_train_step(objective, device)
-        table = Table.place(vectors, device, dtype).replace(products=dtype)
+        table = dataclasses.replace(Table.place(vectors, device, dtype), products=dtype)
         state = devices_lib.replicate(create_train_state(params, tx), device)
 
         def way() -> None:
@@ -327,7 +328,7 @@ def training(sizes: Sizes) -> Iterator[Work]:
     queries = devices_lib.place(vectors[None, : batch * MENTIONS], device)
 
     def mine(dtype: str) -> Way:
-        table = Table.place(vectors, device, dtype).replace(products=dtype)
+        table = dataclasses.replace(Table.place(vectors, device, dtype), products=dtype)
         nearest = devices_lib.parallel(lambda q, table: table.nearest(q, NEGATIVES), device)
         return functools.partial(_wait, nearest, queries, table)
 

@@ -53,9 +53,9 @@ from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.losses import create_linking_loss
 from elq_jax.model import flops
-from elq_jax.model.bert import BertConfig
 from elq_jax.model.bundle import Model, initial_params
-from elq_jax.model.elq import ElqConfig, EntityEncoder
+from elq_jax.model.config import BertConfig, ElqConfig
+from elq_jax.model.elq import EntityEncoder
 from elq_jax.retrieval import exact_index
 from elq_jax.retrieval.table import Table
 from elq_jax.text.tokenization import Tokenizer

@@ -29,9 +29,9 @@ from elq_jax.entities.build import build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import DTYPES, EmbeddingsWriter
 from elq_jax.linking.linker import EntityLinker
-from elq_jax.model.bert import BertConfig
 from elq_jax.model.bundle import Model
-from elq_jax.model.elq import ElqConfig, QuestionEncoder
+from elq_jax.model.config import BertConfig, ElqConfig
+from elq_jax.model.elq import QuestionEncoder
 from elq_jax.storage import layout
 from elq_jax.storage.progress import progress
 from elq_jax.text.tokenization import Tokenizer

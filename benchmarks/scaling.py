@@ -39,8 +39,7 @@ from elq_jax.cli.run import run
 from elq_jax.core.machine import peak_flops
 from elq_jax.losses import FullCatalogue
 from elq_jax.model import flops
-from elq_jax.model.bert import BertConfig
-from elq_jax.model.elq import ElqConfig
+from elq_jax.model.config import BertConfig, ElqConfig
 
 _PAPER = flags.DEFINE_bool("paper", False, "Print the tables of docs/scaling.md.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice to compile for, such as v3:2x2.")

@@ -1,6 +1,6 @@
 """Sizes of encoders for measurements with random weights, which are as fast as trained ones."""
 
-from elq_jax.model.bert import BertConfig
+from elq_jax.model.config import BertConfig
 
 BERTS = {
     # The vocabulary is small, so that the optimiser's share does not hide the others.

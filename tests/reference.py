@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from conftest import FIXTURES
 
-from elq_jax.model.bert import BertConfig
 from elq_jax.model.bundle import Model
-from elq_jax.model.elq import ElqConfig
+from elq_jax.model.config import BertConfig, ElqConfig
 from elq_jax.original.names import params_from_state_dict
 from elq_jax.text.tokenization import Tokenizer
 

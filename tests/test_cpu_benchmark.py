@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import cpu
-from elq_jax.model.bert import BertConfig
+from elq_jax.model.config import BertConfig
 
 TINY = dataclasses.replace(
     cpu.SMALL, bert="tiny", shapes=((4, 8),), entities=17_000, queries=(64,), training=(4, 8)

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import gpu
 from elq_jax.core import devices as devices_lib
-from elq_jax.model.bert import BertConfig
+from elq_jax.model.config import BertConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = dataclasses.replace(

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import scaling
-from elq_jax.model.elq import ElqConfig, QuestionEncoder
+from elq_jax.model.config import ElqConfig
+from elq_jax.model.elq import QuestionEncoder
 
 
 @pytest.mark.parametrize("name", scaling.BERTS)

@@ -17,8 +17,8 @@ from elq_jax.entities.build import open_or_build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter
 from elq_jax.entities.settings import EncodingSettings
-from elq_jax.model.bert import cast_frozen
 from elq_jax.model.bundle import Model, is_linker_directory
+from elq_jax.model.parameters import cast_frozen
 from elq_jax.storage import layout
 from elq_jax.storage.files import user_address
 from elq_jax.storage.progress import progress as show_progress

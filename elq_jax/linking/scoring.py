@@ -18,8 +18,8 @@ from elq_jax.core import devices as devices_lib
 from elq_jax.linking.decoding import FIRST, INSIDE, LAST, MEANINGFUL, Decoder
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model import spans
-from elq_jax.model.bert import cast_frozen
 from elq_jax.model.bundle import Model
+from elq_jax.model.parameters import cast_frozen
 from elq_jax.retrieval.base import Index
 from elq_jax.text.padding import (
     EvaluationBatch,

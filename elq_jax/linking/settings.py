@@ -14,7 +14,7 @@ from elq_jax.core.settings import make_settings
 from elq_jax.linking.decoding import DECODERS, Decoder
 
 if TYPE_CHECKING:
-    from elq_jax.model.elq import ElqConfig
+    from elq_jax.model.config import ElqConfig
 
 # Older files have these beside the other settings; the values are their defaults.
 _OLD = {

@@ -1,4 +1,4 @@
-"""Computes BERT (Devlin et al., 2019) as a Linen module, and loads published checkpoints.
+"""Computes BERT (Devlin et al., 2019) as a Linen module.
 
 Post-layer-norm, learned positions, exact (erf) GELU. Parameters are float32; matrix products run in
 `dtype`; layer norms, softmax and everything after the last layer are float32. On CPUs a `dtype` of
@@ -7,100 +7,16 @@ bfloat16 is that of the operands of products with the parameters, and all else i
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import msgspec
 import numpy as np
-from flax import traverse_util
 
-from elq_jax.core import typed
-
-
-@dataclasses.dataclass(frozen=True)
-class BertConfig:
-    """Sizes of a BERT encoder.
-
-    Attributes:
-      vocab_size: number of rows of the word embedding.
-      hidden_size: width D of the hidden states.
-      num_layers: number of transformer layers.
-      num_heads: number of attention heads; divides `hidden_size`.
-      intermediate_size: width of the feed-forward layer.
-      max_positions: largest T.
-      num_token_types: number of rows of the segment embedding; only row 0 is used.
-      layer_norm_eps: number added to the variance in layer norms.
-      dropout_rate: rate of dropout on hidden states.
-      attention_dropout_rate: rate of dropout on attention weights.
-    """
-
-    # The bounds are far above any BERT: a file that says more is damaged, and is refused before
-    # anything of such a size is allocated or looped over.
-    vocab_size: Annotated[int, msgspec.Meta(ge=1, le=2**24)] = 30522
-    hidden_size: Annotated[int, msgspec.Meta(ge=1, le=2**16)] = 768
-    num_layers: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 12
-    num_heads: Annotated[int, msgspec.Meta(ge=1, le=2**16)] = 12
-    intermediate_size: Annotated[int, msgspec.Meta(ge=1, le=2**20)] = 3072
-    max_positions: Annotated[int, msgspec.Meta(ge=3, le=2**20)] = 512
-    num_token_types: Annotated[int, msgspec.Meta(ge=1, le=2**16)] = 2
-    layer_norm_eps: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 1e-12
-    dropout_rate: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
-    attention_dropout_rate: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
-
-    def __post_init__(self):
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"num_heads: {self.num_heads}; expected a divisor of hidden_size, "
-                f"{self.hidden_size}"
-            )
-
-    @classmethod
-    def from_huggingface(cls, config: Mapping[str, Any]) -> BertConfig:
-        """Reads the `config.json` of a published BERT.
-
-        Raises:
-          ValueError: the checkpoint is not a BERT that this module computes.
-        """
-        expected = {
-            "model_type": ("bert", None),
-            "hidden_act": ("gelu", None),
-            "position_embedding_type": ("absolute", None),
-        }
-        for key, allowed in expected.items():
-            if config.get(key) not in allowed:
-                raise ValueError(f"config.json: {key} is {config[key]!r}; expected {allowed[0]!r}")
-        values = {ours: config[name] for name, ours in _REQUIRED.items()}
-        values |= {ours: config[name] for name, ours in _OPTIONAL.items() if name in config}
-        try:
-            return msgspec.convert(values, cls)
-        except msgspec.ValidationError as error:
-            message = str(error.__cause__ or typed.explain(error, values))
-            for name, ours in {**_REQUIRED, **_OPTIONAL}.items():
-                message = re.sub(rf"\b{ours}\b", name, message)
-            raise ValueError(f"config.json: {message}") from error
-
-
-# Names in the config.json of a published BERT -> fields of `BertConfig`.
-_REQUIRED = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "intermediate_size": "intermediate_size",
-    "max_position_embeddings": "max_positions",
-}
-_OPTIONAL = {  # as in transformers, the defaults of `BertConfig` hold where one is left out
-    "type_vocab_size": "num_token_types",
-    "layer_norm_eps": "layer_norm_eps",
-    "hidden_dropout_prob": "dropout_rate",
-    "attention_probs_dropout_prob": "attention_dropout_rate",
-}
+from elq_jax.model.config import BertConfig
 
 
 class Dense(nn.Module):
@@ -208,24 +124,6 @@ def _float32_product(x: jax.Array, y: jax.Array, axis: int) -> jax.Array:
     """Sums over the last axis of `x` and an axis of the matrix `y`; returns float32."""
     axes = (((x.ndim - 1,), (axis,)), ((), ()))
     return jax.lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
-
-
-def cast_frozen(params: Any, dtype: str) -> Any:
-    """Rounds those parameters to `dtype` that products would round at every call.
-
-    Results stay the same. It is for parameters that do not change any more.
-
-    Args:
-      params: tree with the parameters of a `BertEncoder` in it, arrays of the host.
-      dtype: type of the matrix products, "float32" or "bfloat16".
-    """
-
-    def cast(path: tuple[Any, ...], array: Any) -> Any:
-        names = [key.key for key in path]
-        is_rounded = names[-1] == "kernel" and any(name.startswith("layers_") for name in names)
-        return np.asarray(array).astype(jnp.dtype(dtype)) if is_rounded else array
-
-    return params if dtype == "float32" else jax.tree_util.tree_map_with_path(cast, params)
 
 
 class BertLayer(nn.Module):
@@ -358,101 +256,3 @@ class BertEncoder(nn.Module):
     def pool(self, hidden: jax.Array) -> jax.Array:
         """Computes tanh(linear([CLS])), [B, T, D] -> [B, D]; only where `with_pooler`."""
         return jnp.tanh(self.pooler(hidden[:, 0]))
-
-
-_EMBEDDINGS = {
-    "embeddings.word_embeddings.weight": ("word", "embedding"),
-    "embeddings.position_embeddings.weight": ("position", "embedding"),
-    "embeddings.token_type_embeddings.weight": ("token_type", "embedding"),
-    "embeddings.LayerNorm.weight": ("embedding_norm", "scale"),
-    "embeddings.LayerNorm.bias": ("embedding_norm", "bias"),
-}
-_LAYER_DENSE = {
-    "attention.self.query": "query",
-    "attention.self.key": "key",
-    "attention.self.value": "value",
-    "attention.output.dense": "attention_output",
-    "intermediate.dense": "intermediate",
-    "output.dense": "output",
-}
-_LAYER_NORM = {"attention.output.LayerNorm": "attention_norm", "output.LayerNorm": "output_norm"}
-
-
-def huggingface_names(
-    config: BertConfig, with_pooler: bool = False
-) -> dict[str, tuple[tuple[str, ...], bool]]:
-    """Maps each published tensor name to (path in our parameters, whether it is transposed)."""
-    names = {name: (path, False) for name, path in _EMBEDDINGS.items()}
-    for i in range(config.num_layers):
-        for theirs, ours in _LAYER_DENSE.items():
-            prefix = f"encoder.layer.{i}.{theirs}"
-            names[f"{prefix}.weight"] = ((f"layers_{i}", ours, "kernel"), True)
-            names[f"{prefix}.bias"] = ((f"layers_{i}", ours, "bias"), False)
-        for theirs, ours in _LAYER_NORM.items():
-            prefix = f"encoder.layer.{i}.{theirs}"
-            names[f"{prefix}.weight"] = ((f"layers_{i}", ours, "scale"), False)
-            names[f"{prefix}.bias"] = ((f"layers_{i}", ours, "bias"), False)
-    if with_pooler:
-        names["pooler.dense.weight"] = (("pooler", "kernel"), True)
-        names["pooler.dense.bias"] = (("pooler", "bias"), False)
-    return names
-
-
-@functools.cache
-def parameter_shapes(
-    config: BertConfig, with_pooler: bool = False
-) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Returns the shape of every parameter of `BertEncoder`, by its path."""
-    small = dataclasses.replace(config, num_layers=1)
-    encoder = BertEncoder(small, with_pooler=with_pooler)
-
-    def touch_all(encoder: BertEncoder, ids: jax.Array) -> jax.Array:
-        hidden = encoder(ids, ids > 0)
-        return encoder.pool(hidden) if with_pooler else hidden
-
-    ids = jnp.ones((1, 4), jnp.int32)
-    tree = jax.eval_shape(lambda: encoder.init(jax.random.key(0), ids, method=touch_all)["params"])
-    repeat_layer(tree, config.num_layers)
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
-
-
-def repeat_layer(tree: dict[str, Any], num_layers: int) -> None:
-    """Copies the one layer of an encoder's tree to all layers; faster than tracing them all."""
-    for i in range(1, num_layers):
-        tree[f"layers_{i}"] = tree["layers_0"]
-
-
-def params_from_huggingface(
-    tensors: Mapping[str, np.ndarray], config: BertConfig, with_pooler: bool = False
-) -> dict[str, Any]:
-    """Turns published BERT tensors into parameters of `BertEncoder`.
-
-    Args:
-      tensors: arrays by the names of the `bert` checkpoint (no prefix). Tensors that the encoder
-        does not use (pooler, language-model head, position ids) are ignored.
-      config: sizes to expect.
-      with_pooler: whether the pooler is read too.
-
-    Returns:
-      nested dict of float32 arrays.
-
-    Raises:
-      ValueError: a tensor is missing or its shape does not fit `config`.
-    """
-    params: dict[str, Any] = {}
-    shapes = parameter_shapes(config, with_pooler)
-    for name, (path, transposed) in huggingface_names(config, with_pooler).items():
-        if name not in tensors:
-            raise ValueError(f"checkpoint: tensor {name!r} is missing; expected a BERT encoder")
-        value = np.asarray(tensors[name], np.float32)
-        value = value.T if transposed else value
-        if value.shape != shapes[path]:
-            raise ValueError(
-                f"checkpoint: tensor {name!r} has shape {value.shape}; expected {shapes[path]}, "
-                "as config.json describes it"
-            )
-        node = params
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = value
-    return params

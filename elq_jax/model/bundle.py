@@ -8,20 +8,18 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import msgspec
 import numpy as np
 import safetensors
-from flax import traverse_util
 
 from elq_jax.core.errors import DataError, ElqError
-from elq_jax.model import elq
-from elq_jax.model.bert import BertConfig, params_from_huggingface
-from elq_jax.model.elq import ElqConfig, parameter_shapes
+from elq_jax.model.config import BertConfig, ElqConfig
 from elq_jax.model.huggingface import load_bert_checkpoint
+from elq_jax.model.parameters import flattened, nested, parameter_shapes, params_from_huggingface
 from elq_jax.storage.checksums import Sha256, are_cheap, check_digest, read_json
 from elq_jax.storage.files import check_not_a_pointer, make_folder, write_json
 from elq_jax.storage.hub import resolve_encoder
@@ -122,7 +120,7 @@ class Model:
         flat = _read_params(path, parts)
         described.check_files(folder, cheap_only=True)
         _check_params(flat, described.model, parts, path)
-        params = traverse_util.unflatten_dict(flat)
+        params = nested(flat)
         return cls(described.model, params, tokenizer, described.entity_encoder)
 
     def save(
@@ -143,7 +141,7 @@ class Model:
         folder = pathlib.Path(folder)
         make_folder(folder)
         self.tokenizer.save(folder)
-        flat = traverse_util.flatten_dict(dict(self.params), sep="/")
+        flat = {"/".join(path): array for path, array in flattened(self.params).items()}
         shapes = {name: np.shape(array) for name, array in flat.items()}
         parameters = write_safetensors(
             folder / PARAMETERS, shapes, lambda name: jax.device_get(flat[name])
@@ -168,15 +166,17 @@ class Model:
             changed.__dict__["entity_fingerprint"] = self.entity_fingerprint
         return changed
 
-    @property
-    def question_apply(self) -> Callable[..., Any]:
-        """Returns a function of (params, arrays, ...) that runs the question encoder; see `elq`."""
-        return functools.partial(elq.question_apply, self.config)
+    def question_apply(self, params: Mapping[str, Any], *arrays: Any, **arguments: Any) -> Any:
+        """Runs the question encoder; see `elq.question_apply` for the arguments."""
+        from elq_jax.model import elq
 
-    @property
-    def entity_apply(self) -> Callable[..., jax.Array]:
-        """Returns a function of (params, input_ids, mask, ...) that encodes entities; see `elq`."""
-        return functools.partial(elq.entity_apply, self.config)
+        return elq.question_apply(self.config, params, *arrays, **arguments)
+
+    def entity_apply(self, params: Mapping[str, Any], *arrays: Any, **arguments: Any) -> jax.Array:
+        """Encodes entities; see `elq.entity_apply` for the arguments."""
+        from elq_jax.model import elq
+
+        return elq.entity_apply(self.config, params, *arrays, **arguments)
 
     @functools.cached_property
     def entity_fingerprint(self) -> str:
@@ -190,7 +190,7 @@ class Model:
         whole = hashlib.sha256()
         described = [_entity_settings(self.config), self.tokenizer.fingerprint]
         whole.update(json.dumps(described, sort_keys=True).encode())
-        flat = traverse_util.flatten_dict(dict(self.params["entity"]), sep="/")
+        flat = {"/".join(p): array for p, array in flattened(self.params["entity"]).items()}
         for name in sorted(flat):
             whole.update(name.encode())
             whole.update(np.ascontiguousarray(jax.device_get(flat[name]), np.float32).data)
@@ -231,6 +231,8 @@ def initial_params(config: ElqConfig, seed: int = 0) -> dict[str, Any]:
 
 
 def _initialise(config: ElqConfig, seed: int, heads_only: bool = False) -> dict[str, Any]:
+    from elq_jax.model import elq
+
     @jax.jit
     def initialise() -> dict[str, Any]:
         params = elq.initialise(config, jax.random.key(seed))

@@ -2,121 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import msgspec
-from flax import traverse_util
 
 from elq_jax.model import spans
-from elq_jax.model.bert import BertConfig, BertEncoder, repeat_layer
-
-MENTION_HEADS = ("linear", "mlp")
-MENTION_AGGREGATIONS = ("all_avg", "fl_avg", "all_avg_linear", "fl_linear")
-ENTITY_POOLINGS = ("cls", "mean", "pooler_linear")
-
-
-@dataclasses.dataclass(frozen=True)
-class ElqConfig:
-    """Settings of what the model computes; the "model" part of a linker directory's config.json.
-
-    Attributes:
-      question_bert: sizes of the question encoder.
-      entity_bert: sizes of the entity encoder.
-      mention_head: kind of head, "linear" (the original's qa_linear) or "mlp" (qa_mlp).
-      max_mention_width: largest number of tokens of a mention (the original's
-        max_mention_length + 1).
-      mention_aggregation: mean of all tokens ("all_avg") or of the two ends ("fl_avg"), either
-        followed by a learned linear map to the entity width (starting as the identity where the
-        widths agree).
-      normalize_mentions: whether mention vectors are scaled to unit length.
-      score_scale: initial value of a learned factor on the inner product; None for none.
-      entity_pooling: way from hidden states to the entity vector: "cls", "mean" over real tokens,
-        or "pooler_linear" (the original's add_linear).
-      entity_width: width of the entity vectors; the encoder's, but for "pooler_linear".
-      normalize_entities: whether entity vectors are scaled to unit length.
-      max_question_tokens: largest T, [CLS] and [SEP] included.
-      max_entity_tokens: number of tokens read of `title [unused2] text`, [CLS] and [SEP] included.
-    """
-
-    question_bert: BertConfig
-    entity_bert: BertConfig
-    mention_head: str = "linear"
-    max_mention_width: Annotated[int, msgspec.Meta(le=2**20)] = 11
-    mention_aggregation: str = "all_avg"
-    normalize_mentions: bool = False
-    score_scale: Annotated[float, msgspec.Meta(gt=0)] | None = None
-    entity_pooling: str = "cls"
-    entity_width: Annotated[int, msgspec.Meta(ge=1, le=2**16)] | None = None
-    normalize_entities: bool = False
-    max_question_tokens: int = 128
-    max_entity_tokens: int = 128
-
-    def __post_init__(self):
-        choices = {
-            "mention_head": MENTION_HEADS,
-            "mention_aggregation": MENTION_AGGREGATIONS,
-            "entity_pooling": ENTITY_POOLINGS,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name}: {getattr(self, name)!r}; expected one of {', '.join(allowed)}"
-                )
-        if self.entity_pooling != "pooler_linear" and self.entity_width is not None:
-            raise ValueError(
-                f"entity_width: {self.entity_width}; expected only with entity_pooling = "
-                "'pooler_linear'; leave it out"
-            )
-        widths = self.question_bert.hidden_size, self.vector_width
-        if not self.mention_aggregation.endswith("_linear") and widths[0] != widths[1]:
-            raise ValueError(
-                f"mention_aggregation: {self.mention_aggregation!r} gives vectors of width "
-                f"{widths[0]}, but entity vectors have width {widths[1]}; choose one that ends in "
-                "_linear"
-            )
-        if self.max_mention_width < 1:
-            raise ValueError(f"max_mention_width: {self.max_mention_width}; expected at least 1")
-        for name, bert in (("question", self.question_bert), ("entity", self.entity_bert)):
-            limit = getattr(self, f"max_{name}_tokens")
-            if not 3 <= limit <= bert.max_positions:
-                raise ValueError(
-                    f"max_{name}_tokens: {limit}; expected 3 to {bert.max_positions} "
-                    "(the number of positions of the encoder)"
-                )
-
-    @property
-    def vector_width(self) -> int:
-        """Returns D, the width of mention and entity vectors."""
-        return self.entity_width or self.entity_bert.hidden_size
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as plain JSON values."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ElqConfig:
-        """Makes the settings from JSON values, the inverse of `to_dict`.
-
-        Raises:
-          ValueError: a setting is unknown, of another type, or out of range.
-        """
-        berts = [(name, values.get(name), BertConfig) for name in ("question_bert", "entity_bert")]
-        for place, part, kind in [("", values, cls), *berts]:
-            known = [field.name for field in dataclasses.fields(kind)]
-            for name in part if isinstance(part, Mapping) else ():
-                if name not in known:
-                    place = f"{place}." if place else ""
-                    raise ValueError(f"{place}{name}: no such setting; expected one of {known}")
-        try:
-            return msgspec.convert(dict(values), cls)
-        except msgspec.ValidationError as error:
-            raise ValueError(str(error).replace("$.", "")) from error
+from elq_jax.model.bert import BertEncoder
+from elq_jax.model.config import ElqConfig
 
 
 class QuestionEncoder(nn.Module):
@@ -322,17 +217,3 @@ def initialise(config: ElqConfig, key: jax.Array) -> dict[str, Any]:
     )
     entity = EntityEncoder(config).init(entity_key, ids, mask)
     return {"question": dict(question["params"]), "entity": dict(entity["params"])}
-
-
-@functools.cache
-def parameter_shapes(config: ElqConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Returns the shape of every parameter by its path in {"question": tree, "entity": tree}."""
-    berts = {"question": config.question_bert, "entity": config.entity_bert}
-    one_layer = {
-        f"{part}_bert": dataclasses.replace(bert, num_layers=1) for part, bert in berts.items()
-    }
-    small = dataclasses.replace(config, **one_layer)
-    tree = jax.eval_shape(lambda: initialise(small, jax.random.key(0)))
-    for part, bert in berts.items():
-        repeat_layer(tree[part]["bert"], bert.num_layers)
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}

@@ -7,8 +7,7 @@ to 10% on top.
 
 from __future__ import annotations
 
-from elq_jax.model.bert import BertConfig
-from elq_jax.model.elq import ElqConfig
+from elq_jax.model.config import BertConfig, ElqConfig
 
 
 def bert_flops(bert: BertConfig, batch_size: int, tokens: int) -> float:

@@ -22,13 +22,9 @@ import safetensors.numpy
 from flax import traverse_util
 
 from elq_jax.core.errors import DataError, ElqError
-from elq_jax.model.bert import BertConfig
 from elq_jax.model.bundle import Model
-from elq_jax.model.elq import (
-    MENTION_AGGREGATIONS,
-    ElqConfig,
-    parameter_shapes,
-)
+from elq_jax.model.config import MENTION_AGGREGATIONS, BertConfig, ElqConfig
+from elq_jax.model.parameters import parameter_shapes
 from elq_jax.original.names import params_from_state_dict, tensor_names
 from elq_jax.original.torch_files import StoredTensor, open_torch_file, write_torch_file
 from elq_jax.storage import layout

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from elq_jax.model.bert import huggingface_names
-from elq_jax.model.elq import ElqConfig
+from elq_jax.model.config import ElqConfig
+from elq_jax.model.parameters import huggingface_names
 
 _HEADS = {
     # Our module -> its place in the original's nn.Sequential; "" where that is one nn.Linear.

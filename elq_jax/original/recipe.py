@@ -28,7 +28,7 @@ from flax import traverse_util
 
 from elq_jax.core.errors import ElqError
 from elq_jax.core.settings import make_settings
-from elq_jax.model.elq import ElqConfig
+from elq_jax.model.config import ElqConfig
 from elq_jax.original.names import tensor_names
 from elq_jax.questions.batches import TrainingBatches
 from elq_jax.training.optimizer import RECIPES, Recipe, create_learning_rate_schedule

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +26,13 @@ _PIECE = 1024  # Rows per matrix product on CPU: what fits in the cache of one c
 _SCORES = 2**18  # Scores per product in bfloat16, which needs larger ones: what fits there too.
 
 
-class Table(flax.struct.PyTreeNode):
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("values", "scale"),
+    meta_fields=("num_rows", "axis_name", "products"),
+)
+@dataclass(frozen=True, eq=False)
+class Table:
     """A table of entity vectors of which every device holds consecutive rows.
 
     The methods are for use inside `devices.parallel` (or `jax.shard_map` over the same axis name),
@@ -46,9 +52,9 @@ class Table(flax.struct.PyTreeNode):
 
     values: jax.Array
     scale: jax.Array | None
-    num_rows: int = flax.struct.field(pytree_node=False)
-    axis_name: str | None = flax.struct.field(pytree_node=False, default=devices_lib.AXIS)
-    products: str = flax.struct.field(pytree_node=False, default="float32")
+    num_rows: int
+    axis_name: str | None = devices_lib.AXIS
+    products: str = "float32"
 
     @classmethod
     def divide(
@@ -121,7 +127,7 @@ class Table(flax.struct.PyTreeNode):
         table = cls.divide(embeddings, len(devices), dtype, only)
         if own[0].platform == "cpu" and table.values.dtype == jnp.bfloat16:
             # As `_as_bits` would do in every call, with a copy.
-            table = table.replace(values=table.values.view(np.uint16))
+            table = replace(table, values=table.values.view(np.uint16))
         return devices_lib.place(table, own)
 
     @property
@@ -231,7 +237,7 @@ class Table(flax.struct.PyTreeNode):
         """Views bfloat16 as uint16 on CPU, where XLA would convert the whole table to float32."""
         if self.values.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
             return self
-        return self.replace(values=lax.bitcast_convert_type(self.values, jnp.uint16))
+        return replace(self, values=lax.bitcast_convert_type(self.values, jnp.uint16))
 
     def _scan(
         self, function: Callable[[Any, jax.Array], tuple[Any, Any]], carry: Any, chunk: int

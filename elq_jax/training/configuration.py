@@ -20,7 +20,7 @@ from elq_jax.entities import embeddings
 from elq_jax.evaluation.sets import set_names
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.losses import LINKING_LOSSES, create_linking_loss
-from elq_jax.model.elq import ElqConfig
+from elq_jax.model.config import ElqConfig
 from elq_jax.questions.neutral import SINGLE_WORDS
 from elq_jax.storage.files import user_path
 from elq_jax.storage.hub import encoder_files

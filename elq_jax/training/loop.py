@@ -178,7 +178,7 @@ def train_stage(run: Run, stage: Stage, profile_steps: int = 0) -> TrainState:
     table = None
     if stage.has_table:
         table = Table.place(run.embeddings(), devices, settings.table_dtype)
-        table = table.replace(products=start.record["dtype"])
+        table = dataclasses.replace(table, products=start.record["dtype"])
     objective = Objective.of_stage(run.model.config, settings, start.record["dtype"])
     take_step = parallel_train_step(objective, devices)
     state = devices_lib.replicate(start.state, devices)

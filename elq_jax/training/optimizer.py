@@ -17,7 +17,7 @@ from elq_jax.core.errors import ElqError
 from elq_jax.core.registry import Registry
 
 if TYPE_CHECKING:
-    from elq_jax.model.elq import ElqConfig
+    from elq_jax.model.config import ElqConfig
     from elq_jax.questions.batches import TrainingBatches
 
 # Modules that start untrained, and so may learn faster than a published encoder. The linear map of

@@ -20,7 +20,8 @@ from elq_jax.core.devices import AXIS
 from elq_jax.core.errors import ElqError
 from elq_jax.losses import Entities, LinkingLoss, Mentions, create_linking_loss, span_loss
 from elq_jax.model import flops
-from elq_jax.model.elq import ElqConfig, EntityEncoder, QuestionEncoder
+from elq_jax.model.config import ElqConfig
+from elq_jax.model.elq import EntityEncoder, QuestionEncoder
 from elq_jax.retrieval.table import Table
 from elq_jax.training.optimizer import TrainState
 

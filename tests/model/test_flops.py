@@ -7,8 +7,8 @@ from traced_products import products
 
 from elq_jax.core.machine import peak_flops
 from elq_jax.model import flops
-from elq_jax.model.bert import BertConfig
-from elq_jax.model.elq import ElqConfig, EntityEncoder, QuestionEncoder
+from elq_jax.model.config import BertConfig, ElqConfig
+from elq_jax.model.elq import EntityEncoder, QuestionEncoder
 
 BERT = BertConfig(50, hidden_size=256, num_layers=1, num_heads=4, intermediate_size=1024)
 WIDER = BertConfig(50, hidden_size=384, num_layers=1, num_heads=4, intermediate_size=512)

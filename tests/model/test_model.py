@@ -13,15 +13,12 @@ from reference import arrays, enumerated
 
 from elq_jax.losses import InBatch, Mentions, span_loss
 from elq_jax.model import spans
-from elq_jax.model.bert import BertConfig, BertEncoder, params_from_huggingface
+from elq_jax.model.bert import BertEncoder
 from elq_jax.model.bundle import initial_params
-from elq_jax.model.elq import (
-    ElqConfig,
-    EntityEncoder,
-    QuestionEncoder,
-    parameter_shapes,
-)
+from elq_jax.model.config import BertConfig, ElqConfig
+from elq_jax.model.elq import EntityEncoder, QuestionEncoder
 from elq_jax.model.huggingface import load_bert_checkpoint
+from elq_jax.model.parameters import parameter_shapes, params_from_huggingface
 from elq_jax.original.loss import HardNegativesBce
 from elq_jax.original.names import params_from_state_dict, tensor_names
 from elq_jax.storage.hub import resolve_encoder

@@ -9,14 +9,9 @@ import scipy.stats
 from jax.extend.core import jaxprs_in_params
 from traced_products import products
 
-from elq_jax.model.bert import (
-    BertConfig,
-    BertEncoder,
-    ByteDropout,
-    cast_frozen,
-    gelu,
-    mixed_product,
-)
+from elq_jax.model.bert import BertEncoder, ByteDropout, gelu, mixed_product
+from elq_jax.model.config import BertConfig
+from elq_jax.model.parameters import cast_frozen
 
 CONFIG = BertConfig(
     vocab_size=50,

@@ -24,8 +24,8 @@ from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter
 from elq_jax.entities.encode import CatalogueEncoder
 from elq_jax.linking.linker import EntityLinker
-from elq_jax.model.bert import BertConfig
 from elq_jax.model.bundle import Model, initial_params
+from elq_jax.model.config import BertConfig
 from elq_jax.original import checkpoint as original
 from elq_jax.original import convert as conversion
 from elq_jax.original import torch_files

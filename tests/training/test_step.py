@@ -12,9 +12,8 @@ from traced_products import products
 
 from elq_jax.core import devices as devices_lib
 from elq_jax.losses import FullCatalogue, HardNegatives, InBatch, create_linking_loss
-from elq_jax.model.bert import BertConfig
 from elq_jax.model.bundle import initial_params
-from elq_jax.model.elq import ElqConfig
+from elq_jax.model.config import BertConfig, ElqConfig
 from elq_jax.retrieval.table import Table
 from elq_jax.training.optimizer import create_optimizer, create_train_state
 from elq_jax.training.step import Objective, parallel_train_step, train_step_flops

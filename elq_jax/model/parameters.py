@@ -1,0 +1,182 @@
+"""Names, shapes and number formats of the parameters of both encoders, without their modules.
+
+A linker is opened with these alone: modules are imported where a program is traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elq_jax.model.config import BertConfig, ElqConfig
+
+Shapes = dict[tuple[str, ...], tuple[int, ...]]
+
+
+def flattened(tree: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """Lists the arrays of a nested dictionary by their paths: {"a": {"b": x}}: {("a", "b"): x}."""
+    flat: dict[tuple[str, ...], Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= {(name, *path): array for path, array in flattened(value).items()}
+        else:
+            flat[(name,)] = value
+    return flat
+
+
+def nested(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Makes a nested dictionary of arrays by their paths, the inverse of `flattened`."""
+    tree: dict[str, Any] = {}
+    for path, array in flat.items():
+        node = tree
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = array
+    return tree
+
+
+def parameter_shapes(config: ElqConfig) -> Shapes:
+    """Returns the shape of every parameter by its path in {"question": tree, "entity": tree}."""
+    width, vector_width = config.question_bert.hidden_size, config.vector_width
+    has_pooler = config.entity_pooling == "pooler_linear"
+    question, entity = (
+        {("bert", *path): shape for path, shape in bert_shapes(bert, with_pooler).items()}
+        for bert, with_pooler in ((config.question_bert, False), (config.entity_bert, has_pooler))
+    )
+    if config.mention_head == "mlp":
+        question |= _dense("mention_hidden", width, width)
+    question |= _dense("mention_head", width, 3)
+    if config.mention_aggregation.endswith("_linear"):
+        inputs = 2 * width if config.mention_aggregation == "fl_linear" else width
+        question |= _dense("mention_linear", inputs, vector_width)
+    if config.score_scale is not None:
+        question["log_scale",] = ()
+    if has_pooler:
+        entity |= _dense("pooler_linear", config.entity_bert.hidden_size, vector_width)
+    parts = {"question": question, "entity": entity}
+    return {(part, *path): shape for part in parts for path, shape in parts[part].items()}
+
+
+def bert_shapes(config: BertConfig, with_pooler: bool = False) -> Shapes:
+    """Returns the shape of every parameter of `BertEncoder`, by its path."""
+    width, inner = config.hidden_size, config.intermediate_size
+    shapes: Shapes = {
+        ("word", "embedding"): (config.vocab_size, width),
+        ("position", "embedding"): (config.max_positions, width),
+        ("token_type", "embedding"): (config.num_token_types, width),
+        **_norm("embedding_norm", width),
+    }
+    layer = {
+        **_dense("query", width, width),
+        **_dense("key", width, width),
+        **_dense("value", width, width),
+        **_dense("attention_output", width, width),
+        **_norm("attention_norm", width),
+        **_dense("intermediate", width, inner),
+        **_dense("output", inner, width),
+        **_norm("output_norm", width),
+    }
+    for i in range(config.num_layers):
+        shapes |= {(f"layers_{i}", *path): shape for path, shape in layer.items()}
+    return shapes | (_dense("pooler", width, width) if with_pooler else {})
+
+
+def _dense(name: str, inputs: int, outputs: int) -> Shapes:
+    return {(name, "kernel"): (inputs, outputs), (name, "bias"): (outputs,)}
+
+
+def _norm(name: str, width: int) -> Shapes:
+    return {(name, "scale"): (width,), (name, "bias"): (width,)}
+
+
+def cast_frozen(params: Any, dtype: str) -> Any:
+    """Rounds those parameters to `dtype` that products would round at every call.
+
+    Results stay the same. It is for parameters that do not change any more.
+
+    Args:
+      params: tree with the parameters of a `BertEncoder` in it, arrays of the host.
+      dtype: type of the matrix products, "float32" or "bfloat16".
+    """
+
+    def cast(path: tuple[Any, ...], array: Any) -> Any:
+        names = [key.key for key in path]
+        is_rounded = names[-1] == "kernel" and any(name.startswith("layers_") for name in names)
+        return np.asarray(array).astype(jnp.dtype(dtype)) if is_rounded else array
+
+    return params if dtype == "float32" else jax.tree_util.tree_map_with_path(cast, params)
+
+
+_EMBEDDINGS = {
+    "embeddings.word_embeddings.weight": ("word", "embedding"),
+    "embeddings.position_embeddings.weight": ("position", "embedding"),
+    "embeddings.token_type_embeddings.weight": ("token_type", "embedding"),
+    "embeddings.LayerNorm.weight": ("embedding_norm", "scale"),
+    "embeddings.LayerNorm.bias": ("embedding_norm", "bias"),
+}
+_LAYER_DENSE = {
+    "attention.self.query": "query",
+    "attention.self.key": "key",
+    "attention.self.value": "value",
+    "attention.output.dense": "attention_output",
+    "intermediate.dense": "intermediate",
+    "output.dense": "output",
+}
+_LAYER_NORM = {"attention.output.LayerNorm": "attention_norm", "output.LayerNorm": "output_norm"}
+
+
+def huggingface_names(
+    config: BertConfig, with_pooler: bool = False
+) -> dict[str, tuple[tuple[str, ...], bool]]:
+    """Maps each published tensor name to (path in our parameters, whether it is transposed)."""
+    names = {name: (path, False) for name, path in _EMBEDDINGS.items()}
+    for i in range(config.num_layers):
+        for theirs, ours in _LAYER_DENSE.items():
+            prefix = f"encoder.layer.{i}.{theirs}"
+            names[f"{prefix}.weight"] = ((f"layers_{i}", ours, "kernel"), True)
+            names[f"{prefix}.bias"] = ((f"layers_{i}", ours, "bias"), False)
+        for theirs, ours in _LAYER_NORM.items():
+            prefix = f"encoder.layer.{i}.{theirs}"
+            names[f"{prefix}.weight"] = ((f"layers_{i}", ours, "scale"), False)
+            names[f"{prefix}.bias"] = ((f"layers_{i}", ours, "bias"), False)
+    if with_pooler:
+        names["pooler.dense.weight"] = (("pooler", "kernel"), True)
+        names["pooler.dense.bias"] = (("pooler", "bias"), False)
+    return names
+
+
+def params_from_huggingface(
+    tensors: Mapping[str, np.ndarray], config: BertConfig, with_pooler: bool = False
+) -> dict[str, Any]:
+    """Turns published BERT tensors into parameters of `BertEncoder`.
+
+    Args:
+      tensors: arrays by the names of the `bert` checkpoint (no prefix). Tensors that the encoder
+        does not use (pooler, language-model head, position ids) are ignored.
+      config: sizes to expect.
+      with_pooler: whether the pooler is read too.
+
+    Returns:
+      nested dict of float32 arrays.
+
+    Raises:
+      ValueError: a tensor is missing or its shape does not fit `config`.
+    """
+    params: dict[tuple[str, ...], np.ndarray] = {}
+    shapes = bert_shapes(config, with_pooler)
+    for name, (path, transposed) in huggingface_names(config, with_pooler).items():
+        if name not in tensors:
+            raise ValueError(f"checkpoint: tensor {name!r} is missing; expected a BERT encoder")
+        value = np.asarray(tensors[name], np.float32)
+        value = value.T if transposed else value
+        if value.shape != shapes[path]:
+            raise ValueError(
+                f"checkpoint: tensor {name!r} has shape {value.shape}; expected {shapes[path]}, "
+                "as config.json describes it"
+            )
+        params[path] = value
+    return nested(params)
