@@ -18,6 +18,7 @@ from elq_jax.core.errors import ElqError
 from elq_jax.core.registry import Registry
 from elq_jax.core.settings import Setting, fields_of, make_settings
 from elq_jax.original.presets import PRESETS, with_preset
+from elq_jax.storage.checksums import begin_digests
 from elq_jax.storage.files import user_path
 
 if TYPE_CHECKING:
@@ -303,6 +304,7 @@ class LinkerFlags:
 
     def open(self, devices: Sequence[jax.Device] | None = None) -> EntityLinker:
         """Opens the linker that the command line names; `devices` as in `from_pretrained`."""
+        begin_digests(self.linker.value)
         start_jax()
         from elq_jax.core.devices import say_dtype
         from elq_jax.linking.linker import EntityLinker

@@ -65,13 +65,18 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def bfloat16_units() -> list[str]:
-    """Returns the flags of this CPU that stand for products of bfloat16 numbers, fastest first."""
+def cpu_flags() -> list[str]:
+    """Returns the names that this CPU's features have in Linux; none on other systems."""
     text = ""
     with contextlib.suppress(OSError):
         text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
     match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = match[1].split() if match else []
+    return match[1].split() if match else []
+
+
+def bfloat16_units() -> list[str]:
+    """Returns the flags of this CPU that stand for products of bfloat16 numbers, fastest first."""
+    flags = cpu_flags()
     return [name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in flags]
 
 

@@ -78,13 +78,16 @@ class LinkJob:
                 print(f"warning: {self.input} has no questions", file=sys.stderr)
             linker = open_linker()
 
-            from rich.console import Console
-
             from elq_jax.linking.rows import link_all
-            from elq_jax.linking.terminal import Session
 
-            console = Console(highlight=False)
+            console = None
+            if as_text:
+                from rich.console import Console
+
+                console = Console(highlight=False)
             if is_prompt:
+                from elq_jax.linking.terminal import Session
+
                 Session(linker, console).run()
                 return None
             return link_all(
@@ -93,7 +96,7 @@ class LinkJob:
                 self.output,
                 form="simple-jsonl" if self.output_format == "simple-jsonl" else "json",
                 total=total,
-                console=console if as_text else None,
+                console=console,
                 batch_size=self.batch_size,
                 on_error=self.on_error,
                 restart=self.restart,

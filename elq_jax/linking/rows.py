@@ -8,10 +8,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-from rich.console import Console
 
 from elq_jax.core.errors import ElqError
 from elq_jax.core.machine import peak_memory
@@ -21,11 +20,13 @@ from elq_jax.linking.links import Link
 from elq_jax.linking.output import check_outside, open_output
 from elq_jax.linking.pipeline import overlapped
 from elq_jax.linking.scoring import SpanVectors, chunks
-from elq_jax.linking.terminal import print_links
 from elq_jax.questions.rows import Row
 from elq_jax.storage.progress import progress as progress_bar
 from elq_jax.storage.resume import stamp
 from elq_jax.text.tokenization import EncodedQuestion
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 OnError = Literal["stop", "skip"]
 LineForm = Literal["json", "simple-jsonl"]
@@ -322,6 +323,8 @@ def link_and_show(
 
 def _as_text(linker: EntityLinker, linked: Iterable[Linked], console: Console) -> Iterator[bytes]:
     """Yields the text that a terminal shows of each question."""
+    from elq_jax.linking.terminal import print_links
+
     for result in linked:
         if result.row.error is None:
             question = result.row.text, result.links, 0, result.truncated_at

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elq_jax.core import devices as devices_lib
+from elq_jax.core.programs import KeptProgram
 from elq_jax.linking.decoding import FIRST, INSIDE, LAST, MEANINGFUL, Decoder
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model import spans
@@ -143,7 +144,9 @@ class Scorer:
             vectors = apply(params, hidden, bounds, method="mention_vectors")
             return known_vectors, logits, bounds, keep, vectors
 
-        self._score = devices_lib.parallel(score, devices, static=(6, 7))
+        program = devices_lib.parallel(score, devices, static=(6, 7))
+        about = f"spans {model.config} {dtype}"
+        self._score = KeptProgram(program, about, devices, static=(6, 7))
         self._set_params(model.params["question"])
 
     def _set_params(self, params: Mapping[str, Any]) -> None:

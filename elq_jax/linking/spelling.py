@@ -143,8 +143,7 @@ class Speller:
 
     def _unknown(self, number: int, text: str) -> Iterable[_Word]:
         """Yields the words of a text that are no words of the vocabulary, with their neighbours."""
-        known = self._vocabulary
-        if all(len(w) < _SHORT or w.lower() in known for w in _WORD.findall(text)):
+        if all(len(w) < _SHORT or self._is_usual(w.lower()) for w in _WORD.findall(text)):
             return
         places = [match.span() for match in _WORD.finditer(text)]
         shouts = text.isupper()
@@ -160,6 +159,11 @@ class Speller:
                 after = _normal(text[slice(*places[place + 1])])
             is_capital = written[0].isupper() and place > 0 and not shouts
             yield _Word(number, start, end, normal, before, after, is_capital)
+
+    def _is_usual(self, word: str) -> bool:
+        """Returns whether the vocabulary has a word in lower case; lists it only if need be."""
+        is_listed = word.isascii() and self._tokenizer.is_whole_word(word)
+        return is_listed or word in self._vocabulary
 
     def _may_be_slip(self, normal: str) -> bool:
         known = self._vocabulary

@@ -12,6 +12,7 @@ import numpy as np
 
 from elq_jax.core import devices as devices_lib
 from elq_jax.core.errors import ElqError
+from elq_jax.core.programs import KeptProgram
 from elq_jax.entities.embeddings import DTYPES, Embeddings, Shard, checked_shards
 from elq_jax.retrieval.base import INDEXES, Index, NoSettings
 from elq_jax.retrieval.table import CHUNK_SIZE, Table, best, converted
@@ -119,6 +120,7 @@ class ExactIndex(Index):
                     values = values.view(np.uint16)
             self._shards.append(Shard(np.int32(start), *jax.device_put((values, scale))))
         self._takes_turns = on_cpu and products != "float32"
+        self._score = KeptProgram(_scores_of_one, "scores of one query", jax.local_devices()[:1])
         self._rounds = (
             on_cpu
             and self._shards[0].scale is None
@@ -158,7 +160,7 @@ class ExactIndex(Index):
 
     def _nearest_to_one(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Finds the k best rows of a query [D]: scores [k] and rows [k]."""
-        parts = [_scores_of_one(query[None], shard.values) for shard in self._shards]
+        parts = [self._score(query[None], shard.values) for shard in self._shards]
         scales = [shard.scale for shard in self._on_host]
         return largest(
             np.concatenate(

@@ -6,11 +6,13 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from elq_jax.core.errors import DataError
+from elq_jax.storage import layout
 from elq_jax.storage.files import check_not_a_pointer
 from elq_jax.storage.resume import digest
 
@@ -29,6 +31,32 @@ def are_cheap(paths: Iterable[str | os.PathLike[str]]) -> bool:
     return sum(os.path.getsize(path) for path in paths) <= CHEAP_BYTES
 
 
+_begun: dict[tuple[Any, ...], Future[str]] = {}
+
+
+def begin_digests(folder: str | os.PathLike[str]) -> None:
+    """Begins to compute the checksums that opening a linker directory compares, in a thread.
+
+    Programs call this before they import JAX, which takes about as long. `check_digest` takes the
+    results, unless a file has changed since. A folder that is none is left to what opens it.
+    """
+    folder = pathlib.Path(folder)
+    parts = [folder / layout.EMBEDDINGS, folder / layout.NAMES, folder / layout.WORDS]
+    groups = [[folder / layout.PARAMETERS], *(sorted(part.glob("*.npy")) for part in parts)]
+    pool = ThreadPoolExecutor(1)
+    for paths in groups:
+        paths = [path for path in paths if path.is_file()]
+        for path in paths if are_cheap(paths) else ():
+            _begun[_identity(path)] = pool.submit(digest, path)
+    pool.shutdown(wait=False)
+
+
+def _identity(path: pathlib.Path) -> tuple[Any, ...]:
+    """Identifies a file and its content, without reading it."""
+    status = path.stat()
+    return os.path.realpath(path), status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def check_digest(path: str | os.PathLike[str], expected: str, advice: str) -> None:
     """Compares a file with its SHA-256.
 
@@ -44,7 +72,8 @@ def check_digest(path: str | os.PathLike[str], expected: str, advice: str) -> No
     if not path.is_file():
         raise DataError(f"missing; {advice}", path)
     check_not_a_pointer(path)
-    if (actual := digest(path)) != expected:
+    begun = _begun.pop(_identity(path), None)
+    if (actual := begun.result() if begun else digest(path)) != expected:
         raise DataError(f"damaged: its SHA-256 is {actual}, expected {expected}; {advice}", path)
 
 

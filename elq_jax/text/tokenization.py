@@ -258,6 +258,10 @@ class Tokenizer:
             if len(token) > 1 and token.isalpha()
         ]
 
+    def is_whole_word(self, word: str) -> bool:
+        """Returns whether `whole_words` has a word, without listing them."""
+        return len(word) > 1 and word.isalpha() and self._backend.token_to_id(word) is not None
+
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Looks up the tokens of ids: [2054, 2015] are ["what", "##s"]."""
         return [self._backend.id_to_token(int(token)) or "[UNK]" for token in ids]
