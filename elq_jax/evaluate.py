@@ -15,6 +15,9 @@ or the linker's own.
 prints one table with a row for each file and their mean; --tune then chooses by the mean. Files
 joined by a plus sign are counted together: --questions test.jsonl+test_oov.jsonl.
 
+Links at the "neutral" spans of a line, or outside of its "evaluation_span", are neither right nor
+wrong. Benchmark files of ELEVANT are read as they are (docs/evaluation.md).
+
 --output names a folder for report.json (all numbers), predictions.jsonl (links as link writes
 them, for --against), errors.jsonl (wrong and missing links), curve.png (precision and recall by
 threshold) and calibration.png. Several hosts started together (see train.py) share the work.

@@ -287,6 +287,7 @@ def test_program_lists_gold_that_cannot_be_found(folder, tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["all"]["questions"], report["all"]["gold"]) == (4, 4)
     assert (report["in_catalogue"]["questions"], report["in_catalogue"]["gold"]) == (2, 2)
+    assert report["problems"] == {"misaligned": 1, "cut": 1}
 
 
 def no_constant(name):
@@ -447,3 +448,24 @@ def test_library_gives_what_the_program_reports(linker, questions, tmp_path):
     written = json.loads((tmp_path / "results" / "report.json").read_text())
     assert written == json.loads(json.dumps(outcome.report))
     assert "speed" not in written
+
+
+def test_links_at_neutral_spans_and_outside_of_the_evaluation_span_do_not_count(linker, tmp_path):
+    """Of a file of ELEVANT, compared with the links that remain when the others are taken out."""
+    text = max(TEXTS, key=len)
+    links = link_alone(linker, text, FLOOR)
+    assert len(links) > 2
+    gold, neutral = links[0], links[1]
+    labels = [
+        {"id": 0, "span": [gold.start, gold.end], "entity_id": "<NIL>"},
+        {"id": 1, "span": [neutral.start, neutral.end], "entity_id": "DATETIME"},
+    ]
+    end = links[-1].start
+    row = {"id": 5, "text": text, "labels": labels, "evaluation_span": [0, end]}
+    (tmp_path / "benchmark.jsonl").write_text(json.dumps(row))
+    options = Options(threshold=FLOOR, floor=FLOOR, speed=False)
+    outcome = evaluate(linker, [tmp_path / "benchmark.jsonl"], options)
+    assert outcome.report["all"]["predicted"] == len(links) - 2
+    assert outcome.report["questions"][0]["left_out"] == {"optional": 1}
+    [result] = outcome.evaluation.results
+    assert len(result.predicted) == len(links)  # They are still written to predictions.jsonl.

@@ -193,6 +193,9 @@ def write_documents(
 ) -> bytes:
     """Writes the answer to a request: the documents with their annotations, as Turtle in UTF-8.
 
+    Each triple is a line (N-Triples, which is Turtle): rdflib writes them 15 times as fast as
+    abbreviated ones.
+
     Args:
       documents: documents of the request.
       annotations: annotations of each document.
@@ -201,8 +204,6 @@ def write_documents(
     from rdflib import Graph, Literal, URIRef
 
     graph = Graph(bind_namespaces="none")
-    for prefix, namespace in (("nif", NIF), ("itsrdf", ITSRDF), ("xsd", XSD)):
-        graph.bind(prefix, namespace)
 
     def add(uri: str, types: Iterable[str], start: int, end: int, **values: Literal | URIRef):
         number = URIRef(f"{XSD}nonNegativeInteger")
@@ -230,7 +231,8 @@ def write_documents(
                 double = URIRef(f"{XSD}double")
                 values["taConfidence"] = Literal(value, datatype=double, normalize=False)
             add(uri, (f"{NIF}Phrase", f"{NIF}RFC5147String"), start, end, **values)
-    return graph.serialize(format="turtle", encoding="utf-8")
+    lines = graph.serialize(format="nt", encoding="utf-8").splitlines(keepends=True)
+    return b"".join(sorted(lines))
 
 
 def entity_uri(kind: EntityUris, title: str, wikidata_id: str | None) -> str:

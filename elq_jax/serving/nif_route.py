@@ -29,6 +29,7 @@ def nif_router() -> "APIRouter":
     from fastapi import APIRouter, Query, Request, Response
 
     router = APIRouter(tags=["linking"])
+    one_at_a_time = asyncio.Lock()  # Reading and writing Turtle is slow, and in Python.
 
     @router.post(
         "/nif",
@@ -51,7 +52,9 @@ def nif_router() -> "APIRouter":
         except nif.OtherMediaType as error:
             raise BadTypeError(str(error)) from None
         service = service_of(request)
-        documents = await asyncio.to_thread(nif.read_documents, await body_of(request))
+        body = await body_of(request)
+        async with one_at_a_time:
+            documents = await asyncio.to_thread(nif.read_documents, body)
         texts = request.scope["elq_texts"] = [document.text for document in documents]
         check_texts(texts, service.settings)
         links = await link_documents(service, documents, request.is_disconnected)
@@ -60,7 +63,8 @@ def nif_router() -> "APIRouter":
             [annotation_of(document, *answer, kind) for answer in own]
             for document, own in zip(documents, links, strict=True)
         ]
-        answer = await asyncio.to_thread(nif.write_documents, documents, annotations)
+        async with one_at_a_time:
+            answer = await asyncio.to_thread(nif.write_documents, documents, annotations)
         return Response(answer, headers={"content-type": _answer_type(request)})
 
     return router
