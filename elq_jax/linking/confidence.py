@@ -206,7 +206,7 @@ def _word_counts(spans: ScoredSpans) -> np.ndarray:
 def _neighbour_features(
     spans: ScoredSpans, joint: np.ndarray, is_name: np.ndarray
 ) -> Mapping[str, np.ndarray]:
-    """Returns the features that compare spans with others of the same question.
+    """Returns the features that compare spans with others of the same window of a question.
 
     Args:
       spans: n spans.
@@ -214,7 +214,7 @@ def _neighbour_features(
       is_name: [n] bool, whether the span is a name in the catalogue.
     """
     count = len(joint)
-    left, right = pairs_within(spans.question)
+    left, right = pairs_within(spans.window)
     overlap = overlaps(spans.bounds[left], spans.bounds[right])
     width = spans.bounds[:, 1] - spans.bounds[:, 0]
     is_longer = overlap & (width[right] > width[left])

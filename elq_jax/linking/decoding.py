@@ -33,6 +33,7 @@ DECODERS: Registry[type[Decoder]] = Registry("decoder", "elq_jax.linking.decodin
 
 # Roles that a token may have in a mention; a token has a sum of them.
 INSIDE, FIRST, LAST, MEANINGFUL = 1, 2, 4, 8
+_BLOCK = 1024  # places of a text whose mentions are kept in one number, see `accept`
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -75,6 +76,8 @@ class Decoder(abc.ABC):
       special_tokens_in_text: whether a literal "[SEP]" in a question is read as that token.
       keep_any: whether the best spans of a question are searched for where none passes the
         threshold.
+      reads_windows: whether texts that are longer than the encoder reads at once are read in
+        windows; otherwise they are cut.
       threshold_filters: whether the links at a threshold are those at any lower one whose score is
         above it. Links of a low threshold can then be shown at all higher ones without decoding.
     """
@@ -83,6 +86,7 @@ class Decoder(abc.ABC):
     needs_confidence: ClassVar[bool] = False
     special_tokens_in_text: ClassVar[bool] = False
     keep_any: ClassVar[bool] = False
+    reads_windows: ClassVar[bool] = True
     threshold_filters: ClassVar[bool] = False
 
     def prune_threshold(self, threshold: float) -> float:
@@ -93,21 +97,21 @@ class Decoder(abc.ABC):
         """
         return threshold
 
-    def searches(self, question: np.ndarray, bounds: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    def searches(self, window: np.ndarray, bounds: np.ndarray, logits: np.ndarray) -> np.ndarray:
         """Returns for which spans the whole catalogue is searched; by default, for all.
 
         The candidates of other spans are the entities that have them as a name, where candidates
         are rescored. Without a candidate, a span is no mention.
 
         Args:
-          question: [n] int, number of the question of each span, ascending.
+          window: [n] int, number of the window of each span.
           bounds: [n, 2] int, first and last token (inclusive).
           logits: [n] float32, span logits.
 
         Returns:
           [n] bool.
         """
-        return np.ones(len(question), bool)
+        return np.ones(len(window), bool)
 
     def roles(self, encoded: Sequence[EncodedQuestion], unknown_id: int) -> np.ndarray:
         """Returns the roles that each token may have; no other span takes one of the K places.
@@ -229,10 +233,10 @@ class Confident(Joint):
         """Returns the floor: which spans are considered does not depend on the threshold."""
         return self.floor
 
-    def searches(self, question: np.ndarray, bounds: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    def searches(self, window: np.ndarray, bounds: np.ndarray, logits: np.ndarray) -> np.ndarray:
         """Returns which spans are likely enough, by themselves and beside those that overlap."""
         scores = log_p_mention(logits)
-        left, right = pairs_within(question)
+        left, right = pairs_within(window)
         overlap = overlaps(bounds[left], bounds[right])
         best = np.full(len(scores), -np.inf)
         np.maximum.at(best, left[overlap], scores[right[overlap]])
@@ -286,21 +290,22 @@ def pairs_within(groups: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.nda
     """Lists all ordered pairs of different members of the same group.
 
     Args:
-      groups: [n] int, number of the group of each member, ascending.
+      groups: [n] int, number of the group of each member.
 
     Returns:
       two arrays [p] int64, the members of each pair.
 
     Example: [0, 0, 3] -> [0, 1], [1, 0].
     """
-    groups = np.asarray(groups)
+    order = np.argsort(groups, kind="stable")
+    groups = np.asarray(groups)[order]
     first = np.searchsorted(groups, groups)
     sizes = np.searchsorted(groups, groups, "right") - first
     left = np.repeat(np.arange(len(groups)), sizes)
     place = np.arange(len(left)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     right = first[left] + place
     differ = left != right
-    return left[differ], right[differ]
+    return order[left[differ]], order[right[differ]]
 
 
 def overlaps(bounds: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -352,16 +357,27 @@ def accept(question: np.ndarray, extents: np.ndarray) -> np.ndarray:
 
     Example: one question, [[0, 4], [3, 6], [4, 6]] -> [True, False, True].
     """
-    taken: dict[int, int] = collections.defaultdict(int)  # bit i: place i belongs to a mention
+    # bit i of [number, block]: place i of the block belongs to a mention
+    taken: dict[tuple[int, int], int] = collections.defaultdict(int)
     accepted = np.zeros(len(question), bool)
     for i, (number, (start, end)) in enumerate(
         zip(question.tolist(), extents.tolist(), strict=True)
     ):
-        places = (1 << end) - (1 << start)
-        if not taken[number] & places:
-            taken[number] |= places
+        blocks = [
+            ((number, block), _bits(start - block * _BLOCK, end - block * _BLOCK))
+            for block in range(start // _BLOCK, max(end - 1, start) // _BLOCK + 1)
+        ]
+        if not any(taken[block] & bits for block, bits in blocks):
+            for block, bits in blocks:
+                taken[block] |= bits
             accepted[i] = True
     return accepted
+
+
+def _bits(start: int, end: int) -> int:
+    """Returns a number whose bits from `start` to `end` - 1 are set, as far as in a block."""
+    start, end = max(start, 0), min(end, _BLOCK)
+    return (1 << end) - (1 << start)
 
 
 def take(

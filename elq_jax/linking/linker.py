@@ -32,6 +32,7 @@ from elq_jax.retrieval import Index
 from elq_jax.storage.files import user_path
 from elq_jax.storage.hub import resolve_linker
 from elq_jax.text.tokenization import EncodedQuestion
+from elq_jax.text.windows import sentence_starts
 
 
 class EntityLinker:
@@ -231,8 +232,9 @@ class EntityLinker:
         """Links one question, or many.
 
         Args:
-          texts: question, or any number of them. A question of more than `max_question_tokens`
-            tokens is cut; a single warning says how many were.
+          texts: question, or any number of them. A text of more than `max_question_tokens` tokens
+            is cut, and a single warning says how many were. With the setting `long_texts` it is
+            read to its end, in windows that overlap.
           threshold: score that links must exceed, instead of the settings' own.
           batch_size: number of questions encoded at a time.
           min_probability: probability that links must have, instead of a threshold.
@@ -333,14 +335,26 @@ class EntityLinker:
         return self.score_encoded(texts, self.encode(texts), threshold, batch_size)[0]
 
     def encode(self, texts: Iterable[str]) -> list[EncodedQuestion]:
-        """Tokenises questions, cut to `max_question_tokens`, after their spelling is corrected."""
+        """Tokenises questions after their spelling is corrected.
+
+        They are cut to `max_question_tokens`, unless the settings have `long_texts` and the decoder
+        is not the original's.
+        """
         check_process()
-        return self.tokenizer.encode_questions(
-            arguments.texts_of(texts),
-            self.max_question_tokens,
+        texts, longest = arguments.texts_of(texts), self.max_question_tokens
+        whole = self.settings.long_texts and self.settings.decoding.reads_windows
+        encoded = self.tokenizer.encode_questions(
+            texts,
+            None if whole else longest,
             special_tokens_in_text=self.settings.decoding.special_tokens_in_text,
             correct=self.speller if self.settings.spelling else None,
         )
+        return [
+            question
+            if len(question.ids) <= longest
+            else dataclasses.replace(question, sentences=sentence_starts(text, question.offsets))
+            for text, question in zip(texts, encoded, strict=True)
+        ]
 
     def score_encoded(
         self,

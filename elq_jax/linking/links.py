@@ -38,6 +38,9 @@ class ScoredSpans:
       texts: texts of the Q questions.
       encoded: tokens of each question.
       question: [n] int32, number of the question that the span is of, ascending.
+      window: [n] int32, number of the window of the question that the span was read in. Spans are
+        compared with others of their window, so that in a long text the same decides as in a
+        question.
       bounds: [n, 2] int32, first and last token (inclusive; [CLS] is 0).
       logits: [n] float32, span logits; inf for a span whose bounds the caller gave.
       scores: [n, C] float32, descending: inner products with the candidates, or what a
@@ -50,6 +53,7 @@ class ScoredSpans:
     texts: Sequence[str]
     encoded: Sequence[EncodedQuestion]
     question: np.ndarray
+    window: np.ndarray
     bounds: np.ndarray
     logits: np.ndarray
     scores: np.ndarray

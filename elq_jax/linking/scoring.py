@@ -28,6 +28,7 @@ from elq_jax.text.padding import (
     pad_tokens,
 )
 from elq_jax.text.tokenization import EncodedQuestion
+from elq_jax.text.windows import text_windows
 
 T = TypeVar("T")
 BATCHES_IN_FLIGHT = 16  # bounds memory, whatever the number of questions
@@ -89,21 +90,26 @@ class SpanVectors:
 
     Attributes:
       question: [n] int32, number of the question.
+      window: [n] int32, number of the window that the span was read in; windows of a question are
+        numbered in its order, those of all questions in theirs.
+      place: [n] int64, place of the span among those of its question: for a span that was found, by
+        first and last token; for one whose bounds the caller gave, among these.
       bounds: [n, 2] int32, first and last token (inclusive).
       logits: [n] float32, span logits; inf for a span whose bounds the caller gave.
       vectors: [n, D] float32, query vectors.
     """
 
     question: np.ndarray
+    window: np.ndarray
+    place: np.ndarray
     bounds: np.ndarray
     logits: np.ndarray
     vectors: np.ndarray
 
     def in_order(self) -> SpanVectors:
-        """Returns the spans in the order of their questions, otherwise as they are."""
-        order = np.argsort(self.question, kind="stable")
-        arrays = (self.question, self.bounds, self.logits, self.vectors)
-        return SpanVectors(*(array[order] for array in arrays))
+        """Returns the spans in the order of their windows and places."""
+        order = np.lexsort((self.place, self.window))
+        return SpanVectors(*(getattr(self, f.name)[order] for f in dataclasses.fields(self)))
 
 
 class Scorer:
@@ -133,20 +139,22 @@ class Scorer:
         apply = functools.partial(model.question_apply, dtype=dtype)
         self._max_width = max_width = model.config.max_mention_width
 
-        def score(params, input_ids, mask, roles, bounds, threshold, k, keep_any):
+        def score(params, input_ids, mask, roles, limits, bounds, threshold, k, keep_any):
             hidden, logits = apply(params, input_ids, mask)
             known_vectors = apply(params, hidden, bounds, method="mention_vectors")
             if not k:
                 return (known_vectors,)
-            allowed = allowed_spans(roles, max_width)
+            allowed = allowed_spans(roles, max_width) & spans_within(
+                limits, roles.shape[1], max_width
+            )
             logits = jnp.where(allowed, logits, -jnp.inf)
             logits, bounds, keep = spans.prune(logits, k, threshold, keep_any)
             vectors = apply(params, hidden, bounds, method="mention_vectors")
             return known_vectors, logits, bounds, keep, vectors
 
-        program = devices_lib.parallel(score, devices, static=(6, 7))
+        program = devices_lib.parallel(score, devices, static=(7, 8))
         about = f"spans {model.config} {dtype}"
-        self._score = KeptProgram(program, about, devices, static=(6, 7))
+        self._score = KeptProgram(program, about, devices, static=(7, 8))
         self._set_params(model.params["question"])
 
     def _set_params(self, params: Mapping[str, Any]) -> None:
@@ -188,10 +196,13 @@ class Scorer:
     ) -> Iterator[tuple[SpanVectors, SpanVectors]]:
         """Encodes questions once: finds spans, and reads the vectors of spans at known bounds.
 
+        A question of more than `longest` tokens is read in windows that overlap, see
+        `text_windows`.
+
         Args:
-          encoded: tokens of the questions.
+          encoded: tokens of the questions, however many.
           longest: largest T.
-          batch_size: number of questions encoded at a time.
+          batch_size: number of windows encoded at a time.
           search: conditions of the spans to find; None: no spans are found.
           known: arrays, one per question, [M, 2] int: inclusive bounds of spans to read.
 
@@ -200,50 +211,53 @@ class Scorer:
           similar length; within a batch, spans are in the order of its questions.
         """
         self.place()
-        most = max((len(bounds) for bounds in known), default=0) if known else 0
+        windows = windows_of(encoded, longest, self._max_width - 1, search, known)
+        most = max((len(window.bounds) for window in windows), default=0)
         if most:
             most = 8 ** max(1, math.ceil(math.log(most, 8)))  # few widths, few compilations
-        lengths = [len(question.ids) for question in encoded]
+        lengths = [len(window.ids) for window in windows]
         batches = iter(length_sorted_batches(lengths, batch_size, longest))
         while group := list(itertools.islice(batches, BATCHES_IN_FLIGHT)):
             # All are dispatched before the first result is waited for.
-            outputs = [self._dispatch(encoded, batch, search, known, most) for batch in group]
+            outputs = [self._dispatch(windows, batch, search, most) for batch in group]
             results = [
                 devices_lib.merge(output, self._devices, len(batch.indices))
                 for batch, output in zip(group, outputs, strict=True)
             ]
             found_parts, known_parts = [], []
             for batch, (vectors, *rest) in zip(group, results, strict=True):
-                known_parts.append(_known_spans(batch.indices, known, vectors))
+                own = [windows[i] for i in batch.indices]
+                known_parts.append(_known_spans(own, vectors))
                 found_parts.append(
-                    _found_spans(batch.indices, *rest, most=search.max_mentions)
+                    _found_spans(own, *rest, most=search.max_mentions)
                     if rest
-                    else _known_spans([], known, vectors)
+                    else _known_spans([], vectors)
                 )
             yield _concatenate(found_parts), _concatenate(known_parts)
 
     def _dispatch(
-        self,
-        encoded: Sequence[EncodedQuestion],
-        batch: EvaluationBatch,
-        search: Search | None,
-        known: Sequence[np.ndarray] | None,
-        most: int,
+        self, windows: Sequence[Window], batch: EvaluationBatch, search: Search | None, most: int
     ) -> Any:
         """Starts the encoder on one batch; returns device arrays without waiting for them."""
-        tokens = [encoded[i].ids for i in batch.indices]
+        tokens = [windows[i].ids for i in batch.indices]
         input_ids, mask = pad_tokens(tokens, batch.length, batch.size, self._pad_id)
         roles = np.zeros((batch.size, batch.length), np.uint8)
+        limits = np.zeros((batch.size, 2), np.int32)
         bounds = np.zeros((batch.size, most, 2), np.int32)
-        for row, i in enumerate(batch.indices):
-            if search:
-                roles[row, : len(search.roles[i])] = search.roles[i]
-            if known:
-                bounds[row, : len(known[i])] = known[i]
+        for row, window in enumerate(windows[i] for i in batch.indices):
+            roles[row, : len(window.roles)] = window.roles
+            limits[row] = window.limits
+            bounds[row, : len(window.bounds)] = window.bounds
         # A token [PAD] inside a question is padding, as in the original.
         mask &= input_ids != self._pad_id
         roles *= mask
-        arrays = {"input_ids": input_ids, "mask": mask, "roles": roles, "bounds": bounds}
+        arrays = {
+            "input_ids": input_ids,
+            "mask": mask,
+            "roles": roles,
+            "limits": limits,
+            "bounds": bounds,
+        }
         arrays = devices_lib.split(arrays, self._devices)
         threshold = search.threshold if search else 0
         spans_of_band = batch.length * spans.band_width(batch.length, self._max_width)
@@ -269,11 +283,13 @@ def find_candidates(
 
     Returns:
       two tuples of arrays, one of the found and one of the known spans, in the order of the
-      questions: those of `ScoredSpans` (question, bounds, logits, scores and rows), and the vectors
-      [n, D] float32.
+      questions and of their places in these: those of `ScoredSpans` (question, window, bounds,
+      logits, scores and rows), and the vectors [n, D] float32.
     """
     empty = (
         np.zeros(0, np.int32),
+        np.zeros(0, np.int32),
+        np.zeros(0, np.int64),
         np.zeros((0, 2), np.int32),
         np.zeros(0, np.float32),
         np.zeros((0, count), np.float32),
@@ -283,7 +299,7 @@ def find_candidates(
     columns = [[[values] for values in empty] for _ in ("found", "known")]
     for found, known in parts:
         found, known = found.in_order(), known.in_order()
-        searches = decoder.searches(found.question, found.bounds, found.logits)
+        searches = decoder.searches(found.window, found.bounds, found.logits)
         searches = np.concatenate([searches, np.ones(len(known.question), bool)])
         scores = np.full((len(searches), count), -np.inf, np.float32)
         rows = np.full((len(searches), count), -1, np.int32)
@@ -294,15 +310,15 @@ def find_candidates(
         for lists, part, *candidates in zip(
             columns, (found, known), np.split(scores, ends), np.split(rows, ends), strict=True
         ):
-            arrays = part.question, part.bounds, part.logits, *candidates, part.vectors
+            first = part.question, part.window, part.place, part.bounds, part.logits
+            arrays = *first, *candidates, part.vectors
             for array_list, array in zip(lists, arrays, strict=True):
                 array_list.append(array)
-    spans_of_all = [tuple(map(np.concatenate, lists)) for lists in columns]
-    orders = [np.argsort(question, kind="stable") for question, *_ in spans_of_all]
-    return [
-        tuple(array[order] for array in arrays)
-        for arrays, order in zip(spans_of_all, orders, strict=True)
-    ]
+    results = []
+    for question, window, place, *others in (map(np.concatenate, lists) for lists in columns):
+        order = np.lexsort((place, question))
+        results.append(tuple(array[order] for array in (question, window, *others)))
+    return results
 
 
 def allowed_spans(roles: jax.Array, max_width: int) -> jax.Array:
@@ -335,6 +351,95 @@ def allowed_spans(roles: jax.Array, max_width: int) -> jax.Array:
     )
 
 
+def spans_within(limits: jax.Array, length: int, max_width: int) -> jax.Array:
+    """Returns which cells of the band are spans [i, j] with low < i + j <= high.
+
+    Args:
+      limits: [B, 2] int32, low and high.
+      length: T.
+      max_width: W, largest number of tokens of a mention.
+
+    Returns:
+      [B, T, W] bool.
+    """
+    width = spans.band_width(length, max_width)
+    sums = 2 * jnp.arange(length)[:, None] + jnp.arange(width)
+    return (sums > limits[:, 0, None, None]) & (sums <= limits[:, 1, None, None])
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """Holds the part of a question that the encoder reads at once, in positions of its own.
+
+    Attributes:
+      number: number of the window among those of all questions.
+      question: number of the question.
+      shift: position in the question less position in the window.
+      ids: [T] int32, [CLS] ... [SEP].
+      roles: [T] uint8, see `Decoder.roles`; empty where no spans are found.
+      limits: low and high; spans [i, j] are found here if low < i + j <= high.
+      bounds: [M, 2] int32, spans at known bounds that are read here.
+      places: [M] int64, their places among those of the question.
+    """
+
+    number: int
+    question: int
+    shift: int
+    ids: np.ndarray
+    roles: np.ndarray
+    limits: tuple[int, int]
+    bounds: np.ndarray
+    places: np.ndarray
+
+
+def windows_of(
+    encoded: Sequence[EncodedQuestion],
+    longest: int,
+    overlap: int,
+    search: Search | None = None,
+    known: Sequence[np.ndarray] | None = None,
+) -> list[Window]:
+    """Cuts questions to windows, see `text_windows`; one that fits is one window, as it is.
+
+    Args:
+      encoded: tokens of the questions.
+      longest: largest T of a window.
+      overlap: number of tokens that two windows share, at least.
+      search, known: arguments of `Scorer`; their arrays are cut too.
+    """
+    lengths = [len(question.ids) for question in encoded]
+    cuts = text_windows(lengths, [q.sentences for q in encoded], longest, overlap)
+    windows = []
+    for number, cut in enumerate(cuts):
+        question, part = cut.text, slice(cut.start - 1, cut.stop + 1)
+        ids, roles = encoded[question].ids, np.zeros(0, np.uint8)
+        is_first, is_last = cut.start == 1, cut.stop == len(ids) - 1
+        if search:
+            roles = search.roles[question][part]
+        if not (is_first and is_last):
+            ids, roles = np.concatenate([ids[:1], ids[part][1:-1], ids[-1:]]), roles.copy()
+            # What stands for [CLS] and [SEP] here is no token of the question.
+            roles[: not is_first] = 0
+            roles[len(roles) - (not is_last) :] = 0
+        bounds = known[question] if known else np.zeros((0, 2), np.int32)
+        sums = np.asarray(bounds).reshape(-1, 2).sum(axis=1)
+        places = np.flatnonzero((sums > cut.low) & (sums <= cut.high))
+        shift = cut.start - 1
+        windows.append(
+            Window(
+                number,
+                question,
+                shift,
+                ids,
+                roles,
+                (cut.low - 2 * shift, cut.high - 2 * shift),
+                np.asarray(bounds, np.int32).reshape(-1, 2)[places] - shift,
+                places,
+            )
+        )
+    return windows
+
+
 def _are_placed(params: Mapping[str, Any], devices: Sequence[jax.Device]) -> bool:
     """Returns whether a tree has one copy of each array on each device, as by `replicate`."""
     return all(
@@ -347,38 +452,50 @@ def _are_placed(params: Mapping[str, Any], devices: Sequence[jax.Device]) -> boo
 
 
 def _found_spans(
-    indices: np.ndarray,
+    windows: Sequence[Window],
     logits: np.ndarray,
     bounds: np.ndarray,
     keep: np.ndarray,
-    vectors: Any,
+    vectors: np.ndarray,
     most: int,
 ) -> SpanVectors:
-    """Returns the best `most` spans of each question of a batch [B, K, ...], one row per span."""
+    """Returns the best `most` spans of each window of a batch [B, K, ...], one row per span."""
     if keep.shape[1] > most:
         # Of equal logits, the span that comes first counts as better, as in `spans.prune`.
         best = np.argsort(np.where(keep, -logits, np.inf), axis=1, kind="stable")
         np.put_along_axis(keep := keep.copy(), best[:, most:], False, axis=1)
     row, column = np.nonzero(keep)
-    cells = (array[row, column] for array in (bounds, logits, vectors))
-    return SpanVectors(np.asarray(indices, np.int32)[row], *cells)
+    bounds, logits, vectors = (array[row, column] for array in (bounds, logits, vectors))
+    numbers, questions, bounds = _in_questions(windows, row, bounds)
+    starts, ends = bounds.T.astype(np.int64)
+    return SpanVectors(questions, numbers, starts << 32 | ends, bounds, logits, vectors)
 
 
-def _known_spans(
-    indices: Sequence[int], known: Sequence[np.ndarray] | None, vectors: np.ndarray
-) -> SpanVectors:
+def _known_spans(windows: Sequence[Window], vectors: np.ndarray) -> SpanVectors:
     """Returns the spans at known bounds, padded vectors [B, M, D], one row per span."""
-    counts = np.array([len(known[i]) for i in indices] if known else [], np.int64)
-    question = np.repeat(np.asarray(indices, np.int32)[: len(counts)], counts)
+    counts = np.array([len(window.bounds) for window in windows], np.int64)
     row = np.repeat(np.arange(len(counts)), counts)
     column = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    bounds = [np.reshape(known[i], (-1, 2)) for i in indices] if known else []
-    return SpanVectors(
-        question,
-        np.concatenate([np.zeros((0, 2), np.int32), *bounds]).astype(np.int32),
-        np.full(len(row), np.inf, np.float32),
-        vectors[row, column],
-    )
+    bounds = np.concatenate([np.zeros((0, 2), np.int32), *(w.bounds for w in windows)])
+    places = np.concatenate([np.zeros(0, np.int64), *(w.places for w in windows)])
+    numbers, questions, bounds = _in_questions(windows, row, bounds)
+    logits = np.full(len(row), np.inf, np.float32)
+    return SpanVectors(questions, numbers, places, bounds, logits, vectors[row, column])
+
+
+def _in_questions(
+    windows: Sequence[Window], row: np.ndarray, bounds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns windows, questions [n] and bounds there [n, 2], int32, of spans of windows.
+
+    Args:
+      windows: windows of a batch.
+      row: [n] int, place in the batch of the window of each span.
+      bounds: [n, 2] int32, first and last token of each in its window.
+    """
+    facts = [(window.number, window.question, window.shift) for window in windows]
+    numbers, questions, shifts = np.array(facts, np.int32).reshape(-1, 3)[row].T
+    return numbers, questions, bounds + shifts[:, None]
 
 
 def _concatenate(parts: Sequence[SpanVectors]) -> SpanVectors:

@@ -36,6 +36,8 @@ class LinkingSettings:
       num_candidates: C, number of entities retrieved for a mention; the linking softmax runs over
         them.
       max_question_tokens: largest T, [CLS] and [SEP] included; None: the model's own.
+      long_texts: whether a text of more tokens is read to its end, in windows of that many;
+        otherwise it is cut.
       decoder: name in `decoding.DECODERS` of the decoder, which chooses among scored spans.
       decoder_settings: settings of the decoder, by name.
       candidate_scoring: whether candidates are rescored by their names, in a linker that has the
@@ -49,6 +51,7 @@ class LinkingSettings:
     max_mentions: int = 10
     num_candidates: int = 10
     max_question_tokens: int | None = None
+    long_texts: bool = False
     decoder: str = "joint"
     decoder_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     candidate_scoring: bool = True
@@ -59,7 +62,7 @@ class LinkingSettings:
         _check_number("threshold", self.threshold)
         for way, threshold in self.thresholds.items():
             _check_number(f"thresholds[{way!r}]", threshold)
-        for name in ("candidate_scoring", "spelling"):
+        for name in ("candidate_scoring", "spelling", "long_texts"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ElqError(f"{name}: {value!r}; expected true or false")
         if self.decoding.needs_confidence and not self.candidate_scoring:

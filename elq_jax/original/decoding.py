@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -70,6 +70,8 @@ class Original(Decoder):
                 "mention_threshold: missing; threshold_type top_entity_by_mention compares span "
                 "logits with it; give a number (the original's scripts use -0.6931)"
             )
+
+    reads_windows: ClassVar[bool] = False
 
     @property
     def log_probabilities(self) -> bool:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
 import unicodedata
@@ -43,6 +44,8 @@ class EncodedQuestion:
       truncated_at: character offset of the first token that was cut off; None if none was.
       corrections: words that the tokens spell in another way than the original string. All tokens
         of such a word have its offsets.
+      sentences: [b] int64, ascending positions of tokens that begin a sentence or line, where these
+        are known; a text that is read in windows is cut there.
     """
 
     ids: np.ndarray
@@ -50,6 +53,7 @@ class EncodedQuestion:
     words: np.ndarray
     truncated_at: int | None
     corrections: tuple[Correction, ...] = ()
+    sentences: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 class Tokenizer:
@@ -160,16 +164,16 @@ class Tokenizer:
     def encode_questions(
         self,
         texts: Sequence[str],
-        max_length: int,
+        max_length: int | None,
         special_tokens_in_text: bool = False,
         correct: Callable[[Sequence[str]], Sequence[tuple[Correction, ...]]] | None = None,
     ) -> list[EncodedQuestion]:
-        """Encodes questions as `[CLS] tokens [SEP]`, at most `max_length` ids each.
+        """Encodes questions as `[CLS] tokens [SEP]`, at most `max_length` ids each, or all of them.
 
         Args:
           texts: questions. A long question is cut at the end of a word, unless its first word is
             too long by itself; a text of blanks gives [CLS] [SEP].
-          max_length: largest number of ids, [CLS] and [SEP] included.
+          max_length: largest number of ids, [CLS] and [SEP] included; None: nothing is cut.
           special_tokens_in_text: whether questions are read as the original implementation does:
             a literal "[SEP]" or "[PAD]" in a question becomes that token (a [PAD] makes a hole in
             the attention mask), and a long question is cut behind any token.
@@ -185,8 +189,9 @@ class Tokenizer:
             corrections = correct(texts)
             read = [corrected(*pair) for pair in zip(texts, corrections, strict=True)]
         encodings = backend.encode_batch(read, add_special_tokens=False)
-        check_count("max_length", max_length, least=3)
-        room = max_length - 2
+        if max_length is not None:
+            check_count("max_length", max_length, least=3)
+        room = math.inf if max_length is None else max_length - 2
         questions = [
             self._question(text, encoding, room, whole_words=not special_tokens_in_text)
             for text, encoding in zip(read, encodings, strict=True)
@@ -196,7 +201,7 @@ class Tokenizer:
         return [_as_written(*pair) for pair in zip(questions, corrections, strict=True)]
 
     def _question(
-        self, text: str, encoding: tokenizers.Encoding, room: int, whole_words: bool
+        self, text: str, encoding: tokenizers.Encoding, room: float, whole_words: bool
     ) -> EncodedQuestion:
         ids, offsets, words = encoding.ids, encoding.offsets, encoding.word_ids
         end = min(len(ids), room)

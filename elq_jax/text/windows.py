@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Sequence
@@ -80,6 +81,92 @@ def question_window(
     bounds = spans - begin + [1, 0]  # 1 for [CLS]; the end becomes inclusive
     bounds = np.minimum(bounds, max_length - 1).astype(np.int32)
     return QuestionWindow(ids, bounds, order, begin)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TextWindow:
+    """Holds the part of a text that the encoder reads at once, in positions of the text's tokens.
+
+    Attributes:
+      text: number of the text.
+      start: first token; 1 is the one after [CLS].
+      stop: number one past the last token.
+      low, high: limits of the spans that are scored here: a span [i, j] is if low < i + j <= high.
+        So a span in two windows is scored in the one where its shorter context is longer.
+    """
+
+    text: int
+    start: int
+    stop: int
+    low: int
+    high: int
+
+
+def text_windows(
+    lengths: Sequence[int],
+    breaks: Sequence[np.ndarray],
+    max_length: int,
+    overlap: int,
+) -> list[TextWindow]:
+    """Covers texts by windows; a text that fits the encoder is one window.
+
+    A window ends at the end of a sentence if there is one in its second half, and the next one
+    begins at least `overlap` tokens before that end, at a sentence if one begins there.
+
+    Args:
+      lengths: number of tokens of each text, [CLS] and [SEP] included.
+      breaks: arrays, one per text, of ascending positions of tokens that begin a sentence.
+      max_length: largest T of a window, with [CLS] and [SEP].
+      overlap: number of tokens that two windows share, at least; less than half a window is taken.
+        Spans of one token more are whole in some window.
+
+    Returns:
+      windows of the texts, in their order.
+    """
+    check_count("max_length", max_length, least=3)
+    room = max_length - 2
+    overlap = min(overlap, (room - 1) // 2)
+    windows = []
+    for text, (length, own_breaks) in enumerate(zip(lengths, breaks, strict=True)):
+        bounds = _bounds(length - 1, room, overlap, own_breaks)
+        limits = [stop - 1 + start for (_, stop), (start, _) in itertools.pairwise(bounds)]
+        lows, highs = [-1, *limits], [*limits, 2 * length]
+        for own_bounds, low, high in zip(bounds, lows, highs, strict=True):
+            windows.append(TextWindow(text, *own_bounds, low, high))
+    return windows
+
+
+def _bounds(end: int, room: int, overlap: int, breaks: np.ndarray) -> list[tuple[int, int]]:
+    """Returns half-open bounds of windows over the tokens 1 to `end` - 1; see `text_windows`."""
+    bounds, start = [], 1
+    while end - start > room:
+        stop = _last_of(breaks, start + room // 2 + 1, start + room) or start + room
+        bounds.append((start, stop))
+        next_start = stop - overlap  # or a sentence that begins shortly before
+        start = _last_of(breaks, max(start + 1, next_start - overlap), next_start) or next_start
+    return [*bounds, (start, end)]
+
+
+def _last_of(breaks: np.ndarray, first: int, last: int) -> int:
+    """Returns the largest break from `first` to `last`; 0 if there is none."""
+    place = int(np.searchsorted(breaks, last, "right"))
+    return int(breaks[place - 1]) if place and breaks[place - 1] >= first else 0
+
+
+def sentence_starts(text: str, offsets: np.ndarray) -> np.ndarray:
+    """Finds the tokens that begin a sentence or a line.
+
+    Args:
+      text: text.
+      offsets: [T, 2] int32, character offsets of its tokens, [CLS] and [SEP] included.
+
+    Returns:
+      [b] int64, ascending positions of tokens; the first token of the text is not one.
+    """
+    starts = offsets[1:-1, 0]
+    places = np.array([match.end() for match in _SENTENCE_END.finditer(text)], np.int64)
+    tokens = np.unique(np.searchsorted(starts, places)) + 1
+    return tokens[(tokens > 1) & (tokens <= len(starts))]
 
 
 def parts_to_read(

@@ -59,7 +59,7 @@ def spans_with_candidates(seed=0, questions=6, columns=3):
         best[span, : len(own)] = own
         scores[span, : len(own)] = -np.sort(-rng.normal(0, 2, len(own)))
     texts = ["x" * 8] * questions
-    spans = ScoredSpans(texts, encoded, question, bounds, logits, scores, best, -np.inf)
+    spans = ScoredSpans(texts, encoded, question, question, bounds, logits, scores, best, -np.inf)
     return spans, candidates
 
 
@@ -146,7 +146,7 @@ def test_no_spans_and_spans_without_candidates():
     spans, candidates = spans_with_candidates()
     empty = dataclasses.replace(
         spans,
-        **{name: getattr(spans, name)[:0] for name in ("question", "bounds", "logits")},
+        **{name: getattr(spans, name)[:0] for name in ("question", "window", "bounds", "logits")},
         scores=spans.scores[:0],
         rows=spans.rows[:0],
     )

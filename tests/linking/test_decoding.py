@@ -39,7 +39,7 @@ def spans_of(questions, length=14):
     number = np.repeat(np.arange(len(questions)), counts)
     logits, bounds, scores, rows = columns
     logits, scores = logits.astype(np.float32), scores.astype(np.float32)
-    return ScoredSpans(texts, encoded, number, bounds, logits, scores, rows, -np.inf)
+    return ScoredSpans(texts, encoded, number, number, bounds, logits, scores, rows, -np.inf)
 
 
 def random_question(rng, spans, candidates=5, tokens=14):
@@ -339,7 +339,15 @@ def test_character_spans_of_all_spans_at_once():
     question, *bounds = np.array(places).T
     none = np.zeros((len(places), 1))
     spans = ScoredSpans(
-        [text for text, _ in texts], encoded, question, np.stack(bounds, 1), none, none, none, 0.0
+        [text for text, _ in texts],
+        encoded,
+        question,
+        question,
+        np.stack(bounds, 1),
+        none,
+        none,
+        none,
+        0.0,
     )
     order = np.random.default_rng(0).permutation(len(places))
     expected = [

@@ -87,7 +87,9 @@ def test_labels_are_those_of_a_loop(seed):
     start = rng.integers(1, 6, 40)
     bounds = np.stack([start, start + rng.integers(0, 3, 40)], 1)
     rows = rng.integers(0, 3, (40, 2)).astype(np.int32)
-    spans = ScoredSpans([""] * 5, [], question, bounds, np.zeros(40), rows * 1.0, rows, -8.0)
+    spans = ScoredSpans(
+        [""] * 5, [], question, question, bounds, np.zeros(40), rows * 1.0, rows, -8.0
+    )
     gold_question = np.sort(rng.integers(0, 4, 9))
     gold_start = rng.integers(1, 6, 9)
     gold = np.stack([gold_start, gold_start + rng.integers(0, 2, 9)], 1)
