@@ -402,7 +402,7 @@ def main(arguments: list[str]) -> None:
     del arguments
     if (_LINKER.value is None) != (_QUESTIONS.value is None):
         raise ElqError("--linker, --questions: expected both or neither")
-    start_jax()
+    start_jax(keep_memory=True)
     sizes, rounds = SMALL if options.SMALL.value else Sizes(), options.ROUNDS.value
     about = machine.describe_machine()
     units = ", ".join(machine.bfloat16_units()) or "no units for bfloat16"

@@ -167,7 +167,9 @@ def train(sizes: Sizes, bert: BertConfig, linking_loss: str) -> Measured:
     objective = Objective(config, loss, dtype=DTYPE)
     step = parallel_train_step(objective, devices)
     tx = create_optimizer(1e-5)
-    state = _on_devices(lambda: create_train_state(initial_params(config)["question"], tx), devices)
+    state = _on_devices(
+        lambda: create_train_state(initial_params(config)["question"], tx), devices, True
+    )
     table = random_table(sizes.entities, bert.hidden_size, devices)
     table = Table(table, None, sizes.entities)
     size = -(-sizes.batch_size // len(devices))
@@ -183,7 +185,7 @@ def train(sizes: Sizes, bert: BertConfig, linking_loss: str) -> Measured:
         "example_mask": np.ones(shape[:2], bool),
     }
     batch = {name: devices_lib.place(array, devices) for name, array in batch.items()}
-    seed = devices_lib.place(np.zeros(len(devices), np.int32), devices)
+    seed = devices_lib.replicate(np.int32(0), devices)
 
     def call() -> Any:
         nonlocal state
@@ -202,8 +204,9 @@ def encode(sizes: Sizes, bert: BertConfig) -> Measured:
     """Measures the entity encoder on tokens that are on the devices."""
     devices = jax.local_devices()
     config = ElqConfig(bert, bert, max_entity_tokens=sizes.entity_tokens)
-    apply = devices_lib.parallel(EntityEncoder(config, jnp.dtype(DTYPE)).apply, devices)
-    params = _on_devices(lambda: {"params": initial_params(config)["entity"]}, devices)
+    encoder = EntityEncoder(config, jnp.dtype(DTYPE))
+    apply = devices_lib.parallel(encoder.apply, devices, replicated=(0,))
+    params = _on_devices(lambda: {"params": initial_params(config)["entity"]}, devices, True)
     size = -(-sizes.encode_batch_size // len(devices))
     shape = (len(devices), size, sizes.entity_tokens)
     ids = np.random.default_rng(0).integers(0, bert.vocab_size, shape).astype(np.int32)
@@ -311,10 +314,19 @@ def random_table(
     return _on_devices(draw, devices)
 
 
-def _on_devices(make: Callable[[], Any], devices: Sequence[jax.Device]) -> Any:
-    """Returns the result of `make`, [P, ...], made on every device without a copy on the host."""
+def _on_devices(
+    make: Callable[[], Any], devices: Sequence[jax.Device], replicated: bool = False
+) -> Any:
+    """Returns the result of `make`, made on every device without a copy on the host.
+
+    Args:
+      make: function without arguments, in which a device can ask for its place among the others.
+      devices: P devices.
+      replicated: whether the results of all devices are the same, [...]; otherwise [P, ...].
+    """
     numbers = devices_lib.place(np.arange(len(devices)), devices)
-    return devices_lib.parallel(lambda _: make(), devices)(numbers)
+    run_make = devices_lib.parallel(lambda _: make(), devices, returns_replicated=replicated)
+    return run_make(numbers)
 
 
 def _timed(call: Callable[[], Any], seconds: float) -> float:

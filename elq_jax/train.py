@@ -48,7 +48,7 @@ flags.mark_flag_as_required("config")
 def main(arguments: list[str]) -> None:
     """Trains a linker, then prints its folder."""
     del arguments
-    start_jax(several_processes=True)
+    start_jax(several_processes=True, keep_memory=True)
     from elq_jax.core import devices
     from elq_jax.core.machine import peak_memory
     from elq_jax.training.loop import train_and_evaluate

@@ -114,19 +114,22 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
-def start_jax(*, several_processes: bool = False) -> None:
+def start_jax(*, several_processes: bool = False, keep_memory: bool = False) -> None:
     """Starts JAX: sets the compilation cache and checks that devices can be used.
 
     Programs call this after flags are parsed, so that --help does not wait for JAX.
 
     Args:
       several_processes: whether the program can be one of several that work together.
+      keep_memory: whether freed memory is kept, see `machine.keep_freed_memory`.
 
     Raises:
       ElqError: a device that was asked for is missing, the other processes are not found, or there
         is too little memory to load the libraries.
     """
     machine.check_address_space()
+    if keep_memory:
+        machine.keep_freed_memory()
     from elq_jax.core import devices
 
     devices.use_compilation_cache()

@@ -3,7 +3,8 @@
 A step body sees its own slice of the batch and `AXIS`, over which it uses `lax.psum`-style
 collectives and nothing else, so that a move to shard_map is a change of this file alone.
 Arrays given to a parallel function have a leading axis [P, ...], the devices of this host among
-those of the function.
+those of the function. Those that are the same on all devices, such as parameters, are replicated
+instead: they have no such axis, so that their memory can be used again for results.
 
 Where a program runs as several processes (one per host), each runs the same lines with the same
 inputs; `split` returns the part of a batch for the devices of a process, `merge` gathers the
@@ -324,6 +325,8 @@ def parallel(
     function: Callable[..., Any],
     devices: Sequence[jax.Device],
     *,
+    replicated: Sequence[int] = (),
+    returns_replicated: bool = False,
     donate: int | Sequence[int] = (),
     static: int | Sequence[int] = (),
 ) -> Callable[..., Any]:
@@ -333,42 +336,70 @@ def parallel(
       function: step body, which may use collectives over `AXIS`, whose index is the place in
         `devices`.
       devices: devices of this process, or `all_devices()`; then every process must call the result.
+      replicated: positions of arguments that every device gets whole, see `replicate`.
+      returns_replicated: whether the results are the same on every device, and are returned once.
       donate: positions of arguments whose memory may be reused for the results.
       static: positions of arguments that are compiled in.
     """
-    return jax.pmap(
-        function,
-        axis_name=AXIS,
-        devices=devices,
-        donate_argnums=donate,
-        static_broadcasted_argnums=static,
-    )
+
+    @functools.cache
+    def compiled(count: int) -> Callable[..., Any]:
+        return jax.pmap(
+            function,
+            axis_name=AXIS,
+            devices=devices,
+            in_axes=tuple(None if i in replicated else 0 for i in range(count)),
+            out_axes=None if returns_replicated else 0,
+            donate_argnums=donate,
+            static_broadcasted_argnums=static,
+        )
+
+    def run(*arguments: Any) -> Any:
+        return compiled(len(arguments))(*arguments)
+
+    run.lower = lambda *arguments: compiled(len(arguments)).lower(*arguments)
+    return run
+
+
+def sum_over_devices(tree: Any) -> Any:
+    """Adds up the arrays of all devices, in a parallel function."""
+    # A sum over one device would be a copy.
+    return tree if jax.lax.axis_size(AXIS) == 1 else jax.lax.psum(tree, AXIS)
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Copies every array of `tree` to all devices of this process: [...] -> [P, ...].
+    """Copies every array [...] of `tree` whole to each device of this process.
 
-    The result is laid out as a parallel function lays out its own results, so that a step given
-    one or the other is compiled once.
+    The result is laid out as a parallel function lays out its own replicated results, so that a
+    step given one or the other is compiled once.
     """
-    own = local(devices)
+    return _put(jax.tree.map(np.asarray, tree), devices, jax.P())
 
-    def copies(x: Any) -> jax.Array:
-        x = np.asarray(x)
-        return place(np.broadcast_to(x, (len(own), *x.shape)), own)
 
-    return jax.tree.map(copies, tree)
+def is_replicated(tree: Any, devices: Sequence[jax.Device]) -> bool:
+    """Returns whether each of `devices` has a copy of each array of `tree`, as by `replicate`."""
+    return all(
+        isinstance(leaf, jax.Array)
+        and isinstance(leaf.sharding, jax.sharding.NamedSharding)
+        and leaf.sharding.is_fully_replicated
+        and leaf.sharding.device_set == set(devices)
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def place(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """Starts copying row p of every array [P, ...] to this process's p-th device."""
+    return _put(tree, devices, jax.P(AXIS))
+
+
+def _put(tree: Any, devices: Sequence[jax.Device], axes: jax.P) -> Any:
     mesh = jax.sharding.Mesh(np.array(local(devices)), (AXIS,))
-    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.P(AXIS)))
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, axes))
 
 
 def unreplicate(tree: Any) -> Any:
-    """Returns the first device's copy of a replicated tree, without moving the others."""
-    return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
+    """Copies a replicated tree on the first device, so that it outlives the donation of `tree`."""
+    return jax.tree.map(lambda x: jnp.copy(x.addressable_shards[0].data), tree)
 
 
 def prefetch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import os
 import pathlib
@@ -30,6 +31,10 @@ _PEAKS = (
     (r"^TPU v5p?$", 459e12, 459e12),
     (r"^TPU v6( lite|e)$", 918e12, 918e12),
 )
+
+# Parameters of glibc's mallopt: one heap for all threads (M_ARENA_MAX), no block outside of it
+# (M_MMAP_MAX), and no part of it returned (M_TRIM_THRESHOLD).
+_MALLOC_OPTIONS = ((-8, 1), (-4, 0), (-1, -1))
 
 _LEAST_ADDRESS_SPACE = 1.75 * 2**30  # of the demo's `link` on two cores, a small linker
 
@@ -67,11 +72,7 @@ def describe_machine() -> dict[str, Any]:
 
 def cpu_flags() -> list[str]:
     """Returns the names that this CPU's features have in Linux; none on other systems."""
-    text = ""
-    with contextlib.suppress(OSError):
-        text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    return match[1].split() if match else []
+    return _cpu_info("flags|Features").split()
 
 
 def bfloat16_units() -> list[str]:
@@ -115,13 +116,31 @@ def check_address_space() -> None:
         )
 
 
+def keep_freed_memory() -> None:
+    """Keeps freed memory in this process, for whatever needs memory next.
+
+    The C library returns large blocks to the system at once, which clears every page of the next
+    one: a fifth of a training step's processor time. Call this before other threads are started.
+    It changes nothing where the C library is not glibc.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        set_option = ctypes.CDLL(None).mallopt
+        for option, value in _MALLOC_OPTIONS:
+            set_option(option, value)
+
+
 def cpu_model() -> str:
     """Returns the name of this CPU."""
+    return _cpu_info(r"model name") or platform.processor() or platform.machine()
+
+
+def _cpu_info(name: str) -> str:
+    """Returns what Linux says about the first CPU under a name, a regular expression; else ""."""
+    text = ""
     with contextlib.suppress(OSError):
         text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        if match := re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE):
-            return match[1]
-    return platform.processor() or platform.machine()
+    match = re.search(rf"^(?:{name})\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1] if match else ""
 
 
 def is_closed(stream: io.TextIOBase | None) -> bool:

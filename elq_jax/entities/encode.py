@@ -76,7 +76,7 @@ class CatalogueEncoder:
         self._batch_size = -(-batch_size // len(devices)) * len(devices)
         self.dtype = devices_lib.compute_dtype(dtype, devices)
         apply = functools.partial(model.entity_apply, dtype=self.dtype)
-        self._apply = devices_lib.parallel(apply, devices)
+        self._apply = devices_lib.parallel(apply, devices, replicated=(0,))
 
     @functools.cached_property
     def _params(self) -> Any:

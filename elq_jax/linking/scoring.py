@@ -152,14 +152,14 @@ class Scorer:
             vectors = apply(params, hidden, bounds, method="mention_vectors")
             return known_vectors, logits, bounds, keep, vectors
 
-        program = devices_lib.parallel(score, devices, static=(7, 8))
+        program = devices_lib.parallel(score, devices, replicated=(0,), static=(7, 8))
         about = f"spans {model.config} {dtype}"
         self._score = KeptProgram(program, about, devices, static=(7, 8))
         self._set_params(model.params["question"])
 
     def _set_params(self, params: Mapping[str, Any]) -> None:
         self._params = params
-        is_placed = _are_placed(params, devices_lib.local(self._devices))
+        is_placed = devices_lib.is_replicated(params, devices_lib.local(self._devices))
         self._placed = params if is_placed else None
 
     def with_params(self, params: Mapping[str, Any]) -> Scorer:
@@ -167,8 +167,8 @@ class Scorer:
 
         Args:
           params: the question encoder's tree: arrays [...] of this host, copied to the devices when
-            they are first needed; or arrays [P, ...] that these devices hold (`replicate` makes
-            them, and a training step returns them), which are used where they are.
+            they are first needed; or arrays that these devices hold (`replicate` makes them,
+            and a training step returns them), which are used where they are.
         """
         other = copy.copy(self)
         other._set_params(params)
@@ -438,17 +438,6 @@ def windows_of(
             )
         )
     return windows
-
-
-def _are_placed(params: Mapping[str, Any], devices: Sequence[jax.Device]) -> bool:
-    """Returns whether a tree has one copy of each array on each device, as by `replicate`."""
-    return all(
-        isinstance(leaf, jax.Array)
-        and leaf.sharding.device_set == set(devices)
-        and leaf.ndim > 0
-        and leaf.sharding.shard_shape(leaf.shape) == (1, *leaf.shape[1:])
-        for leaf in jax.tree.leaves(params)
-    )
 
 
 def _found_spans(

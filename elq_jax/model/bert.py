@@ -60,11 +60,15 @@ def stream_type(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.float32 if is_mixed(dtype) else dtype
 
 
-class ByteDropout(nn.Module):
-    """Dropout that draws one byte for each number, in a quarter of the time of `nn.Dropout`.
+class FastDropout(nn.Module):
+    """Dropout whose random numbers cost less than the products around it, unlike `nn.Dropout`'s.
+
+    A number's place is mixed with two random words of the call: "lowbias32", a bijection of 32 bits
+    (Wellons, "Prospecting for Hash Functions", https://nullprogram.com/blog/2018/07/31/), with the
+    first word added before and the second one in its middle.
 
     Attributes:
-      rate: share of the numbers that become 0, rounded to 1/256; the others grow accordingly.
+      rate: share of the numbers that become 0; the others grow accordingly.
     """
 
     rate: float
@@ -72,12 +76,14 @@ class ByteDropout(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
         """Drops numbers of an array of any shape, unless `deterministic`."""
-        dropped = round(256 * self.rate)
-        if deterministic or not dropped:
+        if deterministic or not self.rate:
             return x
-        words = jax.random.bits(self.make_rng("dropout"), (-(-x.size // 4),))
-        drawn = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[: x.size]
-        return jnp.where(drawn.reshape(x.shape) >= dropped, x * (256 / (256 - dropped)), 0)
+        first, second = jax.random.bits(self.make_rng("dropout"), (2,))
+        drawn = jax.lax.iota(jnp.uint32, x.size).reshape(x.shape) + first
+        drawn = (drawn ^ (drawn >> 16)) * jnp.uint32(0x7FEB352D) ^ second
+        drawn = (drawn ^ (drawn >> 15)) * jnp.uint32(0x846CA68B)
+        drawn ^= drawn >> 16
+        return jnp.where(drawn >= np.uint32(2**32 * self.rate), x / (1 - self.rate), 0)
 
 
 def is_mixed(dtype: jnp.dtype) -> bool:
@@ -138,7 +144,7 @@ class BertLayer(nn.Module):
         config = self.config
         head_size = config.hidden_size // config.num_heads
         stream_dtype = stream_type(self.dtype)
-        dropout = ByteDropout if is_mixed(self.dtype) else nn.Dropout
+        dropout = FastDropout if is_mixed(self.dtype) else nn.Dropout
 
         def dense(features: int, name: str) -> Dense:
             return Dense(features, self.dtype, name=name)
@@ -205,7 +211,7 @@ class BertEncoder(nn.Module):
         self.position = nn.Embed(config.max_positions, width, embedding_init=init)
         self.token_type = nn.Embed(config.num_token_types, width, embedding_init=init)
         self.embedding_norm = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32)
-        dropout = ByteDropout if is_mixed(self.dtype) else nn.Dropout
+        dropout = FastDropout if is_mixed(self.dtype) else nn.Dropout
         self.embedding_dropout = dropout(config.dropout_rate)
         layer = nn.remat(BertLayer, static_argnums=(3,)) if self.remat else BertLayer
         self.layers = [layer(config, self.dtype) for _ in range(config.num_layers)]

@@ -121,7 +121,7 @@ def mine_negatives(
     def vectors_of(params, input_ids, mask, bounds):
         return apply(params, input_ids, mask, bounds, method="encode_mentions")[1]
 
-    encode = devices_lib.parallel(vectors_of, devices)
+    encode = devices_lib.parallel(vectors_of, devices, replicated=(0,))
     mined, hits, total = [], np.zeros(2), 0
     for part in examples:
         batches = TrainingBatches(part, batch_size, shuffle=False, pad_id=model.tokenizer.pad_id)

@@ -127,7 +127,7 @@ def train_step(
         return total, {"loss": total, "span_loss": span, "linking_loss": linking}
 
     grads, metrics = jax.grad(loss_part, has_aux=True)(state.params)
-    grads, metrics = jax.lax.psum((grads, metrics), AXIS)
+    grads, metrics = devices_lib.sum_over_devices((grads, metrics))
     state = state.apply_gradients(grads)
     # An optimiser that clips other gradients than these reports their norm in its state.
     metrics["grad_norm"] = optax.tree.get(state.opt_state, "grad_norm", optax.tree.norm(grads))
@@ -142,7 +142,9 @@ def parallel_train_step(
     The memory of the state in its arguments is used again for the state that it returns.
     """
     step = functools.partial(train_step, objective)
-    return devices_lib.parallel(step, devices, donate=0, static=(4, 5))
+    return devices_lib.parallel(
+        step, devices, replicated=(0, 3), returns_replicated=True, donate=0, static=(4, 5)
+    )
 
 
 def gold_mentions(

@@ -1,6 +1,7 @@
 """The memory of a process is its own, and a limit on it is said before it is felt."""
 
 import pathlib
+import platform
 import resource
 import subprocess
 import sys
@@ -23,6 +24,22 @@ def test_peak_memory_is_not_that_of_the_parent():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert 1 << 20 < int(done.stdout) < 200 << 20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone has the settings")
+def test_freed_memory_is_used_again():
+    """The second of two large blocks gets pages that the system need not clear."""
+    code = (
+        "import resource, sys; from elq_jax.core import machine\n"
+        "if len(sys.argv) > 1: machine.keep_freed_memory()\n"
+        "bytearray(64 << 20)\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "before = faults(); bytearray(64 << 20)[::4096]; print(faults() - before)"
+    )
+    for arguments, least, most in (([], 1000, 1 << 20), (["keep"], 0, 100)):
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert least <= int(done.stdout) <= most
 
 
 @pytest.mark.parametrize(

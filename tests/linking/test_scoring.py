@@ -145,8 +145,13 @@ def test_parameters_on_the_devices_stay_there(linker, monkeypatch):
     assert len(moved) == 1
     placed = replicate(params, jax.devices()[:1])
     found = linker.with_params(placed)(TEXT, -np.inf)
-    step = devices_lib.parallel(lambda x: jax.tree.map(jnp.copy, x), jax.devices()[:1])
-    stepped = linker.with_params(step(placed))(TEXT, -np.inf)
+    step = devices_lib.parallel(
+        lambda x, _: jax.tree.map(jnp.copy, x),
+        jax.devices()[:1],
+        replicated=(0,),
+        returns_replicated=True,
+    )
+    stepped = linker.with_params(step(placed, np.zeros(1)))(TEXT, -np.inf)
     assert len(moved) == 1
     assert found == stepped == expected
     two = EntityLinker(

@@ -265,7 +265,8 @@ def lowered_step(objective, is_joint):
         params = params["question"] if is_joint else params
         table = Table(jnp.zeros((E, 256)), None, E) if is_joint else None
         state = create_train_state(params, create_optimizer(1e-5))
-        return jax.tree.map(lambda x: x[None], (state, batch, table, jnp.int32(0)))
+        batch, table = jax.tree.map(lambda x: x[None], (batch, table))
+        return state, batch, table, jnp.int32(0)
 
     step = parallel_train_step(objective, jax.devices()[:1])
     shapes = jax.eval_shape(arguments)
