@@ -52,6 +52,8 @@ def make_passages(
             outcome, entity = answers[target]
             if outcome == ENTITY:
                 mentions.append((start, end, entity, "link"))
+            elif outcome == "red" and settings.red_links:
+                mentions.append((start, end, entity, "red_link"))
             else:
                 neutral.append((start, end))
         mentions = _without_overlaps(mentions)

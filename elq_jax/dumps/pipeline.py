@@ -309,12 +309,13 @@ def _shown_progress(job: Job, stage: str, total: int) -> Iterator[None]:
 
     def watch() -> None:
         with progress(stage, total, "shards") as advance:
-            shown = 0
+            shown = total - len(missing_tasks(job, stage))
+            advance(shown)  # of an earlier run, so the rate leaves them out
             is_last = False
             while not is_last:
                 is_last = ended.wait(1)
                 done = total - len(missing_tasks(job, stage))
-                if done > shown or not shown:
+                if done > shown:
                     advance(done - shown)
                 shown = done
 

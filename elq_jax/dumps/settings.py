@@ -23,6 +23,8 @@ class WikipediaSettings:
       captions: whether captions of pictures become passages, too.
       repeat_mentions: whether later occurrences of the text of a link, and of the page's own title,
         are mentions too; they are marked in the field `source`.
+      red_links: whether links to pages that the dump lacks are mentions too, marked in the field
+        `source`: for a part of a dump, whose entities another catalogue has.
       page_seconds: seconds of processor time in which a page must be read, or it is given up.
       page_megabytes: megabytes of memory in which a page must be read, or it is given up.
       page_bytes: number of bytes of a page's wikitext above which it is given up.
@@ -37,6 +39,7 @@ class WikipediaSettings:
     lists: bool = True
     captions: bool = True
     repeat_mentions: bool = False
+    red_links: bool = False
     page_seconds: _Count = 20
     page_megabytes: Annotated[int, msgspec.Meta(ge=256)] = 1024
     page_bytes: _Count = 2 << 20

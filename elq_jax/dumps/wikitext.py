@@ -30,18 +30,20 @@ _BLOCK_TAGS = _LIST_TAGS | {
     *("blockquote", "caption", "center", "div", "dl", "h1", "h2", "h3", "h4", "h5", "h6", "hr"),
     *("ol", "p", "poem", "section", "td", "th", "tr", "ul"),
 }
-_LITERAL_TAGS = {"code", "nowiki"}
+_LITERAL_TAGS = {"nowiki"}
 _QUOTES = re.compile("'{2,}")
 _SWITCHES = re.compile(r"__[^\W\d_]+__")
 _TABLE_LINE = re.compile(r"\s*(?:\{\||\|\}|\||!)")
 _RULE_LINE = re.compile(r"-{4,}")
 _BROKEN = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}")
+_UNPARSED = re.compile(r"\[\[([^\[\]|{}<>]+)(?:\||\]\])")
 _SIZE = re.compile(r"\s*(?:\d*x)?\d+\s*px\s*|[\w-]*\s*=.*", re.DOTALL)
 _HIDING = re.compile(r"display\s*:\s*none")
 # What stays of brackets when a template in them prints nothing, and doubled spaces.
 _SPARE = re.compile(
-    r"\s*[(（\[][\s,;:،、]*[)）\]]|(?<=[(（])[\s,;:]+|[\s,;:]+(?=[)）])|\s+(?=[,.](?:\s|$))|(?<=\s)\s+"
+    r" ?[(（\[][ ,;:،、]*[)）\]]|(?<=[(（])[ ,;:]+|[ ,;:]+(?=[)）])| (?=[,.](?: |$))"
 )
+_DOUBLED = re.compile("(?<= ) +")
 
 
 class Link(msgspec.Struct, array_like=True, frozen=True):
@@ -51,7 +53,8 @@ class Link(msgspec.Struct, array_like=True, frozen=True):
       place: word for where it stands: "paragraph", "list", "caption", "heading", "table",
         "reference", "template", "hidden" or "broken".
       outcome: "article", or the reason why it leads to none, as `titles.Target.kind`; besides
-        "empty" (it has no text) and "nested" (it has other links in its text).
+        "empty" (it has no text), "nested" (it has other links in its text) and "unparsed" (the
+        markup around it is broken).
       title: normalised title of an article; else the target as it stands in the wikitext.
       surface: text that a reader sees.
     """
@@ -139,10 +142,17 @@ def read_wikitext(text: str, title: str, wiki: Wiki) -> PageText:
     page = PageText([], [], [], "")
     walker = _Walker(page, title, wiki)
     builder = _Builder(page, "")
-    walker.walk(mwparserfromhell.parse(text), builder)
+    # Quotes for bold and italics are removed later: unbalanced ones would hide links.
+    walker.walk(mwparserfromhell.parse(text, skip_style_tags=True), builder)
     builder.flush()
     page.templates = sorted(set(page.templates))
     return page
+
+
+def _quoted(quotes: re.Match[str]) -> str:
+    """Returns the apostrophes that are shown of two or more: 2, 3 and 5 are italics and bold."""
+    count = len(quotes[0])
+    return "'" if count == 4 else "'" * max(0, count - 5)
 
 
 class _Builder:
@@ -159,6 +169,7 @@ class _Builder:
         self.link_outcomes: list[tuple[int, int, str, str]] = []
         self._pieces: list[str] = []
         self.size = 0
+        self._has_brackets = False  # whether brackets in the text are meant as such
         self.is_at_line_start = True  # whether the line has no text yet
         self._is_seen = False  # whether something that is no text stands in the line
 
@@ -168,6 +179,11 @@ class _Builder:
             self._pieces.append(text)
             self.size += len(text)
             self.is_at_line_start = self.is_at_line_start and text.isspace()
+
+    def literal(self, text: str) -> None:
+        """Adds text in which brackets are no markup."""
+        self._has_brackets |= bool(_BROKEN.search(text))
+        self.put(re.sub(r"\s+", " ", text))
 
     def skip(self) -> None:
         """Notes that the line has something which is no text."""
@@ -183,7 +199,7 @@ class _Builder:
 
     def text(self, text: str) -> None:
         """Adds text with line ends, as the parser leaves it between other markup."""
-        text = _SWITCHES.sub("", _QUOTES.sub("", text))
+        text = _SWITCHES.sub("", _QUOTES.sub(_quoted, text))
         for number, line in enumerate(text.split("\n")):
             if number:
                 self.newline()
@@ -203,7 +219,8 @@ class _Builder:
         """Ends the block; the next one is of another kind."""
         raw = "".join(self._pieces)
         text, moved = cleaned(raw, [span[:2] for span in self.link_outcomes])
-        place = self.place or ("broken" if _BROKEN.search(text) else self.kind)
+        is_broken = not self._has_brackets and _BROKEN.search(text)
+        place = self.place or ("broken" if is_broken else self.kind)
         links = []
         for (start, end), (*_, outcome, title) in zip(moved, self.link_outcomes, strict=True):
             if outcome == "article" and start == end:
@@ -211,11 +228,13 @@ class _Builder:
             self.page.links.append(Link(place, outcome, title, text[start:end]))
             if outcome == "article":
                 links.append((start, end, title))
+        for link in _UNPARSED.finditer(text) if is_broken else ():
+            self.page.links.append(Link(place, "unparsed", link[1].strip(), ""))
         if text and not self.place and place != "table" and place != "broken":
             self.page.blocks.append(Block(place, self.section, text, sorted(links)))
         self.kind = kind
         self.link_outcomes, self._pieces, self.size = [], [], 0
-        self.is_at_line_start, self._is_seen = True, False
+        self.is_at_line_start, self._is_seen, self._has_brackets = True, False, False
 
 
 def cleaned(raw: str, spans: Sequence[tuple[int, int]]) -> tuple[str, list[tuple[int, int]]]:
@@ -232,39 +251,47 @@ def cleaned(raw: str, spans: Sequence[tuple[int, int]]) -> tuple[str, list[tuple
     """
     if not raw or raw.isspace():
         return "", [(0, 0)] * len(spans)
-    raw = re.sub(r"\s", " ", raw)
-    kept: list[tuple[int, int]] = []
-    position = 0
-
-    for spare in _SPARE.finditer(raw):
-        start, end = spare.span()
-        # Of a link nothing is removed but doubled spaces.
-        inside = any(s < end and start < e for s, e in spans) if spans else False
-        if inside and raw[start:end].strip():
-            continue
-        kept.append((position, start))
-        position = end
-    kept.append((position, len(raw)))
-    text = "".join(raw[start:end] for start, end in kept)
-    starts = [start for start, _ in kept]
-    lengths = list(itertools.accumulate((end - start for start, end in kept), initial=0))
-
-    def moved(offset: int) -> int:
-        number = bisect.bisect_right(starts, offset) - 1
-        start, end = kept[number]
-        return lengths[number] + min(offset, end) - start if number >= 0 else 0
-
+    text, moved = re.sub(r"\s", " ", raw), list(spans)
+    # The first leaves doubled spaces where something between them is gone.
+    for pattern in (_DOUBLED, _SPARE, _DOUBLED):
+        text, moved = _without(pattern, text, moved)
     left = len(text) - len(text.lstrip())
     stripped = text.strip()
     result = []
-    for start, end in spans:
-        start, end = (min(max(moved(i) - left, 0), len(stripped)) for i in (start, end))
+    for start, end in moved:
+        start, end = (min(max(offset - left, 0), len(stripped)) for offset in (start, end))
         while start < end and stripped[start] == " ":
             start += 1
         while start < end and stripped[end - 1] == " ":
             end -= 1
         result.append((start, end))
     return stripped, result
+
+
+def _without(
+    pattern: re.Pattern[str], text: str, spans: list[tuple[int, int]]
+) -> tuple[str, list[tuple[int, int]]]:
+    """Removes what fits a pattern; in spans, only spaces. Returns the text and the spans in it."""
+    kept: list[tuple[int, int]] = []
+    position = 0
+    for spare in pattern.finditer(text):
+        start, end = spare.span()
+        if spare[0].isspace() or not any(s < end and start < e for s, e in spans):
+            kept.append((position, start))
+            position = end
+    if not kept:
+        return text, spans
+    kept.append((position, len(text)))
+    starts = [start for start, _ in kept]
+    lengths = list(itertools.accumulate((end - start for start, end in kept), initial=0))
+
+    def moved(offset: int) -> int:
+        number = bisect.bisect_right(starts, offset) - 1
+        start, end = kept[number]
+        return lengths[number] + min(offset, end) - start
+
+    joined = "".join(text[start:end] for start, end in kept)
+    return joined, [(moved(start), moved(end)) for start, end in spans]
 
 
 class _Walker:
@@ -414,7 +441,7 @@ class _Walker:
         elif name == "br":
             builder.put(" ")
         elif name in _LITERAL_TAGS:
-            builder.put(re.sub(r"\s+", " ", str(node.contents or "")))
+            builder.literal(str(node.contents or ""))
         elif name == "gallery":
             builder.flush()
             self._gallery(str(node.contents or ""), builder)
@@ -441,7 +468,7 @@ class _Walker:
                 if named.namespace in (0, FILE):
                     self._note(builder, "file", name)
             if bar:
-                self._caption(mwparserfromhell.parse(caption), builder)
+                self._caption(mwparserfromhell.parse(caption, skip_style_tags=True), builder)
 
     def _template(self, node: Any, builder: _Builder) -> None:
         name = self._wiki.template(str(node.name))
@@ -468,7 +495,7 @@ class _Walker:
             if key not in shown:
                 self._aside(value, "template")
         if name in self._describing and not self._page.description and "1" in arguments:
-            description = str(arguments["1"].strip_code()).strip()
+            description = _QUOTES.sub(_quoted, str(arguments["1"].strip_code())).strip()
             self._page.description = "" if description.lower() == "none" else description
 
     def _inline(self, code: Any, builder: _Builder) -> None:
