@@ -90,6 +90,18 @@ def test_function_itself_runs_where_nothing_is_kept(cache):
     assert not list(cache.iterdir())
 
 
+def test_program_that_cannot_be_written_runs(cache, monkeypatch):
+    """JAX says so of some, and the service ended while it warmed up."""
+
+    def serialize(_):
+        raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: `LessThan` is not serializable.")
+
+    monkeypatch.setattr(programs.serialize_executable, "serialize", serialize)
+    program, _ = make()
+    np.testing.assert_array_equal(program({"a": X}, X, 2)["sum"], 2 * X)
+    assert not list(cache.glob("elq_jax_*"))
+
+
 def test_folder_that_cannot_be_written(cache):
     jax.config.update("jax_compilation_cache_dir", str(cache / "file" / "folder"))
     (cache / "file").write_text("")
