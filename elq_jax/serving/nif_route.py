@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from elq_jax.linking.links import Link
 from elq_jax.questions.rows import Row
-from elq_jax.serving import nif
+from elq_jax.serving import nif, openapi
 from elq_jax.serving.gate import BadTypeError
 from elq_jax.serving.long_texts import moved, parts_of, place_mentions
 from elq_jax.serving.routes import body_of, service_of
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from fastapi import APIRouter, Request
 
 _TURTLE = "text/turtle", "application/x-turtle"
-_IN_TURTLE = {kind: {"schema": {"type": "string"}} for kind in _TURTLE}
 Gone = Callable[[], Awaitable[bool]]
 
 
@@ -31,12 +30,7 @@ def nif_router() -> "APIRouter":
     router = APIRouter(tags=["linking"])
     one_at_a_time = asyncio.Lock()  # Reading and writing Turtle is slow, and in Python.
 
-    @router.post(
-        "/nif",
-        openapi_extra={"requestBody": {"content": _IN_TURTLE, "required": True}},
-        responses={200: {"content": _IN_TURTLE}},
-        response_class=Response,
-    )
+    @router.post("/nif", openapi_extra=openapi.nif_operation(), response_class=Response)
     async def annotate(
         request: Request, entity_uris: Annotated[nif.EntityUris | None, Query()] = None
     ) -> Response:

@@ -40,6 +40,9 @@ _ERRORS = {
     "504": "The texts were not linked in time.",
 }
 _QUESTION = "who wrote dune?"
+_NIF = f"""@prefix nif: <http://persistence.uni-leipzig.org/nlp2rdf/ontologies/nif-core#> .
+<http://example.org/0> a nif:Context ; nif:isString "{_QUESTION}" .
+"""
 
 
 def content(kind: type, **more: Any) -> dict[str, Any]:
@@ -80,6 +83,16 @@ def disambiguate_operation() -> dict[str, Any]:
     """Describes POST /disambiguate."""
     example = {"text": _QUESTION, "mentions": [[10, 14]]}
     return posted(DisambiguateRequest, example, content(LinkedText))
+
+
+def nif_operation() -> dict[str, Any]:
+    """Describes POST /nif."""
+    turtle = {"schema": {"type": "string"}, "example": _NIF}
+    body = {kind: turtle for kind in ("text/turtle", "application/x-turtle")}
+    return {
+        "requestBody": {"required": True, "content": body},
+        "responses": answers(body, "408", "413", "415", "422", "429", "500", "503", "504"),
+    }
 
 
 def document(app: FastAPI) -> dict[str, Any]:
