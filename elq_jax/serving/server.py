@@ -63,6 +63,7 @@ def run_server(linker: EntityLinker, settings: ServeSettings, listening: socket.
     import uvicorn
 
     from elq_jax.serving.app import make_app
+    from elq_jax.serving.protocol import http_protocol
 
     class Server(uvicorn.Server):
         """Server that ends quietly after a signal, instead of raising it again."""
@@ -79,6 +80,7 @@ def run_server(linker: EntityLinker, settings: ServeSettings, listening: socket.
 
     config = uvicorn.Config(
         make_app(linker, settings),
+        http=http_protocol(),
         access_log=False,
         log_level="warning",
         server_header=False,
