@@ -133,13 +133,9 @@ def _load(path: pathlib.Path, devices: Sequence[jax.Device]) -> Callable[..., An
 
 
 def _save(path: pathlib.Path, program: jax.stages.Compiled) -> None:
-    """Writes a program whole, unless it cannot be written.
-
-    JAX raises a JaxRuntimeError for some programs, which were seen where several threads compiled
-    beside a full cache. They run all the same.
-    """
-    errors = OSError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError
-    with contextlib.suppress(*errors):
+    """Writes a program whole, unless it cannot be written."""
+    # XLA raises a RuntimeError for programs that cannot be written.
+    with contextlib.suppress(OSError, ValueError, NotImplementedError, RuntimeError):
         content = pickle.dumps(serialize_executable.serialize(program))
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix="tmp_", delete=False) as file:
