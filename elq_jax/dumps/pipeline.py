@@ -25,6 +25,7 @@ from elq_jax.core.errors import DiskFullError, ElqError
 from elq_jax.dumps import reading
 from elq_jax.dumps.reading import Damage, Split
 from elq_jax.dumps.rules import read_rules
+from elq_jax.dumps.sandbox import SandboxError
 from elq_jax.dumps.settings import WikipediaSettings
 from elq_jax.dumps.siteinfo import SiteInfo, read_siteinfo
 from elq_jax.dumps.stages import STAGES, Job, added, missing_tasks, read_reports, run_task
@@ -36,7 +37,7 @@ WORK = "work"
 ENTITIES, ANCHORS, REPORT = "entities.jsonl.gz", "anchors.jsonl.gz", "report.json"
 GIVEN_UP = "given_up.jsonl"
 _SPLITS_PER_PARTITION = 4
-_TOLD = r"elq_jax\.core\.errors\.(\w+): (.+?)(?: \[while running|$)"
+_TOLD = r"elq_jax\.[\w.]+\.(\w+Error): (.+?)(?: \[while running|$)"
 _PROBLEMS = {"damaged_input", "truncated_input"}
 
 
@@ -258,7 +259,9 @@ def _run_beam(job: Job, stage: str, tasks: Sequence[int], beam_arguments: Sequen
         if not told:
             raise
         kind, message = told[-1]
-        raise (DiskFullError if kind == "DiskFullError" else ElqError)(message) from error
+        # What is done is kept after the first two, since they are no fault of the input.
+        kinds = {"DiskFullError": DiskFullError, "SandboxError": SandboxError}
+        raise kinds.get(kind, ElqError)(message) from error
     finally:
         threading.excepthook = hook
 

@@ -17,7 +17,6 @@ from typing import BinaryIO, cast
 
 import msgspec
 
-from elq_jax.core.errors import ElqError
 from elq_jax.dumps.wikitext import PageText, Wiki, read_wikitext
 
 _FAILURES = {"MemoryError": "memory", "RecursionError": "nesting"}
@@ -29,6 +28,10 @@ class GivenUp(Exception):
 
     It is "time", "memory", "nesting" (too deep), or "crash".
     """
+
+
+class SandboxError(OSError):
+    """Error: no process can be started that reads wikitext; a later run can resume."""
 
 
 class Sandbox:
@@ -55,7 +58,7 @@ class Sandbox:
 
         Raises:
           GivenUp: the page needs more time or memory than allowed, or ends the process.
-          ElqError: the child process cannot be started.
+          SandboxError: the child process cannot be started.
         """
         is_fresh = self._child is None
         failure, page = self._ask(text, title)
@@ -98,11 +101,12 @@ class Sandbox:
             _write(target, self._settings)
             _read(source)
         except (EOFError, BrokenPipeError) as error:
-            status = self._child.wait()
-            self._child = None
+            child = cast("subprocess.Popen[bytes]", self._child)
+            self._end()
+            status = child.returncode
             message = f"the process that reads wikitext did not start (status {status})"
             advice = "pip install 'elq_jax[wikipedia]', or give it more memory"
-            raise ElqError(f"{message}; {advice}") from error
+            raise SandboxError(f"{message}; {advice}") from error
 
     def _end(self) -> str:
         """Ends the process, if there is one; returns why it had ended itself."""

@@ -21,7 +21,7 @@ from dumps.test_reading import multistream
 pytest.importorskip("apache_beam", reason="needs elq_jax[wikipedia]")
 pytest.importorskip("mwparserfromhell", reason="needs elq_jax[wikipedia]")
 
-from elq_jax.core.errors import ElqError
+from elq_jax.core.errors import DiskFullError, ElqError
 from elq_jax.dumps.pipeline import Inputs, read_wikipedia
 from elq_jax.dumps.settings import WikipediaSettings
 from elq_jax.entities.build import build_catalogue
@@ -417,3 +417,24 @@ def test_counts_of_real_dumps(tmp_path, name, spaces, differences):
         for start, end in row["mentions"]:
             anchor = row["text"][start:end]
             assert anchor == anchor.strip() != ""
+
+
+def test_a_full_disk_keeps_what_is_done(made, tmp_path, monkeypatch):
+    """The first run fails in a worker of Beam; the second one goes on with its tasks."""
+    inputs = Inputs(made / "dump.xml.bz2")
+
+    def full(*_):
+        raise DiskFullError("x: not written, the disk is full; free some space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("elq_jax.dumps.stages.passages.make_passages", full)
+        with pytest.raises(DiskFullError, match=r"x: not written, the disk is full"):
+            read_wikipedia(inputs, tmp_path / "out", SMALL, IN_PROCESS)
+    assert sorted((tmp_path / "out.partial/work/parse").glob("*.json"))
+
+    def again(*_):
+        raise AssertionError("this stage is done")
+
+    monkeypatch.setattr("elq_jax.dumps.stages._ParseOutput.page", again)
+    read_wikipedia(inputs, tmp_path / "out", SMALL, IN_PROCESS)
+    assert contents(tmp_path / "out") == contents(made / "plain")
