@@ -206,6 +206,33 @@ def one_client(service: Served, linker: EntityLinker, texts: list[str], client: 
     print(f"http / direct {statistics.median(ratios):7.2f} (wanted: below 1.5)")
 
 
+def soak(service: Served, texts: list[str], client: object, minutes: float) -> None:
+    """Sends mixed load at 80% of the throughput, and prints errors and how memory grows."""
+    address = service.host, service.port
+    load = client.submit(http_load.closed_loop, *address, texts, _CLIENTS.value).result()
+    rate = 0.8 * len(texts) / load.seconds
+    running = client.submit(http_load.mixed, *address, texts, rate, 60 * minutes)
+    started, samples = time.perf_counter(), []
+    while not running.done():
+        samples.append(((time.perf_counter() - started) / 60, service.memory("Rss") / 2**20))
+        time.sleep(5)
+    problems = running.result()
+    times, sizes = np.array(samples).T
+    late = times > times[-1] / 3
+    slope, _ = np.polyfit(times[late], sizes[late], 1)
+    metrics = service.get("/metrics").decode()
+    counts: dict[str, int] = {}
+    for status, count in re.findall(r'elq_requests_total{.*status="(\d+)"} (\d+)', metrics):
+        counts[status] = counts.get(status, 0) + int(count)
+    print(f"{minutes:g} minutes of mixed load, {rate:.0f} questions per second")
+    print("answers by status:", ", ".join(f"{k}: {v:,}" for k, v in sorted(counts.items())))
+    print(f"not as expected: {len(problems)}", *problems[:10], sep="\n  ")
+    print(
+        f"resident memory: {sizes[0]:.0f} MiB at first, {sizes[-1]:.0f} MiB at the end, slope over "
+        f"the last two thirds {slope:+.2f} MiB per minute"
+    )
+
+
 def main(arguments: list[str]) -> None:
     """Prints the numbers."""
     del arguments
@@ -217,6 +244,9 @@ def main(arguments: list[str]) -> None:
         concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as client,
         served(_LINKER.value, f"--workers={_WORKERS.value}") as service,
     ):
+        if _SOAK.value:
+            soak(service, texts, client, _SOAK.value)
+            return
         linker = EntityLinker.from_pretrained(_LINKER.value)
         measure(service, linker, texts, client)
 

@@ -19,6 +19,7 @@ and talks to on stdin and stdout. docs/integrations.md says how to tell a client
 
 from __future__ import annotations
 
+import sys
 from typing import NoReturn
 
 from absl import flags
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> int:
 
     from elq_jax.serving.server import serve
 
-    return serve(_LINKER.open, settings)
+    return serve(_LINKER.open, settings, sys.argv[1:])
 
 
 def _serve_agent() -> NoReturn:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from elq_jax.linking.rows import to_line
-from elq_jax.serving import openapi
+from elq_jax.serving import openapi, workers
 from elq_jax.serving.gate import BadTypeError
 from elq_jax.serving.schemas import (
     DisambiguateRequest,
@@ -147,7 +147,8 @@ def state_router() -> "APIRouter":
     @router.get("/ready", responses={503: {"description": "Programs are being compiled."}})
     async def ready(request: Request) -> dict[str, str]:
         """Answers 200 when texts are linked at once, and 503 while programs are compiled."""
-        if not service_of(request).is_ready:
+        service = service_of(request)
+        if not (service.is_ready and workers.are_ready(service.settings.workers)):
             raise NotReadyError
         return {"status": "ready"}
 

@@ -3,39 +3,56 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from elq_jax.core.errors import ElqError
+from elq_jax.serving import workers
 from elq_jax.serving.settings import ServeSettings
 
 if TYPE_CHECKING:
     from elq_jax.linking.linker import EntityLinker
 
 
-def serve(open_linker: Callable[[], EntityLinker], settings: ServeSettings) -> int:
+def serve(
+    open_linker: Callable[[], EntityLinker], settings: ServeSettings, arguments: Sequence[str]
+) -> int:
     """Answers requests until SIGTERM or Ctrl-C.
 
     Args:
       open_linker: function that opens the linker; it is called after the address is bound.
       settings: settings of the service.
+      arguments: arguments of the program, for the workers that it starts.
 
     Returns:
-      exit status: 0.
+      exit status: 0; that of a worker that cannot start.
 
     Raises:
       ElqError: the address is taken, or not one of this machine.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until there are requests to finish
-    listening = bound_socket(settings)
-    host, port = listening.getsockname()[:2]
+    inherited = workers.inherited_socket()
+    if inherited is None and settings.workers > 1:
+        workers.check_platform()
+        listening = bound_socket(settings)
+        _say_address(listening, f"{settings.workers} workers start")
+        return workers.supervise(settings, listening, arguments)
+    listening = inherited or bound_socket(settings)
     linker = open_linker()
-    print(f"http://{host}:{port} serves {linker.folder}", file=sys.stderr, flush=True)
-    run_server(linker, settings, listening)
+    if inherited is None:
+        _say_address(listening, f"serves {linker.folder}")
+    run_server(linker, settings, listening, parent=None if inherited is None else os.getppid())
     return 0
+
+
+def _say_address(listening: socket.socket, message: str) -> None:
+    host, port = listening.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    print(f"http://{host}:{port} {message}", file=sys.stderr, flush=True)
 
 
 def bound_socket(settings: ServeSettings) -> socket.socket:
@@ -58,8 +75,20 @@ def bound_socket(settings: ServeSettings) -> socket.socket:
     return listening
 
 
-def run_server(linker: EntityLinker, settings: ServeSettings, listening: socket.socket) -> None:
-    """Answers requests on a socket until SIGTERM or Ctrl-C; then finishes what it has."""
+def run_server(
+    linker: EntityLinker,
+    settings: ServeSettings,
+    listening: socket.socket,
+    parent: int | None = None,
+) -> None:
+    """Answers requests on a socket until SIGTERM or Ctrl-C; then finishes what it has.
+
+    Args:
+      linker: opened linker.
+      settings: settings of the service.
+      listening: bound socket.
+      parent: id of the process whose worker this is; when it has ended, the worker ends too.
+    """
     import uvicorn
 
     from elq_jax.serving.app import make_app
@@ -78,8 +107,15 @@ def run_server(linker: EntityLinker, settings: ServeSettings, listening: socket.
                 for name, handler in before.items():
                     signal.signal(name, handler)
 
+        async def on_tick(self, counter: int) -> bool:
+            is_orphan = parent is not None and os.getppid() != parent
+            return await super().on_tick(counter) or is_orphan
+
+    app = make_app(linker, settings)
+    if workers.is_restarted():  # Until it is ready, the others take the requests.
+        app.state.service.warm_up()
     config = uvicorn.Config(
-        make_app(linker, settings),
+        app,
         http=http_protocol(),
         access_log=False,
         log_level="warning",

@@ -12,6 +12,7 @@ from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.links import Link
 from elq_jax.linking.rows import EncodedRows, Linked, encode_rows, link_encoded
 from elq_jax.questions.rows import Row
+from elq_jax.serving import workers
 from elq_jax.serving.batching import (
     Batcher,
     DeadlineError,
@@ -62,7 +63,7 @@ class Service:
         self.linker, self.settings = linker, settings or ServeSettings()
         check_settings(self.settings)
         self.metrics = metrics or Metrics()
-        self.is_ready = self._is_stopped = False
+        self.is_ready = self._is_stopped = self._is_warm = False
         share_programs(linker)
         self._linker_of = functools.lru_cache(_LINKERS)(self._with_options)
         self._batcher = Batcher(
@@ -86,9 +87,16 @@ class Service:
           warm: whether to compile; without, the first requests of each shape wait for it.
         """
         self._batcher.start()
-        if warm:
-            await asyncio.to_thread(warm_up, self.linker, self.settings, lambda: self._is_stopped)
+        if warm and not self._is_warm:
+            await asyncio.to_thread(self.warm_up)
         self.is_ready = not self._is_stopped
+        if self.is_ready:
+            workers.say_ready()
+
+    def warm_up(self) -> None:
+        """Compiles what requests need; `start` does it unless it is done already."""
+        warm_up(self.linker, self.settings, lambda: self._is_stopped)
+        self._is_warm = True
 
     async def stop(self) -> None:
         """Answers what waits, and stops the worker."""
