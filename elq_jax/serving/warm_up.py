@@ -17,14 +17,15 @@ from elq_jax.serving.settings import ServeSettings
 from elq_jax.text.padding import BATCH_BUCKETS, length_sorted_batches
 from elq_jax.text.tokenization import EncodedQuestion
 
-KNOWN_BATCH = 4  # questions encoded together if their mentions are known
+KNOWN_BATCH = 1  # questions encoded together if their mentions are known: few programs
 _KNOWN_WIDTHS = (8, 64, 512)  # numbers of known mentions that questions are padded to
 # Numbers of queries whose batches, few and many, have all sizes that exact search is compiled for.
 _QUERIES = (*QUERY_BUCKETS, *(QUERY_BUCKETS[-1] + size for size in QUERY_BUCKETS))
 
 
 def share_programs(linker: EntityLinker) -> None:
-    """Lets requests with fewer mentions or candidates use the programs of the linker's settings."""
+    """Lets all requests share few programs, those with fewer mentions or candidates too."""
+    linker.scorer.few_lengths = True
     linker.scorer.least_mentions = linker.settings.max_mentions
     linker.index.least_k = linker.settings.num_candidates
 
@@ -43,7 +44,7 @@ def shapes(longest: int, batch_size: int) -> list[tuple[int, int]]:
     pairs = {}
     for size in (*(size for size in BATCH_BUCKETS if size < batch_size), batch_size):
         for tokens in range(2, longest + 1):
-            [batch] = length_sorted_batches([tokens] * size, batch_size, longest)
+            [batch] = length_sorted_batches([tokens] * size, batch_size, longest, True)
             pairs[batch.size, batch.length] = size, tokens
     return list(pairs.values())
 

@@ -71,7 +71,10 @@ class EvaluationBatch:
 
 
 def length_sorted_batches(
-    lengths: Sequence[int], batch_size: int, longest: int = LENGTH_BUCKETS[-1]
+    lengths: Sequence[int],
+    batch_size: int,
+    longest: int = LENGTH_BUCKETS[-1],
+    few_lengths: bool = False,
 ) -> list[EvaluationBatch]:
     """Groups questions of similar length into batches, shortest first.
 
@@ -84,6 +87,7 @@ def length_sorted_batches(
       lengths: number of tokens of each question.
       batch_size: B of full batches.
       longest: largest T.
+      few_lengths: whether full batches are padded to `LENGTH_BUCKETS` too.
 
     Raises:
       ElqError: a question is longer than `longest`, or `batch_size` is below 1.
@@ -101,7 +105,7 @@ def length_sorted_batches(
             indices = members[start : start + size]
             most = int(lengths[indices[-1]])
             length = bucket(most, buckets)
-            if len(indices) == batch_size >= 32:
+            if len(indices) == batch_size >= 32 and not few_lengths:
                 step = max(2, 1 << most.bit_length() >> 4)
                 length = min(-(-most // step) * step, longest)
             batches.append(EvaluationBatch(indices, size, length))
