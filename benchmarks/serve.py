@@ -244,6 +244,8 @@ def main(arguments: list[str]) -> None:
         concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as client,
         served(_LINKER.value, f"--workers={_WORKERS.value}") as service,
     ):
+        sizes = (f"{kind} {service.memory(kind) / 2**20:.0f} MiB" for kind in ("Rss", "Pss"))
+        print(f"memory of {_WORKERS.value} worker(s): {', '.join(sizes)}", flush=True)
         if _SOAK.value:
             soak(service, texts, client, _SOAK.value)
             return

@@ -32,7 +32,7 @@ PATIENCE = 300  # seconds, on a busy machine that compiles
 
 def step(name):
     """The list of words of a step such as ENTRYPOINT ["python", ...]."""
-    [text] = re.findall(rf"^ *{name} (\[.*\])$", DOCKERFILE, re.MULTILINE)
+    [text] = re.findall(rf"^{name} (\[.*\])$", DOCKERFILE, re.MULTILINE)
     return json.loads(text)
 
 
@@ -150,6 +150,14 @@ def test_one_process(folder, tmp_path):
             with socket.create_connection(("127.0.0.1", service.port)) as connection:
                 connection.sendall(HEAD + b"Content-Length: 50\r\n\r\n{")
         assert service.post('{"text": "x"}')[0] == 200
+
+        # Texts of clients that went away are not linked.
+        body = json.dumps({"texts": QUESTIONS * 20}).encode()
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", service.port)) as connection:
+                connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        gone = r'^elq_requests_total{path="/link",status="499"} (\S+)'
+        service.wait_for(lambda: re.search(gone, service.get("/metrics"), re.M))
 
         # Requests that are there are answered after SIGTERM, and no more are taken.
         answers = []
