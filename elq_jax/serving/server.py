@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from elq_jax.linking.linker import EntityLinker
 
 
+_BACKLOG = 2048  # connections
+_KEEP_ALIVE = 75  # seconds: longer than proxies keep theirs, so that they do not meet a closed one
+
+
 def serve(
     open_linker: Callable[[], EntityLinker], settings: ServeSettings, arguments: Sequence[str]
 ) -> int:
@@ -56,7 +60,7 @@ def _say_address(listening: socket.socket, message: str) -> None:
 
 
 def bound_socket(settings: ServeSettings) -> socket.socket:
-    """Returns a socket that is bound to the address of the settings.
+    """Returns a socket that listens at the address of the settings.
 
     Raises:
       ElqError: the address is taken, or not one of this machine.
@@ -66,6 +70,7 @@ def bound_socket(settings: ServeSettings) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))
+        listening.listen(_BACKLOG)  # Who comes before the linker is open, waits.
     except OSError as error:
         listening.close()
         raise ElqError(
@@ -86,7 +91,7 @@ def run_server(
     Args:
       linker: opened linker.
       settings: settings of the service.
-      listening: bound socket.
+      listening: socket that listens.
       parent: id of the process whose worker this is; when it has ended, the worker ends too.
     """
     import uvicorn
@@ -120,6 +125,7 @@ def run_server(
         access_log=False,
         log_level="warning",
         server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     Server(config).run([listening])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
+import gc
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -69,6 +72,14 @@ def warm_up(
         return
     linker(["who wrote dune?"] * 2)
     linker.disambiguate("who wrote dune?", [(10, 14)])
+    _give_back_memory()
+
+
+def _give_back_memory() -> None:
+    """Returns the memory that compiling took and freed to the system, which glibc would keep."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _jobs(linker: EntityLinker, settings: ServeSettings) -> Iterator[Callable[[], Any]]:

@@ -53,7 +53,7 @@ def supervise(settings: ServeSettings, listening: socket.socket, arguments: Sequ
 
     Args:
       settings: settings of the service.
-      listening: bound socket.
+      listening: socket that listens.
       arguments: arguments of `python -m elq_jax.serve`, which the workers get too.
 
     Returns:
@@ -62,7 +62,6 @@ def supervise(settings: ServeSettings, listening: socket.socket, arguments: Sequ
     stopped: list[int] = []
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda number, _: stopped.append(number))
-    listening.listen(settings.max_queue)
     with tempfile.TemporaryDirectory(prefix="elq_jax_serve_") as folder:
         group = _Workers(pathlib.Path(folder), listening, arguments)
         for _ in range(settings.workers):
