@@ -113,7 +113,8 @@ class Running:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tiny_linker_directory(tmp_path_factory.mktemp("served"), threshold=-30.0)
+    settings = {"threshold": -30.0, "max_question_tokens": 32}  # few programs
+    return tiny_linker_directory(tmp_path_factory.mktemp("served"), **settings)
 
 
 @contextlib.contextmanager
