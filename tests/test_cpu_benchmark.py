@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from tiny import NARROW_BERT
 
 from benchmarks import cpu
-from elq_jax.model.config import BertConfig
 
 TINY = dataclasses.replace(
     cpu.SMALL, bert="tiny", shapes=((4, 8),), entities=17_000, queries=(64,), training=(4, 8)
@@ -17,8 +17,7 @@ TINY = dataclasses.replace(
 def works():
     """All work, with an encoder of one narrow layer, on one device."""
     with pytest.MonkeyPatch.context() as patch:
-        bert = BertConfig(100, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32)
-        patch.setitem(cpu.BERTS, "tiny", bert)
+        patch.setitem(cpu.BERTS, "tiny", NARROW_BERT)
         patch.setattr(cpu, "_has", lambda package: False)
         yield {work.name: work for work in cpu.works(TINY)}
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import NARROW_BERT
 
 from benchmarks import gpu
 from elq_jax.core import devices as devices_lib
-from elq_jax.model.config import BertConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = dataclasses.replace(
@@ -32,8 +32,7 @@ TINY = dataclasses.replace(
 def measured():
     """Every row, with an encoder of one narrow layer, on one device."""
     with pytest.MonkeyPatch.context() as patch:
-        bert = BertConfig(100, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32)
-        patch.setitem(gpu.BERTS, "tiny", bert)
+        patch.setitem(gpu.BERTS, "tiny", NARROW_BERT)
         one = jax.devices()[:1]
         patch.setattr(jax, "local_devices", lambda: one)
         yield {name: gpu.measure(row) for name, row in gpu.rows(TINY).items()}

@@ -286,7 +286,7 @@ def test_interrupted_it_leaves_whole_lines_and_no_output(linker, unbroken, tmp_p
 def test_other_settings_and_other_rows_are_refused(linker, unbroken, tmp_path):
     rows, whole = unbroken
     output, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
-    settings = {"threshold": -4.5}
+    settings = {"threshold": -4.5, "dtype": "bfloat16"}
     with output_lib.PartFile(output, settings | {"batch_size": 2}):
         pass
     part.write_bytes(whole)
@@ -297,7 +297,15 @@ def test_other_settings_and_other_rows_are_refused(linker, unbroken, tmp_path):
         assert part.read_bytes() == whole
         assert not output.exists()
 
-    refused(r"threshold \(found -4\.5, now -2\.0\)", settings={"threshold": -2.0})
+    refused(
+        r"\(threshold \(found -4\.5, now -2\.0\)\); repeat that run's command to resume",
+        settings=settings | {"threshold": -2.0},
+    )
+    refused(
+        r"\(dtype \(found 'bfloat16', now 'float32'\)\); repeat that run's command with "
+        "--dtype=bfloat16 to resume it",
+        settings=settings | {"dtype": "float32"},
+    )
     refused(r"index \(found None, now 'exact'\)", settings=settings | {"index": "exact"})
     refused(r"batch_size \(found 2, now 4\)", batch_size=4)
     refused("it has id 'q0' where the input has 'q1'", rows[1:])

@@ -17,12 +17,15 @@ from elq_jax.entities.build import build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import EmbeddingsWriter
 from elq_jax.linking import directory
+from elq_jax.model.config import BertConfig
 from elq_jax.questions.examples import AlignmentReport, iter_examples
 from elq_jax.storage.hub import resolve_encoder
 
 _OWN = FixtureSet(OWN_FIXTURES)
 _DEMO = pathlib.Path(__file__).parent.parent / "demo"
 arrays = _OWN.arrays
+# An encoder of one narrow layer with random weights, for tests that are about what is around it.
+NARROW_BERT = BertConfig(100, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32)
 tiny_config, tiny_params, tiny_model = _OWN.config, _OWN.params, _OWN.model
 
 

@@ -54,7 +54,7 @@ class PartFile:
         self._output = pathlib.Path(os.path.realpath(output))
         self._is_gzip = is_gzip_name(output)  # by the name given, wherever a link of it leads
         self.path, record = part_paths(self._output)
-        self._record = ResumeRecord(record, settings)
+        self._record, self._dtype = ResumeRecord(record, settings), settings.get("dtype")
         make_folder(self.path.parent)
         if is_stream(self.path):
             raise ElqError(f"{self.path}: a pipe or device, expected unfinished lines; remove it")
@@ -89,12 +89,15 @@ class PartFile:
         if recorded is None:
             raise self._other(f"its settings in {self._record.path} cannot be read")
         if changes := self._record.changes(recorded):
-            raise self._other(changes)
+            # "auto" can take another type on a busy machine, or on another one.
+            dtype = recorded.get("dtype")
+            is_other = dtype not in (None, self._dtype)
+            raise self._other(changes, f" with --dtype={dtype}" if is_other else "")
 
-    def _other(self, reason: str) -> ElqError:
+    def _other(self, reason: str, options: str = "") -> ElqError:
         return ElqError(
             f"{self.path}: left by an interrupted run that differs from this one ({reason}); "
-            "repeat that run's command to resume it, or start over with --restart"
+            f"repeat that run's command{options} to resume it, or start over with --restart"
         )
 
     def written(self) -> Iterator[bytes]:

@@ -243,7 +243,7 @@ def create_hooks(
     if stage.keeps_best:
         stage_hooks.append(
             hooks.KeepBest(
-                dev_evaluation(run, table),
+                dev_evaluation(run, table, start.record["dtype"]),
                 lambda params, threshold: run.save_result(stage, params, threshold),
                 run.config.eval.metric,
                 start.record,
@@ -255,7 +255,7 @@ def create_hooks(
     return stage_hooks
 
 
-def dev_evaluation(run: Run, table: Table) -> Callable[[Any], dict[str, Evaluation]]:
+def dev_evaluation(run: Run, table: Table, dtype: str) -> Callable[[Any], dict[str, Evaluation]]:
     """Makes a function that links the questions of each dev file with a question encoder.
 
     The parameters stay on the devices, where the training step left them, and the linker uses the
@@ -264,12 +264,13 @@ def dev_evaluation(run: Run, table: Table) -> Callable[[Any], dict[str, Evaluati
     Args:
       run: model, catalogue and questions of the run.
       table: entity vectors that the devices already hold.
+      dtype: type of the matrix products of the stage, "float32" or "bfloat16".
     """
     sets = run.dev_sets()
-    index = exact_index(run.embeddings(), run.devices, table, run.config.joint.dtype)
+    index = exact_index(run.embeddings(), run.devices, table, dtype)
     settings = LinkingSettings.from_dict(run.config.linking)
     linker = EntityLinker(
-        run.model, run.catalogue, index, settings, dtype=run.config.joint.dtype, devices=run.devices
+        run.model, run.catalogue, index, settings, dtype=dtype, devices=run.devices
     )
 
     def evaluate(params: Any) -> dict[str, Evaluation]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import NARROW_BERT
 from traced_products import products
 
 from elq_jax.core import devices as devices_lib
@@ -20,15 +21,7 @@ from elq_jax.training.step import Objective, parallel_train_step, train_step_flo
 
 BCE = "elq_jax.original.loss:hard_negatives_bce"
 # Small, so that it compiles quickly: most of this is about the step and not about the encoders.
-SMALL = BertConfig(
-    100,
-    hidden_size=16,
-    num_layers=1,
-    num_heads=2,
-    intermediate_size=32,
-    dropout_rate=0.0,
-    attention_dropout_rate=0.0,
-)
+SMALL = dataclasses.replace(NARROW_BERT, dropout_rate=0.0, attention_dropout_rate=0.0)
 ENTITIES = 41  # They divide by neither 3 nor 8 devices.
 
 
