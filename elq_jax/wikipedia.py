@@ -23,6 +23,7 @@ import sys
 
 from elq_jax.cli.flags import SettingsFlags
 from elq_jax.cli.run import define_path, run
+from elq_jax.core.errors import ElqError
 from elq_jax.dumps.settings import WikipediaSettings
 
 _DUMP = define_path(
@@ -53,6 +54,10 @@ def main(arguments: list[str]) -> None:
     """Reads the dump, then prints how many pages, entities and mentions there are."""
     from elq_jax.dumps.pipeline import Inputs, read_wikipedia
 
+    for argument in arguments[1:]:
+        if not argument.startswith("--"):
+            message = f"{argument}: unexpected argument; expected flags such as --dump=NAME and"
+            raise ElqError(f"{message}, after --, options of Apache Beam")
     inputs = Inputs(
         dump=_DUMP.value,
         index=_INDEX.value,

@@ -3,14 +3,17 @@
 import gzip
 import random
 import sqlite3
+import sys
 
 import pytest
 
 from elq_jax.core.errors import ElqError
 from elq_jax.dumps import runs, sql
+from elq_jax.dumps.pipeline import Inputs, read_wikipedia
 from elq_jax.dumps.redirects import resolve
 from elq_jax.dumps.rules import printed, read_rules
 from elq_jax.dumps.runs import SectionWriter, partition, read_section
+from elq_jax.dumps.settings import WikipediaSettings
 
 HEAD = "-- MySQL dump\nCREATE TABLE `page_props` (\n  `pp_page` int(10)\n);\n"
 ROWS = [
@@ -175,3 +178,9 @@ def test_rules_of_a_file(tmp_path):
         read_rules("xx", path)
     assert read_rules("xx").printing_templates == {}
     assert read_rules("../en").printing_templates == {}
+
+
+def test_without_the_extra_the_program_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(ElqError, match=r"pip install 'elq_jax\[wikipedia\]'"):
+        read_wikipedia(Inputs(tmp_path / "dump.xml"), tmp_path / "out", WikipediaSettings())

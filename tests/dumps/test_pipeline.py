@@ -438,3 +438,10 @@ def test_a_full_disk_keeps_what_is_done(made, tmp_path, monkeypatch):
     monkeypatch.setattr("elq_jax.dumps.stages._ParseOutput.page", again)
     read_wikipedia(inputs, tmp_path / "out", SMALL, IN_PROCESS)
     assert contents(tmp_path / "out") == contents(made / "plain")
+
+
+def test_arguments_without_dashes(made):
+    process = program(f"--dump={made / 'dump.xml.bz2'}", f"--output={made / 'new'}", "dump.xml")
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "error: dump.xml: unexpected argument" in told.decode()
