@@ -12,6 +12,7 @@ import functools
 import gzip
 import itertools
 import json
+import logging
 import os
 import pathlib
 import re
@@ -119,12 +120,16 @@ def read_wikipedia(
 
 
 def _check_installed() -> None:
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # Beam tells that some of its own extras are missing.
     try:
         import apache_beam  # noqa: F401
         import mwparserfromhell  # noqa: F401
     except ImportError as error:
         message = f"{error.name} is not installed, which reading dumps needs"
         raise ElqError(f"{message}; pip install 'elq_jax[wikipedia]'") from error
+    finally:
+        logging.disable(disabled)
 
 
 def is_local(beam_arguments: Sequence[str]) -> bool:
@@ -292,7 +297,8 @@ def _end_after_lost_worker(error: threading.ExceptHookArgs) -> None:
         message = f"error: a process of Apache Beam was ended ({text}); {advice}; the same command"
         print(f"{message} resumes where it stopped", file=sys.stderr, flush=True)
         os._exit(2)
-    threading.__excepthook__(error)
+    if not error.exc_type.__module__.startswith("grpc"):  # of a thread that listened to a worker
+        threading.__excepthook__(error)
 
 
 def _run_in_worker(job: Job, stage: str, number: int) -> None:

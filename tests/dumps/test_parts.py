@@ -3,6 +3,7 @@
 import gzip
 import random
 import sqlite3
+import subprocess
 import sys
 
 import pytest
@@ -184,3 +185,19 @@ def test_without_the_extra_the_program_says_what_to_install(tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(ElqError, match=r"pip install 'elq_jax\[wikipedia\]'"):
         read_wikipedia(Inputs(tmp_path / "dump.xml"), tmp_path / "out", WikipediaSettings())
+
+
+def test_a_lost_worker_ends_the_program():
+    """Beam's own runner would wait for it for ever."""
+    code = (
+        "import threading, time; from elq_jax.dumps import pipeline\n"
+        "threading.excepthook = pipeline._end_after_lost_worker\n"
+        "def lost(): raise RuntimeError('Worker subprocess exited with return code 137')\n"
+        "threading.Thread(target=lost).start(); time.sleep(60)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50
+    )
+    assert done.returncode == 2
+    assert "error: a process of Apache Beam was ended" in done.stderr
+    assert "resumes where it stopped" in done.stderr
