@@ -43,6 +43,8 @@ class Client:
 
     async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
         """Sends JSON; returns the status and the body of the answer."""
+        if self._streams is not None and self._streams[0].at_eof():  # It was idle for too long.
+            self.close()
         if self._streams is None:
             self._streams = await asyncio.open_connection(self.host, self.port, limit=1 << 24)
         reader, writer = self._streams

@@ -220,6 +220,8 @@ def soak(service: Served, texts: list[str], client: object, minutes: float) -> N
     times, sizes = np.array(samples).T
     late = times > times[-1] / 3
     slope, _ = np.polyfit(times[late], sizes[late], 1)
+    minutes_of = {int(time): size for time, size in zip(times, sizes, strict=True)}
+    print("resident MiB by minute:", " ".join(f"{size:.0f}" for size in minutes_of.values()))
     metrics = service.get("/metrics").decode()
     counts: dict[str, int] = {}
     for status, count in re.findall(r'elq_requests_total{.*status="(\d+)"} (\d+)', metrics):
