@@ -92,6 +92,7 @@ class Index(abc.ABC):
 
     Attributes:
       Settings: dataclass of the index's settings; see `core.settings`.
+      unnamed_settings: values of those settings that files of earlier versions do not name.
       has_files: whether `write` saves what was built. An index without files is built again
         whenever a linker is opened.
       is_compiled: whether `nearest` is compiled for every k, and exact, so that the best k of more
@@ -106,6 +107,7 @@ class Index(abc.ABC):
     """
 
     Settings: ClassVar[type] = NoSettings
+    unnamed_settings: ClassVar[Mapping[str, Any]] = {}
     has_files: ClassVar[bool] = True
     is_compiled: ClassVar[bool] = False
     least_k: int = 1
@@ -245,7 +247,7 @@ class Index(abc.ABC):
             raise ElqError(f"{folder}: was built from other embeddings than the linker's; {_AGAIN}")
         check_files(folder, description)
         try:
-            settings = make_settings(cls.Settings, description.settings)
+            settings = make_settings(cls.Settings, {**cls.unnamed_settings, **description.settings})
         except ElqError as error:
             raise ElqError(
                 f"{folder / DESCRIPTION}: damaged (settings: {error}); {_AGAIN}"

@@ -11,6 +11,7 @@ While ScaNN builds an index it holds four float32 copies of the vectors. So a la
 in parts of consecutive rows, one after the other; a search asks all parts.
 
 Guo et al., "Accelerating large-scale inference with anisotropic vector quantization", ICML 2020.
+Sun et al., "SOAR: Improved indexing for approximate nearest neighbor search", NeurIPS 2023.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -51,9 +52,11 @@ _ARRAYS = {
     "int8_dataset.npy": ("rows", "width"),
     "int8_multipliers.npy": ("width",),
     "hashed_dataset.npy": ("rows", "codes"),
-    "datapoint_to_token.npy": ("rows",),
+    "hashed_dataset_soar.npy": ("rows", "codes"),
+    "datapoint_to_token.npy": ("leaves of rows",),
 }
 _Count = Annotated[int, msgspec.Meta(ge=1)]
+_Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +68,12 @@ class ScannSettings:
         tree_ah the codes in some leaves of a tree. auto takes the first below 20,000 entities, the
         second up to 100,000, and the third above.
       num_leaves: number of leaves of the tree; by default twice the square root of the entities.
-      leaves_to_search: number of leaves searched for a query, by default a quarter of them. More
-        leaves take longer and find more.
+      leaves_to_search: number of leaves searched for a query, by default an eighth of them, or a
+        quarter without `soar_lambda`. More leaves take longer and find more.
+      soar_lambda: weight lambda of SOAR, which puts every entity into two leaves that miss it in
+        different directions, so that fewer leaves find it; none: one leaf.
+      avq_eta: weight eta of errors along a vector where the centres of leaves are placed, as in
+        `anisotropic_threshold`; none: all errors weigh the same.
       training_sample_size: number of entities that tree and codes are trained on.
       dimensions_per_block: number of dimensions that share a 4-bit code. Fewer take longer and find
         more.
@@ -83,6 +90,8 @@ class ScannSettings:
     method: Literal["auto", "brute_force", "ah", "tree_ah"] = "auto"
     num_leaves: _Count | None = None
     leaves_to_search: _Count | None = None
+    soar_lambda: _Positive | None = 2.0
+    avq_eta: _Positive | None = 2.5
     training_sample_size: _Count = 100_000
     dimensions_per_block: _Count = 2
     anisotropic_threshold: float | None = 0.2
@@ -102,13 +111,14 @@ class ScannSettings:
         if method == "auto":
             method = "brute_force" if rows < 20_000 else "ah" if rows <= 100_000 else "tree_ah"
         if method != "tree_ah":
-            return dataclasses.replace(self, method=method, num_leaves=None, leaves_to_search=None)
+            tree = dict.fromkeys(("num_leaves", "leaves_to_search", "soar_lambda", "avq_eta"))
+            return dataclasses.replace(self, method=method, **tree)
         num_leaves = self.num_leaves
         if num_leaves is None:
             num_leaves = max(1, min(rows, round(2 * math.sqrt(rows))))
         leaves_to_search = self.leaves_to_search
         if leaves_to_search is None:
-            leaves_to_search = -(-num_leaves // 4)
+            leaves_to_search = -(-num_leaves // (8 if self.soar_lambda else 4))
         resolved = dataclasses.replace(
             self, method=method, num_leaves=num_leaves, leaves_to_search=leaves_to_search
         )
@@ -129,6 +139,7 @@ class ScannIndex(Index):
     """
 
     Settings = ScannSettings
+    unnamed_settings: ClassVar[Mapping[str, Any]] = {"soar_lambda": None, "avq_eta": None}
 
     def __init__(self, embeddings: Embeddings | np.ndarray, settings: ScannSettings, searcher: Any):
         super().__init__(embeddings, settings)
@@ -194,10 +205,12 @@ class ScannIndex(Index):
         rows, width = embeddings.shape
         bounds = _part_bounds(rows, len(places))
         codes = -(-width // settings.dimensions_per_block)
+        per_row = 2 if settings.soar_lambda else 1
         parts = []
         try:
             for place, (start, stop) in zip(places, itertools.pairwise(bounds), strict=True):
-                _check_part(place, {"rows": stop - start, "width": width, "codes": codes})
+                sizes = {"rows": stop - start, "width": width, "codes": codes}
+                _check_part(place, sizes | {"leaves of rows": per_row * (stop - start)})
                 with _quiet(), _encodable(place) as path:
                     parts.append(load(path))
         except (RuntimeError, ValueError, IndexError) as error:
@@ -247,7 +260,7 @@ def _check_part(folder: pathlib.Path, sizes: Mapping[str, int]) -> None:
 
     Args:
       folder: folder of one part.
-      sizes: number of its entities, of dimensions and of codes of a vector.
+      sizes: number of its entities, of their leaves, of dimensions and of codes of a vector.
 
     Raises:
       DataError: a file that `write` makes none of, an array of another shape, or a list of files
@@ -330,6 +343,10 @@ def _build_part(scann: Any, table: np.ndarray, settings: ScannSettings) -> Any:
             num_leaves=settings.num_leaves,
             num_leaves_to_search=settings.leaves_to_search,
             training_sample_size=settings.training_sample_size,
+            soar_lambda=settings.soar_lambda,
+            # An entity that is found in both of its leaves counts once.
+            overretrieve_factor=settings.soar_lambda and 2.0,
+            avq=settings.avq_eta,
         )
     if settings.method == "brute_force":
         builder = builder.score_brute_force()

@@ -165,7 +165,8 @@ def test_kind_is_chosen_by_size():
     }
     assert list(kinds.values()) == ["brute_force", "ah", "ah", "tree_ah"]
     assert ScannSettings().resolve(10**6).num_leaves == 2000
-    assert ScannSettings().resolve(10**6).leaves_to_search == 500
+    assert ScannSettings().resolve(10**6).leaves_to_search == 250
+    assert ScannSettings(soar_lambda=None).resolve(10**6).leaves_to_search == 500
 
 
 @pytest.fixture
@@ -388,6 +389,21 @@ def test_hostile_files_with_right_checksums(tmp_path, stored, damage, message):
     with pytest.raises(ElqError, match=message):
         ScannIndex.open(folder, stored)
     assert not (tmp_path / "made").exists()
+
+
+def test_index_from_before_leaves_were_doubled(tmp_path, table, queries):
+    """Its index.json does not name the settings of SOAR, and an entity is in one leaf."""
+    index = build(table, "tree_ah", num_leaves=60, soar_lambda=None, avq_eta=None)
+    assert index.settings.leaves_to_search == 15
+    index.save(tmp_path / "index")
+    path = tmp_path / "index" / "index.json"
+    content = json.loads(path.read_text())
+    for name in ("soar_lambda", "avq_eta"):
+        del content["settings"][name]
+    path.write_text(json.dumps(content))
+    opened = ScannIndex.open(tmp_path / "index", table)
+    assert opened.settings == index.settings
+    np.testing.assert_array_equal(opened.search(queries, 5)[1], index.search(queries, 5)[1])
 
 
 def test_index_of_the_first_format(tmp_path, stored, queries):
