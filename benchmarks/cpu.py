@@ -5,11 +5,12 @@
         --questions data/questions/webqsp/test.jsonl
 
 measures single matrix products, the encoder at several shapes, exact search, the training step and
-its parts, and, with --linker, linking of questions: in batches and one at a time. The encoder has
-random weights in the sizes of MiniLM, which are as fast as trained ones, and search has random
-vectors. Where they are installed, PyTorch with transformers computes the same encoder with the same
-weights, and FAISS searches the same vectors. `--small` shrinks everything, and `--only` measures
-the work whose name contains a match of a regular expression, such as "encode|link".
+its parts, and, with --linker, linking of questions: by a program that is started for one question,
+in batches, and one at a time. The encoder has random weights in the sizes of MiniLM, which are as
+fast as trained ones, and search has random vectors. Where they are installed, PyTorch with
+transformers computes the same encoder with the same weights, and FAISS searches the same vectors.
+`--small` shrinks everything, and `--only` measures the work whose name contains a match of a
+regular expression, such as "encode|link".
 
 The ways of one work run in turn, `--rounds` times after a first pass that compiles, so that other
 load on the machine slows all of them. Printed are medians: ms of a call; what is done per second;
@@ -25,6 +26,8 @@ import importlib.util
 import os
 import re
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -363,6 +366,20 @@ def linking(linker: os.PathLike[str], questions: os.PathLike[str]) -> Iterator[W
         yield Work(f"link, {name}, one at a time", "questions", len(few), ways)
 
 
+def starting(linker: os.PathLike[str]) -> Work:
+    """Returns the work of the program `link` for one question, from its start to its end.
+
+    Programs are compiled in the first pass, which does not count.
+    """
+    link = [sys.executable, "-m", "elq_jax.link", "--linker", os.fspath(linker), "who wrote dune?"]
+    jax_alone = [sys.executable, "-c", "import jax; jax.devices()"]
+    ways = {
+        name: functools.partial(subprocess.run, command, check=True, capture_output=True)
+        for name, command in {"link": link, "import of JAX alone": jax_alone}.items()
+    }
+    return Work("link, from the prompt to one answer", "questions", 1, ways)
+
+
 def works(
     sizes: Sizes,
     linker: os.PathLike[str] | None = None,
@@ -377,6 +394,7 @@ def works(
     yield from searches(sizes)
     yield from training(sizes)
     if linker is not None and questions is not None:
+        yield starting(linker)
         yield from linking(linker, questions)
 
 

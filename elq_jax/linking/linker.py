@@ -430,6 +430,8 @@ class EntityLinker:
         if settings.decoding.needs_confidence:
             confidence = self.link_scorer(spans, candidates)
             spans = dataclasses.replace(spans, confidence=confidence)
+        if not len(known[1]):
+            return spans, known[0]
         return spans, self.candidate_scorer.rescored(*known)[0]
 
     def search_spans(

@@ -149,6 +149,8 @@ class LinkingSettings:
         Raises:
           ElqError: both are given, one is out of range, or links have no probability.
         """
+        if min_probability is None and threshold in (None, self.threshold):
+            return self  # with the decoder that it has made already
         values = {"threshold": threshold, "min_probability": min_probability}
         changes = {name: value for name, value in values.items() if value is not None}
         return self.replace(**changes) if changes else self
