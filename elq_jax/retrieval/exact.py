@@ -74,11 +74,11 @@ class ExactIndex(Index):
     On CPU, memory-mapped shards are searched where they are: opening copies nothing and costs one
     pass over the file. On accelerators the table is copied to the device's memory.
 
-    CPUs score the vectors for one query after the other where there are one or two, since this
-    takes the time of reading the vectors. Those with units for bfloat16 search for many in two
-    passes: one over numbers rounded to bfloat16 finds a few more rows than asked for, and the
-    float32 scores of these decide. Where the error of rounding might have hidden a better row, the
-    query is searched for in float32.
+    CPUs with units for bfloat16 search for many queries in two passes: one over numbers rounded to
+    bfloat16 finds a few more rows than asked for, and the float32 scores of these decide. Where the
+    error of rounding might have hidden a better row, the query is searched for in float32. For one
+    or two queries they score the vectors in float32, one query after the other, which takes the
+    time of reading the vectors; scores differ in the last digit from those of a larger batch.
 
     Args:
       embeddings: opened `Embeddings`, or an array [E, D] of floats, which is not always copied on
@@ -87,7 +87,7 @@ class ExactIndex(Index):
         stored.
       chunk_size: number of rows scored at a time; memory is O(256 * chunk_size).
       products: type of the products of the first pass: "bfloat16", "float32" for searching in one
-        pass whatever the number of queries, or "auto", see `devices.compute_dtype`.
+        pass, or "auto", see `devices.compute_dtype`.
 
     Raises:
       ElqError: no rows, or a row with NaN or infinity.
@@ -119,13 +119,12 @@ class ExactIndex(Index):
                 if values.dtype == ml_dtypes.bfloat16:
                     values = values.view(np.uint16)
             self._shards.append(Shard(np.int32(start), *jax.device_put((values, scale))))
-        self._takes_turns = on_cpu and products != "float32"
+        self._takes_turns = on_cpu and devices_lib.compute_dtype(products) == "bfloat16"
         self._score = KeptProgram(_scores_of_one, "scores of one query", jax.local_devices()[:1])
         self._rounds = (
-            on_cpu
+            self._takes_turns
             and self._shards[0].scale is None
             and len(self._shards[0].values) >= _LEAST_ROWS
-            and devices_lib.compute_dtype(products) == "bfloat16"
         )
 
     @classmethod
