@@ -40,7 +40,10 @@ def nested(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 
 
 def parameter_shapes(config: ElqConfig) -> Shapes:
-    """Returns the shape of every parameter by its path in {"question": tree, "entity": tree}."""
+    """Returns the shape of every parameter by its path in {"question": tree, "entity": tree}.
+
+    Paths are sorted, as JAX sorts the leaves of trees.
+    """
     width, vector_width = config.question_bert.hidden_size, config.vector_width
     has_pooler = config.entity_pooling == "pooler_linear"
     question, entity = (
@@ -58,7 +61,7 @@ def parameter_shapes(config: ElqConfig) -> Shapes:
     if has_pooler:
         entity |= _dense("pooler_linear", config.entity_bert.hidden_size, vector_width)
     parts = {"question": question, "entity": entity}
-    return {(part, *path): shape for part in parts for path, shape in parts[part].items()}
+    return dict(sorted(((p, *path), shape) for p in parts for path, shape in parts[p].items()))
 
 
 def bert_shapes(config: BertConfig, with_pooler: bool = False) -> Shapes:
