@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,10 +30,18 @@ def normal_titles(titles: pa.Array) -> pa.Array:
     Returns:
       [n] rewritten titles, null where `titles` has null.
     """
-    titles = pc.replace_substring(pc.utf8_normalize(titles, form="NFC"), "_", " ")
+    titles = pc.replace_substring(_composed(titles), "_", " ")
     titles = pc.utf8_trim_whitespace(pc.replace_substring_regex(titles, r"[\s\p{Z}]+", " "))
     first, rest = pc.utf8_slice_codeunits(titles, 0, 1), pc.utf8_slice_codeunits(titles, 1)
     return pc.binary_join_element_wise(pc.utf8_upper(first), rest, "")
+
+
+def _composed(texts: pa.Array) -> pa.Array:
+    """Returns texts in Unicode NFC. `pc.utf8_normalize` of pyarrow 25.0.1 returns NFD instead."""
+    if pc.all(pc.string_is_ascii(texts)).as_py() is not False:
+        return texts
+    values = texts.to_pylist()
+    return pa.array([text and unicodedata.normalize("NFC", text) for text in values], texts.type)
 
 
 # Letters that Unicode does not decompose into a plain one and a mark.
