@@ -10,6 +10,7 @@ import msgspec
 
 from elq_jax.linking.rows import to_line
 from elq_jax.serving import openapi, workers
+from elq_jax.serving.batching import GoneError
 from elq_jax.serving.gate import BadTypeError
 from elq_jax.serving.schemas import (
     DisambiguateRequest,
@@ -42,6 +43,7 @@ async def body_of(request: "Request", *types: str) -> bytes:
       BadTypeError: it is of another type.
       TimeoutError: it does not arrive in time.
       TooLargeError: it is longer than allowed.
+      GoneError: the client went away in the middle of it.
     """
     found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if types and found not in types:
@@ -49,8 +51,13 @@ async def body_of(request: "Request", *types: str) -> bytes:
             f"content-type: {found or 'none'}; expected {' or '.join(types)}, as by "
             f"curl -H 'Content-Type: {types[0]}'"
         )
-    async with asyncio.timeout(service_of(request).settings.timeout):
-        return await request.body()
+    from starlette.requests import ClientDisconnect
+
+    try:
+        async with asyncio.timeout(service_of(request).settings.timeout):
+            return await request.body()
+    except ClientDisconnect:
+        raise GoneError from None
 
 
 def link_router() -> "APIRouter":
