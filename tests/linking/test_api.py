@@ -43,6 +43,11 @@ def test_a_link_as_json_values(linker):
     }
 
 
+def places(links):
+    """What does not depend on how questions are put in batches."""
+    return [(link.start, link.end, link.row) for link in links]
+
+
 def test_a_stream_is_read_as_it_is_linked(linker):
     taken = []
 
@@ -54,11 +59,10 @@ def test_a_stream_is_read_as_it_is_linked(linker):
     expected = linker(TEXTS)
     piped = linker.pipe(stream(), batch_size=1)
     assert taken == []
-    assert next(piped) == expected[0]
+    assert places(next(piped)) == places(expected[0])
     assert taken == [0]
     for number, links in enumerate(linker.pipe(stream(), batch_size=2)):
-        wanted = expected[number % 4]
-        assert [(x.start, x.end, x.row) for x in links] == [(x.start, x.end, x.row) for x in wanted]
+        assert places(links) == places(expected[number % 4])
     assert number == 99
     assert list(linker.pipe([])) == []
     with pytest.raises(ElqError, match="texts: found one string"):
