@@ -38,7 +38,7 @@ import numpy as np
 
 from benchmarks import options
 from benchmarks.sizes import BERTS
-from elq_jax.cli.run import define_path, run, start_jax
+from elq_jax.cli.run import run, start_jax
 from elq_jax.core import devices as devices_lib
 from elq_jax.core import machine
 from elq_jax.core.errors import ElqError
@@ -54,9 +54,6 @@ from elq_jax.retrieval.exact import ExactIndex
 from elq_jax.retrieval.table import Table
 from elq_jax.training.optimizer import create_optimizer, create_train_state
 from elq_jax.training.step import Objective, parallel_train_step
-
-_LINKER = define_path("linker", "Linker directory with which questions are linked.")
-_QUESTIONS = define_path("questions", "File of questions to link; needs --linker.")
 
 Way = Callable[[], Any]
 K = NEGATIVES = 10
@@ -418,7 +415,7 @@ def _has(package: str) -> bool:
 def main(arguments: list[str]) -> None:
     """Prints the table."""
     del arguments
-    if (_LINKER.value is None) != (_QUESTIONS.value is None):
+    if (options.LINKER.value is None) != (options.QUESTIONS.value is None):
         raise ElqError("--linker, --questions: expected both or neither")
     start_jax(keep_memory=True)
     sizes, rounds = SMALL if options.SMALL.value else Sizes(), options.ROUNDS.value
@@ -429,7 +426,7 @@ def main(arguments: list[str]) -> None:
     print("auto takes {}, since {}\n".format(*devices_lib.fast_dtype()))
     print(f"{'work':42} {'way':24} {'ms':>9} {'per second':>22} {'ratio':>6} of the highest")
     large = product(sizes.large_product)
-    for work in works(sizes, _LINKER.value, _QUESTIONS.value):
+    for work in works(sizes, options.LINKER.value, options.QUESTIONS.value):
         for row in measure(work, rounds, large) if re.search(options.ONLY.value, work.name) else ():
             print(to_line(row), flush=True)
 

@@ -23,7 +23,7 @@ from unittest import mock
 from absl import flags
 
 from benchmarks import options
-from elq_jax.cli.run import define_path, run
+from elq_jax.cli.run import run
 from elq_jax.core import devices, machine
 from elq_jax.core.errors import ElqError
 from elq_jax.linking import linker as linker_module
@@ -32,8 +32,6 @@ from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.scoring import Search, chunks
 from elq_jax.questions.rows import Row, open_rows
 
-_LINKER = define_path("linker", "Linker directory with candidate scoring.", required=True)
-_QUESTIONS = define_path("questions", "File of questions.", required=True)
 _INDEX = flags.DEFINE_string("index", "auto", "Name of the index, or auto.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Number of questions encoded at a time.", 1)
 
@@ -106,11 +104,13 @@ def link(linker: EntityLinker, rows: list[Row], batch_size: int, stages: Stages)
 def main(arguments: list[str]) -> None:
     """Prints the stages."""
     del arguments
-    linker = EntityLinker.from_pretrained(_LINKER.value, index=_INDEX.value)
+    if not options.LINKER.value or not options.QUESTIONS.value:
+        raise ElqError("--linker, --questions: both are needed")
+    linker = EntityLinker.from_pretrained(options.LINKER.value, index=_INDEX.value)
     if linker.candidate_scorer is None or linker.link_scorer is None:
-        raise ElqError(f"{_LINKER.value}: has no candidates.json or no confidence.json")
+        raise ElqError(f"{options.LINKER.value}: has no candidates.json or no confidence.json")
     ways = {"scored": linker, "as searched": linker.with_settings(candidate_scoring=False)}
-    with open_rows(_QUESTIONS.value, with_mentions=False) as (rows, _):
+    with open_rows(options.QUESTIONS.value, with_mentions=False) as (rows, _):
         rows = list(rows)
     for way in ways.values():
         link(way, rows, _BATCH_SIZE.value, Stages())

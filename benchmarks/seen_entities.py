@@ -1,7 +1,7 @@
 """Divides labelled questions by whether training has seen their entities, for docs/quality.md.
 
     python -m benchmarks.seen_entities --catalogue runs/catalogue --train a.jsonl,b.jsonl \\
-        --questions webqsp/dev.jsonl,lcquad1/dev.jsonl --output runs/seen_entities
+        --divide webqsp/dev.jsonl,lcquad1/dev.jsonl --output runs/seen_entities
 
 writes two files for each file of questions. A question whose gold entities are all entities of the
 training questions goes to NAME_seen.jsonl, any other to NAME_unseen.jsonl; NAME is the path of the
@@ -23,7 +23,7 @@ from elq_jax.storage import layout
 
 _CATALOGUE = define_path("catalogue", "Folder that encode_entities wrote.", required=True)
 _TRAIN = define_paths("train", "Labelled questions of training (.jsonl).")
-_QUESTIONS = define_paths("questions", "Labelled questions to divide (.jsonl).")
+_DIVIDE = define_paths("divide", "Labelled questions to divide (.jsonl).")
 _OUTPUT = define_path("output", "Folder for the parts; it must not exist.", required=True)
 
 
@@ -48,7 +48,7 @@ def divide(
       ElqError: a file cannot be read, there are none, or the folder exists.
     """
     if not train or not questions:
-        raise ElqError("--train, --questions: expected at least one file each")
+        raise ElqError("--train, --divide: expected at least one file each")
     trained = {
         mention.row
         for path in train
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
     """Divides the questions and prints how many there are in each part."""
     del arguments
     catalogue = Catalogue.open(_CATALOGUE.value / layout.CATALOGUE)
-    counts = divide(catalogue, _TRAIN.value, _QUESTIONS.value, _OUTPUT.value)
+    counts = divide(catalogue, _TRAIN.value, _DIVIDE.value, _OUTPUT.value)
     for name, count in counts.items():
         print(f"{_OUTPUT.value / name}: {count:,} questions")
 

@@ -27,7 +27,7 @@ def taken(step, due=None, **metrics):
         "mask": np.arange(5) < np.array([[5], [2], [3], [0]]),
     }
     metrics = {name: jax.numpy.array([value, value]) for name, value in metrics.items()}
-    state = types.SimpleNamespace(params={"step": jax.numpy.array([step, step])})
+    state = types.SimpleNamespace(params={"step": jax.numpy.array(step)})
     return hooks.StepResult(step, state, metrics, batch, 7.0, due or hooks.Due(False, False, False))
 
 
@@ -97,7 +97,7 @@ def test_the_best_on_dev_is_kept_and_a_tie_keeps_the_earlier_step(tmp_path):
     f1 = {2: (0.5, 0.5), 4: (0.25, 0.75), 6: (0.75, 0.0), 8: (1.0, 0.5), 10: (0.5, 1.0)}
 
     def evaluate(params):
-        step = int(params["step"][1])  # As the second device has it.
+        step = int(params["step"])
 
         def sweep(weak):
             """One threshold, above which a share of all mentions is found; the rest strongly."""
