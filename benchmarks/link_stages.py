@@ -33,7 +33,6 @@ from elq_jax.linking.scoring import Search, chunks
 from elq_jax.questions.rows import Row, open_rows
 
 _INDEX = flags.DEFINE_string("index", "auto", "Name of the index, or auto.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Number of questions encoded at a time.", 1)
 
 
 class Stages:
@@ -113,12 +112,12 @@ def main(arguments: list[str]) -> None:
     with open_rows(options.QUESTIONS.value, with_mentions=False) as (rows, _):
         rows = list(rows)
     for way in ways.values():
-        link(way, rows, _BATCH_SIZE.value, Stages())
+        link(way, rows, 64, Stages())
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for _ in range(options.ROUNDS.value):
         for name, way in ways.items():
             stages, before = Stages(), time.process_time()
-            link(way, rows, _BATCH_SIZE.value, stages)
+            link(way, rows, 64, stages)
             totals = {"all": sum(stages.seconds.values()), "cores": time.process_time() - before}
             rounds[name].append(stages.seconds | totals)
     print(
