@@ -1,9 +1,9 @@
 # The service on CPUs, with a linker that is given when it is started:
 #
 #   docker build -t elq_jax .
-#   docker run --rm -p 8000:8000 -v "$PWD/runs/demo/linker:/linker:ro" elq_jax
+#   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD/runs/demo/linker:/linker:ro" elq_jax
 #
-# tests/serving/test_docker.py runs the steps of this file without Docker. The image itself was not
+# tests/serving/test_server.py runs the steps of this file without Docker. The image itself was not
 # built where this was written, since no base image could be pulled there.
 FROM python:3.11-slim
 

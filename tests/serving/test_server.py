@@ -89,9 +89,10 @@ class Running:
 
     def post(self, body, timeout=60):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        connection.request("POST", "/link", body, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
+        with contextlib.closing(connection):
+            connection.request("POST", "/link", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
 
     def raw(self, *parts):
         """Sends bytes as they are; returns all that comes back."""
@@ -280,13 +281,14 @@ def test_the_steps_of_the_dockerfile_in_an_empty_environment(folder, tmp_path):
     words = [python, *shlex.split(install)[1:]]
     subprocess.run(words, cwd=source, check=True)
     entry = [python, *step("ENTRYPOINT")[1:], f"--linker={folder}", "--host=127.0.0.1", "--port=0"]
-    service = subprocess.Popen(entry, cwd="/", stderr=subprocess.PIPE, text=True)
-    try:
-        while not (found := re.search(r":(\d+) serves", service.stderr.readline())):
-            assert service.poll() is None
-        with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/health") as answer:
-            assert answer.status == 200
-    finally:
-        service.send_signal(signal.SIGTERM)
-        service.stderr.read()
-        assert service.wait(120) == 0
+    # Leaving the context closes stderr and waits for the process.
+    with subprocess.Popen(entry, cwd="/", stderr=subprocess.PIPE, text=True) as service:
+        try:
+            while not (found := re.search(r":(\d+) serves", service.stderr.readline())):
+                assert service.poll() is None
+            with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/health") as answer:
+                assert answer.status == 200
+        finally:
+            service.send_signal(signal.SIGTERM)
+            service.stderr.read()
+    assert service.returncode == 0
