@@ -32,14 +32,13 @@ import numpy as np
 from absl import flags
 
 from benchmarks import http_load, options
-from elq_jax.cli.run import define_path, run
+from elq_jax.cli.run import run
 from elq_jax.core import machine
 from elq_jax.core.errors import ElqError
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.questions.rows import open_rows
 
-_LINKER = define_path("linker", "Linker directory.", required=True)
-_QUESTIONS = define_path("questions", "File of questions.", default="demo/train.jsonl")
+_DEFAULT_QUESTIONS = pathlib.Path("demo/train.jsonl")
 _COUNT = flags.DEFINE_integer("count", 1024, "Number of questions of a round.", 64)
 _CLIENTS = flags.DEFINE_integer("clients", 32, "Number of clients that send at once.", 1)
 _SOAK = flags.DEFINE_float("soak", 0.0, "Minutes of mixed load, in place of the other numbers.", 0)
@@ -238,20 +237,22 @@ def soak(service: Served, texts: list[str], client: object, minutes: float) -> N
 def main(arguments: list[str]) -> None:
     """Prints the numbers."""
     del arguments
-    with open_rows(_QUESTIONS.value, with_mentions=False) as (rows, _):
+    if options.LINKER.value is None:
+        raise ElqError("--linker is not set; give a linker directory")
+    with open_rows(options.QUESTIONS.value or _DEFAULT_QUESTIONS, with_mentions=False) as (rows, _):
         texts = [row.text for row in rows][: _COUNT.value]
     print(f"{machine.cpu_model()}, {os.cpu_count()} cores, shared by all; {len(texts)} questions")
     spawn = multiprocessing.get_context("spawn")
     with (
         concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as client,
-        served(_LINKER.value, f"--workers={_WORKERS.value}") as service,
+        served(options.LINKER.value, f"--workers={_WORKERS.value}") as service,
     ):
         sizes = (f"{kind} {service.memory(kind) / 2**20:.0f} MiB" for kind in ("Rss", "Pss"))
         print(f"memory of {_WORKERS.value} worker(s): {', '.join(sizes)}", flush=True)
         if _SOAK.value:
             soak(service, texts, client, _SOAK.value)
             return
-        linker = EntityLinker.from_pretrained(_LINKER.value)
+        linker = EntityLinker.from_pretrained(options.LINKER.value)
         measure(service, linker, texts, client)
 
 
