@@ -160,6 +160,8 @@ def test_one_process(folder, tmp_path):
                 connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         gone = r'^elq_requests_total{path="/link",status="499"} (\S+)'
         service.wait_for(lambda: re.search(gone, service.get("/metrics"), re.M))
+        empty = r"^elq_queue_questions(?:{.*})? 0\.0$"  # else the next ones may be told to wait
+        service.wait_for(lambda: re.search(empty, service.get("/metrics"), re.M))
 
         # Requests that are there are answered after SIGTERM, and no more are taken.
         answers = []
