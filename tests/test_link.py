@@ -223,12 +223,12 @@ def test_lines_hold_what_the_linker_says(linker, tmp_path):
     for found, link in zip(lines[0]["links"], expected, strict=True):
         assert set(found) == {*link.__struct_fields__}
         assert lines[0]["text"][found["start"] : found["end"]] == found["mention"]
-        for name in ("start", "end", "mention", "title", "wikidata_id", "row"):
+        for name in ("start", "end", "mention", "title", "wikidata_id", "row", "id"):
             assert found[name] == getattr(link, name)
         assert found["score"] == pytest.approx(link.score, abs=1e-5)
         assert found["mention_score"] == pytest.approx(link.mention_score, abs=1e-5)
         assert len(found["candidates"]) == 10
-        assert set(found["candidates"][0]) == {"title", "wikidata_id", "row", "score"}
+        assert set(found["candidates"][0]) == {"title", "wikidata_id", "row", "score", "id"}
         assert found["candidates"][0]["title"] == found["title"]
     assert "café".encode() in batch.to_line(linked[0])  # readable, not escaped
 

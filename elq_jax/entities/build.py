@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
@@ -58,8 +58,9 @@ def build_catalogue(
     """Converts a .jsonl or .jsonl.gz file to a catalogue, in bounded memory; progress on stderr.
 
     Each line is an object with `title` and `text` (may be ""), and optionally `wikidata_id` (or
-    `kb_idx`, taken if it looks like one) and `aliases` (a list); other fields are ignored, so the
-    published entity.jsonl of ELQ can be read unchanged. Row numbers are line numbers from 0.
+    `kb_idx`, taken if it looks like one), `aliases` (a list) and `id`; other fields are ignored, so
+    the published entity.jsonl of ELQ can be read unchanged. Row numbers are line numbers from 0.
+    An `id` is of one entity only; `Catalogue.ids` says what entities without one have.
 
     Args:
       source: path of the file to read.
@@ -67,8 +68,8 @@ def build_catalogue(
       on_error: action at a line that cannot be used: "stop", or "skip" and report it.
 
     Raises:
-      DataError: a line cannot be used (`on_error="stop"`), no line of the file can be used, or it
-        is a damaged gzip file.
+      DataError: a line cannot be used (`on_error="stop"`), no line of the file can be used, two
+        have the same `id`, or it is a damaged gzip file.
       ElqError: there is no such file, or the disk is full.
     """
     return _build(source, output, on_error, lambda fingerprint: None)
@@ -86,6 +87,7 @@ def _build(
     skipped: list[str] = []
     fingerprint = Fingerprint()
     title_hashes = array.array("q")  # 8 bytes an entity
+    id_hashes = array.array("q")  # of entities that the file gives an id
     empty_texts = 0
     columns: dict[str, list] = {name: [] for name in SCHEMA.names}
     read = collected = 0
@@ -101,10 +103,12 @@ def _build(
                 values.append(entity[name])
             fingerprint.update(entity["title"], entity["text"])
             title_hashes.append(hash(entity["title"]))
+            if entity["id"] is not None:
+                id_hashes.append(hash(entity["id"]))
             empty_texts += not entity["text"]
             collected += entity["size"]
             if len(columns["title"]) == _ROWS_PER_BATCH or collected >= _BYTES_PER_BATCH:
-                writer.write(_record_batch(columns))
+                writer.write(record_batch(columns))
                 collected = 0
                 advance(lines.position - read)
                 read = lines.position
@@ -116,8 +120,11 @@ def _build(
                 f"\n  {line}" for line in skipped[:3]
             )
             raise DataError(message, source)
+        if twice := len(id_hashes) - len(np.unique(np.frombuffer(id_hashes, np.int64))):
+            message = f'{twice:,} values of "id" are there before; give every entity its own'
+            raise DataError(message, source)
         if columns["title"]:
-            writer.write(_record_batch(columns))
+            writer.write(record_batch(columns))
         writer.finish(fingerprint.hexdigest())
         check(fingerprint.hexdigest())
     return BuildReport(
@@ -129,8 +136,8 @@ def _build(
     )
 
 
-def _record_batch(columns: dict[str, list]) -> pa.RecordBatch:
-    """Returns the rows collected so far; empties `columns`."""
+def record_batch(columns: dict[str, list]) -> pa.RecordBatch:
+    """Returns rows, given as a list of values for each column of `SCHEMA`; empties the lists."""
     batch = pa.record_batch(
         [pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA
     )
@@ -164,7 +171,25 @@ def _read_entities(
 
 
 def _parse_entity(line: bytes, source: str | os.PathLike[str], line_number: int) -> dict[str, Any]:
-    record = parse_object(line, source, line_number)
+    return checked_entity(parse_object(line, source, line_number), source, line_number)
+
+
+def checked_entity(
+    record: Mapping[str, Any], source: str | os.PathLike[str], line_number: int
+) -> dict[str, Any]:
+    """Checks the fields of an entity.
+
+    Args:
+      record: entity as `build_catalogue` reads it; other fields are ignored.
+      source: name of the file that it is in, for messages.
+      line_number: number of its line.
+
+    Returns:
+      the fields of `SCHEMA`, and `size`, its bytes.
+
+    Raises:
+      DataError: a field is missing, or of the wrong kind.
+    """
 
     def fail(name: str, expected: str) -> NoReturn:
         found = f"found {json.dumps(record[name])[:60]}" if name in record else "missing"
@@ -186,8 +211,13 @@ def _parse_entity(line: bytes, source: str | os.PathLike[str], line_number: int)
         aliases = []
     if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
         fail("aliases", "a list of strings")
+    own = record.get("id")
+    if isinstance(own, int) and not isinstance(own, bool):
+        own = str(own)
+    elif own is not None and (not isinstance(own, str) or not own.strip()):
+        fail("id", 'a string that is not blank such as "product-17", or a whole number')
     try:
-        check_whole("title, text or aliases", title, text, *aliases)
+        check_whole("title, text, aliases or id", title, text, *aliases, own or "")
     except ElqError as error:
         raise DataError(str(error), source, line_number) from error
     size = sum(len(value.encode()) for value in (title, text, *aliases))
@@ -202,6 +232,7 @@ def _parse_entity(line: bytes, source: str | os.PathLike[str], line_number: int)
         "text": text,
         "wikidata_id": wikidata_id,
         "aliases": aliases,
+        "id": own,
         "size": size,
     }
 

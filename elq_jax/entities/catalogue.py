@@ -1,11 +1,17 @@
-"""Reads and writes the catalogue of entities: a memory-mapped Arrow file, one row per entity."""
+"""Reads and writes the catalogue of entities: a memory-mapped Arrow file, one row per entity.
+
+Every entity has an id, which stays the same for ever: the one that its file gives, else its
+Wikidata id, else one derived from title and text. Rows change when a catalogue is written anew.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import mmap
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +26,9 @@ from elq_jax.core.strings import is_whole, made_whole
 from elq_jax.entities.names import normal_titles, normal_wikidata_id
 from elq_jax.storage.files import atomic_write, check_not_a_pointer
 
-_FORMAT = b"elq_jax catalogue 2"
-_WITHOUT_CHECKSUM = b"elq_jax catalogue 1"  # older, in which there may be none
+_FORMAT = b"elq_jax catalogue 3"
+# Older ones, in which there are no ids, and in the first perhaps no checksum.
+_WITHOUT_IDS, _WITHOUT_CHECKSUM = b"elq_jax catalogue 2", b"elq_jax catalogue 1"
 _HOW_TO = "give a catalogue.arrow made by `python -m elq_jax.encode_entities`"
 
 SCHEMA = pa.schema(
@@ -30,9 +37,12 @@ SCHEMA = pa.schema(
         pa.field("text", pa.string(), nullable=False),
         pa.field("wikidata_id", pa.string()),
         pa.field("aliases", pa.list_(pa.string()), nullable=False),
+        pa.field("id", pa.string()),  # null: derived, see `Catalogue.ids`
     ],
     metadata={b"format": _FORMAT},
 )
+_OLDER_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("id"))
+_DERIVED_ID = re.compile(r"e[0-9a-f]{20}")
 
 # Files up to this size are checked whole when they are opened, larger ones as they are read.
 _CHECKED_AT_ONCE = 256 << 20
@@ -47,6 +57,7 @@ class Entity:
     text: str
     wikidata_id: str | None
     aliases: tuple[str, ...]
+    id: str
 
 
 class Matches(NamedTuple):
@@ -85,21 +96,28 @@ class Catalogue:
     The file is validated before it is used, so that damage or an attack is an error and not a
     crash: a small file when it is opened, of a large one each batch of rows at its first use.
 
+    A catalogue may also be `joined` of several files, and some of its rows may be deleted. These
+    can still be read, but nothing finds them.
+
     Attributes:
-      path: path of the file.
-      fingerprint: SHA-256 of all titles and texts, in order.
+      path: path of the file; of a joined catalogue, of the list of its segments.
+      fingerprint: SHA-256 of all titles and texts, in order; of a joined catalogue, of its list.
+      deleted: [E] bool, whether a row is deleted; None: none is.
     """
 
     def __init__(
-        self, batches: Sequence[pa.RecordBatch], summary: Mapping[bytes, bytes], path: pathlib.Path
+        self,
+        batches: Sequence[_Batch],
+        path: pathlib.Path,
+        fingerprint: str,
+        summary: Mapping[bytes, bytes] | None = None,
+        deleted: np.ndarray | None = None,
     ):
         """Wraps an opened file; use `Catalogue.open`."""
-        self.path = path
-        self.fingerprint = summary[b"fingerprint"].decode("ascii")
-        self._summary = summary
+        self.path, self.fingerprint, self.deleted = path, fingerprint, deleted
+        self._summary = summary or {}
         self._batches = batches
-        self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
-        self._validated: set[tuple[str, int]] = set()
+        self._starts = np.cumsum([0, *map(len, batches)])
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Catalogue:
@@ -118,17 +136,24 @@ class Catalogue:
                 content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             reader = pa.ipc.open_file(pa.py_buffer(content))
             found = (reader.schema.metadata or {}).get(b"format")
-            if found not in (_FORMAT, _WITHOUT_CHECKSUM):
+            if found not in (_FORMAT, _WITHOUT_IDS, _WITHOUT_CHECKSUM):
                 raise ElqError(f"{path}: is an Arrow file, but not a catalogue; {_HOW_TO}")
-            if not reader.schema.equals(SCHEMA):
+            if not reader.schema.equals(SCHEMA if found == _FORMAT else _OLDER_SCHEMA):
                 raise ElqError(f"{path}: its columns are not those of a catalogue; {_HOW_TO}")
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
             for batch in batches:
                 batch.validate()
             _, summary = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
-            if found == _FORMAT and not {b"sha256", b"bytes"} <= {*(summary or {})}:
+            summary = summary or {}
+            if found != _WITHOUT_CHECKSUM and not {b"sha256", b"bytes"} <= {*summary}:
                 raise DataError("its checksum is missing; copy it again, or build it again", path)
-            catalogue = cls(batches, summary or {}, path)
+            starts = np.cumsum([0, *(batch.num_rows for batch in batches)]).tolist()
+            catalogue = cls(
+                [_Batch(*each, path) for each in zip(batches, starts, strict=False)],
+                path,
+                summary[b"fingerprint"].decode("ascii"),
+                summary,
+            )
         except (pa.ArrowException, OSError, ValueError, KeyError, IndexError) as error:
             if isinstance(error, ElqError):
                 raise
@@ -137,6 +162,33 @@ class Catalogue:
             catalogue.check_bytes()
             catalogue.validate()
         return catalogue
+
+    @classmethod
+    def joined(
+        cls,
+        parts: Sequence[Catalogue],
+        path: pathlib.Path,
+        fingerprint: str,
+        deleted: np.ndarray | None = None,
+    ) -> Catalogue:
+        """Joins opened catalogues: the rows of each follow those of the one before.
+
+        Args:
+          parts: catalogues of one file each.
+          path: path of the list of them.
+          fingerprint: fingerprint of the list.
+          deleted: rows [n] int that are deleted.
+        """
+        catalogue = cls([batch for part in parts for batch in part._batches], path, fingerprint)
+        if deleted is not None and len(deleted):
+            catalogue.deleted = np.zeros(len(catalogue), bool)
+            catalogue.deleted[deleted] = True
+        return catalogue
+
+    @property
+    def num_entities(self) -> int:
+        """Returns the number of entities that are not deleted."""
+        return len(self) - (0 if self.deleted is None else int(self.deleted.sum()))
 
     def validate(self) -> None:
         """Checks that every value can be read.
@@ -148,16 +200,28 @@ class Catalogue:
             pass
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yields all rows in order, validated, in the batches of the file.
+        """Yields all rows in order, deleted ones too, validated, in the batches of the file.
 
         Raises:
           DataError: the file is damaged.
         """
-        for number, batch in enumerate(self._batches):
-            for name in SCHEMA.names:
-                self._column(name, number)
-            if batch.num_rows:
-                yield batch
+        for batch in self._batches:
+            columns = [batch.column(name) for name in SCHEMA.names]
+            if len(batch):
+                yield pa.record_batch(columns, schema=SCHEMA)
+
+    def living_batches(self) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
+        """Yields the rows that are not deleted: their numbers [n] int64, and the rows as a batch.
+
+        Raises:
+          DataError: the file is damaged.
+        """
+        start = 0
+        for batch in self.batches():
+            rows = np.arange(start, start + batch.num_rows)
+            living = self._is_living(rows)
+            yield rows[living], batch if living.all() else batch.filter(pa.array(living))
+            start += batch.num_rows
 
     def check_bytes(self) -> bool:
         """Compares the bytes of the rows with the checksum at the end of the file.
@@ -220,9 +284,18 @@ class Catalogue:
 
     def __getitem__(self, row: int) -> Entity:
         """Reads the entity of a row; IndexError unless 0 <= row < E."""
-        columns = (self.titles, self.texts, self.wikidata_ids, self.aliases)
-        title, text, wikidata_id, aliases = (column([row])[0] for column in columns)
-        return Entity(int(row), title, text, wikidata_id, tuple(aliases))
+        [entity] = self.entities([row])
+        return entity
+
+    def entities(self, rows: Sequence[int] | np.ndarray) -> list[Entity]:
+        """Reads the entities of rows, in the order of `rows`; IndexError unless 0 <= row < E."""
+        columns = (self.titles, self.texts, self.wikidata_ids, self.aliases, self.ids)
+        return [
+            Entity(int(row), title, text, wikidata_id, tuple(aliases), own)
+            for row, title, text, wikidata_id, aliases, own in zip(
+                rows, *(column(rows) for column in columns), strict=True
+            )
+        ]
 
     def titles(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """Reads the titles of rows, in the order of `rows`; IndexError unless 0 <= row < E."""
@@ -239,6 +312,63 @@ class Catalogue:
     def aliases(self, rows: Sequence[int] | np.ndarray) -> list[list[str]]:
         """Reads other names of the entities of rows; IndexError unless 0 <= row < E."""
         return self._values("aliases", rows)
+
+    def ids(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        """Reads the ids of the entities of rows; IndexError unless 0 <= row < E.
+
+        An id is the one that the file gives, else the Wikidata id, else `derived_id`.
+        """
+        ids = [
+            own or wikidata_id
+            for own, wikidata_id in zip(
+                self._values("id", rows), self.wikidata_ids(rows), strict=True
+            )
+        ]
+        if without := [place for place, value in enumerate(ids) if value is None]:
+            others = np.asarray(rows)[without]
+            contents = zip(self.titles(others), self.texts(others), strict=True)
+            for place, content in zip(without, contents, strict=True):
+                ids[place] = derived_id(*content)
+        return ids
+
+    def rows_of_ids(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Finds the entities with each id, in one pass over all that are not deleted.
+
+        In catalogues that were built without ids, several entities may have the same Wikidata id,
+        and then the same id.
+
+        Returns:
+          places [m] int64 in `ids`, and the row [m] int64 of an entity with that id each; by row.
+        """
+        ranks = {value: rank for rank, value in enumerate(_checked(ids, "ids"))}
+        if len(ranks) < len(ids):
+            raise ElqError("ids: one is there twice; expected each once")
+        values = pa.array([value if is_whole(value) else None for value in ranks], pa.string())
+        derived = {
+            int(value[1:17], 16): rank
+            for value, rank in ranks.items()
+            if _DERIVED_ID.fullmatch(value)
+        }
+        keys = np.array(sorted(derived), np.uint64)
+        places, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for batch, start in zip(self._batches, self._starts.tolist(), strict=False):
+            match = pc.index_in(batch.given_ids(), value_set=values, skip_nulls=True)
+            local = np.flatnonzero(match.is_valid().to_numpy(zero_copy_only=False))
+            places.append(match.drop_null().to_numpy().astype(np.int64))
+            rows.append(start + local)
+            if derived:
+                local = np.flatnonzero(np.isin(batch.derived_keys, keys))
+                own = batch.derived_keys[local].tolist()
+                places.append(np.array([derived[key] for key in own], np.int64))
+                rows.append(start + local)
+        place, row = np.concatenate(places), np.concatenate(rows)
+        living = np.flatnonzero(self._is_living(row))
+        order = living[np.argsort(row[living], kind="stable")]
+        return place[order], row[order]
+
+    def _is_living(self, rows: np.ndarray) -> np.ndarray:
+        """Returns whether rows [n] are not deleted, [n] bool."""
+        return np.ones(len(rows), bool) if self.deleted is None else ~self.deleted[rows]
 
     def rows_of_titles(self, titles: Sequence[str | None]) -> np.ndarray:
         """Finds the first row with exactly each title, int64 [len(titles)]; -1 for none."""
@@ -287,10 +417,11 @@ class Catalogue:
         title = made_whole(title)
         [beginning] = _folded(normal_titles(pa.array([title]))).to_pylist()
         rows, sizes, ranks = [], [], []
-        for number, start in enumerate(self._starts[:-1].tolist()):
-            titles = self._column("title", number)
+        for batch, start in zip(self._batches, self._starts.tolist(), strict=False):
+            titles = batch.column("title")
             folded = _folded(titles)
             places = np.flatnonzero(pc.starts_with(folded, beginning).to_numpy(False))
+            places = places[self._is_living(start + places)]
             titles, folded = titles.take(pa.array(places)), folded.take(pa.array(places))
             rows.append(start + places)
             sizes.append(pc.utf8_length(titles).to_numpy(False))
@@ -318,28 +449,6 @@ class Catalogue:
             wanted = [text and normal_wikidata_id(text) for text in wanted]
         return self._find("wikidata_id", wanted)
 
-    def _column(self, name: str, number: int) -> pa.Array:
-        """Returns a column of one batch, validated at its first use."""
-        column = self._batches[number].column(SCHEMA.get_field_index(name))
-        if (name, number) not in self._validated:
-            try:
-                column.validate(full=True)
-                missing = column.null_count
-                if name == "aliases":
-                    column.values.validate(full=True)
-                    missing += column.values.null_count
-                if not SCHEMA.field(name).nullable and missing:
-                    raise pa.ArrowInvalid(f"{missing} values are missing")
-            except (pa.ArrowException, UnicodeDecodeError) as error:
-                start = int(self._starts[number])
-                raise DataError(
-                    f"damaged: {name} of rows {start} to {start + len(column) - 1} ({error}); "
-                    "copy it again, or build it again",
-                    self.path,
-                ) from error
-            self._validated.add((name, number))
-        return column
-
     def _values(self, column: str, rows: Sequence[int] | np.ndarray) -> list[Any]:
         rows = np.asarray(rows)
         if rows.size == 0:
@@ -354,7 +463,8 @@ class Catalogue:
         values: list[Any] = [None] * len(rows)
         for number in np.unique(numbers).tolist():
             [places] = np.nonzero(numbers == number)
-            cells = self._column(column, number).take(pa.array(rows[places] - self._starts[number]))
+            own = pa.array(rows[places] - self._starts[number])
+            cells = self._batches[number].column(column).take(own)
             for place, value in zip(places.tolist(), cells.to_pylist(), strict=True):
                 values[place] = value
         return values
@@ -370,13 +480,13 @@ class Catalogue:
         ranks = {value: rank for rank, value in enumerate(unique)}
         values = pa.array(ranks, pa.string())
         rows, counts = np.full(len(ranks), -1, np.int64), np.zeros(len(ranks), np.int64)
-        for number, start in enumerate(self._starts[:-1].tolist() if ranks else []):
-            chunk = normalise(self._column(column, number))
-            matches = pc.index_in(chunk, value_set=values)
+        batches = zip(self._batches, self._starts.tolist(), strict=False)
+        for batch, start in batches if ranks else ():
+            matches = pc.index_in(normalise(batch.column(column)), value_set=values)
             places = np.flatnonzero(matches.is_valid().to_numpy(zero_copy_only=False))
-            hits, first, times = np.unique(
-                matches.drop_null().to_numpy(), return_index=True, return_counts=True
-            )
+            living = self._is_living(start + places)
+            places, matches = places[living], matches.drop_null().to_numpy()[living]
+            hits, first, times = np.unique(matches, return_index=True, return_counts=True)
             new = rows[hits] < 0
             rows[hits[new]] = start + places[first[new]]
             counts[hits] += times
@@ -385,6 +495,65 @@ class Catalogue:
             return Matches(chosen, np.zeros_like(chosen))
         is_known = chosen >= 0
         return Matches(np.where(is_known, rows[chosen], -1), np.where(is_known, counts[chosen], 0))
+
+
+class _Batch:
+    """Rows of a catalogue's file, whose columns are validated at their first use.
+
+    Args:
+      batch: rows as they are in the file.
+      start: row number, in the file, of the first one.
+      path: path of the file.
+    """
+
+    def __init__(self, batch: pa.RecordBatch, start: int, path: pathlib.Path):
+        self._batch, self._start, self._path = batch, start, path
+        self._validated: set[str] = set()
+
+    def __len__(self) -> int:
+        return self._batch.num_rows
+
+    def column(self, name: str) -> pa.Array:
+        """Returns a column; ids are null in a file that has none.
+
+        Raises:
+          DataError: the file is damaged.
+        """
+        place = SCHEMA.get_field_index(name)
+        if place == self._batch.num_columns:
+            return pa.nulls(len(self), pa.string())
+        column = self._batch.column(place)
+        if name not in self._validated:
+            try:
+                column.validate(full=True)
+                missing = column.null_count
+                if name == "aliases":
+                    column.values.validate(full=True)
+                    missing += column.values.null_count
+                if not SCHEMA.field(name).nullable and missing:
+                    raise pa.ArrowInvalid(f"{missing} values are missing")
+            except (pa.ArrowException, UnicodeDecodeError) as error:
+                raise DataError(
+                    f"damaged: {name} of rows {self._start} to {self._start + len(column) - 1} "
+                    f"({error}); copy it again, or build it again",
+                    self._path,
+                ) from error
+            self._validated.add(name)
+        return column
+
+    def given_ids(self) -> pa.Array:
+        """Returns the ids [n] of the entities, null where they are derived."""
+        return pc.coalesce(self.column("id"), self.column("wikidata_id"))
+
+    @functools.cached_property
+    def derived_keys(self) -> np.ndarray:
+        """Returns the first 64 bits [n] uint64 of derived ids, 0 for entities with another."""
+        keys = np.zeros(len(self), np.uint64)
+        places = np.flatnonzero(self.given_ids().is_null().to_numpy(zero_copy_only=False))
+        columns = (self.column(name).take(pa.array(places)) for name in ("title", "text"))
+        contents = zip(*(column.to_pylist() for column in columns), strict=True)
+        keys[places] = [int(derived_id(*content)[1:17], 16) for content in contents]
+        return keys
 
 
 class CatalogueWriter:
@@ -435,6 +604,13 @@ class Fingerprint:
     def hexdigest(self) -> str:
         """Returns the fingerprint of the entities so far."""
         return self._digest.hexdigest()
+
+
+def derived_id(title: str, text: str) -> str:
+    """Returns the id of an entity that has none: "e" and 80 bits of a SHA-256."""
+    content = Fingerprint()
+    content.update(title, text)
+    return f"e{content.hexdigest()[:20]}"
 
 
 class _HashingFile:

@@ -21,7 +21,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import ml_dtypes
@@ -297,10 +297,11 @@ def recorded_catalogue(folder: str | os.PathLike[str]) -> str | None:
 
 
 class Embeddings:
-    """The vectors of all entities, [E, D], memory-mapped. Made by `open`."""
+    """The vectors of all entities, [E, D], memory-mapped. Made by `open` and `joined`."""
 
     def __init__(self, layout: _Layout, shards: list[Shard]):
         self._layout, self._shards = layout, shards
+        self._starts = np.array([shard.start for shard in shards])
 
     @classmethod
     def open(
@@ -344,6 +345,27 @@ class Embeddings:
             embeddings.check_digests()
         return embeddings
 
+    @classmethod
+    def joined(
+        cls, parts: Sequence[Embeddings], folder: pathlib.Path, catalogue_fingerprint: str
+    ) -> Embeddings:
+        """Joins opened embeddings: the rows of each follow those of the one before.
+
+        Args:
+          parts: embeddings of one folder each, of the same width.
+          folder: path of the folder that they are all in.
+          catalogue_fingerprint: fingerprint of the joined catalogue.
+        """
+        rows = sum(map(len, parts))
+        description = msgspec.structs.replace(
+            parts[0]._layout.description, rows=rows, catalogue_fingerprint=catalogue_fingerprint
+        )
+        shards, start = [], 0
+        for part in parts:
+            shards += [shard._replace(start=start + shard.start) for shard in part.shards]
+            start += len(part)
+        return cls(_Layout(folder, description), shards)
+
     def check_digests(self) -> list[str]:
         """Compares all shards with their checksums.
 
@@ -381,6 +403,11 @@ class Embeddings:
     def shape(self) -> tuple[int, int]:
         """Returns the shape of the table, (E, D)."""
         return self._layout.rows, self._layout.width
+
+    @property
+    def shard_rows(self) -> int:
+        """Returns the number of rows of every shard but the last."""
+        return self._layout.shard_rows
 
     @property
     def dtype(self) -> str:
@@ -432,7 +459,7 @@ class Embeddings:
             raise ElqError(f"row {ids[outside.argmax()]}: expected 0 <= row < {len(self)}")
         ids = ids.astype(np.int64)
         vectors = np.empty((len(ids), self.shape[1]), np.float32)
-        owner = ids // self._layout.shard_rows
+        owner = np.searchsorted(self._starts, ids, "right") - 1
         for number in np.unique(owner):
             chosen_mask, shard = owner == number, self._shards[number]
             vectors[chosen_mask] = shard.float32(ids[chosen_mask] - shard.start)

@@ -141,14 +141,22 @@ class NameIndex:
             without their qualifiers, then aliases.
         """
         keys = name_keys(pa.array([made_whole(text) for text in texts], pa.string()))
-        starts = np.searchsorted(self._arrays["keys"], keys, "left")
-        counts = np.searchsorted(self._arrays["keys"], keys, "right") - starts
-        owners, places = _ranges(starts, np.minimum(counts, limit))
-        rows, kinds = self._arrays["rows"][places], self._arrays["kinds"][places]
+        owners, rows, kinds, counts = self.names_of(keys, limit)
         # An entity may have a name twice, as title and as alias: its best kind comes first.
         _, unique = np.unique(owners * len(self) + rows, return_index=True)
         unique.sort()
         return Named(owners[unique], rows[unique], kinds[unique], counts[owners[unique]])
+
+    def names_of(self, keys: np.ndarray, limit: int) -> Named:
+        """Finds names by their hashes [n] uint64, at most `limit` of each.
+
+        Returns:
+          what `find` does, but with every name of an entity, and [n] counts.
+        """
+        starts = np.searchsorted(self._arrays["keys"], keys, "left")
+        counts = np.searchsorted(self._arrays["keys"], keys, "right") - starts
+        owners, places = _ranges(starts, np.minimum(counts, limit))
+        return Named(owners, self._arrays["rows"][places], self._arrays["kinds"][places], counts)
 
     def title_words(self, rows: np.ndarray) -> Words:
         """Returns the words of the titles, without qualifiers, of the entities of n rows."""
@@ -201,6 +209,82 @@ class NameIndex:
             "facts": (description.rows, 2),
         }
         return cls(FILES.map(folder, shapes), description.catalogue_fingerprint, folder)
+
+
+class JoinedNames(NameIndex):
+    """Names of a joined catalogue, without those of deleted rows.
+
+    Args:
+      parts: names of the catalogues that it is joined of, in their order.
+      catalogue_fingerprint: fingerprint of the joined catalogue.
+      deleted: [E] bool, whether a row is deleted; None: none is.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[NameIndex],
+        catalogue_fingerprint: str,
+        deleted: np.ndarray | None = None,
+    ):
+        super().__init__({}, catalogue_fingerprint)
+        self._parts, self._starts = parts, np.cumsum([0, *map(len, parts)])
+        deleted = np.zeros(len(self), bool) if deleted is None else deleted
+        masks = np.split(deleted, self._starts[1:-1])
+        self._deleted = [mask if mask.any() else None for mask in masks]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def names_of(self, keys: np.ndarray, limit: int) -> Named:
+        """Finds names as `NameIndex.names_of` does, those of deleted rows not among them."""
+        found, totals = [], np.zeros(len(keys), np.int64)
+        for part, start, deleted in zip(self._parts, self._starts, self._deleted, strict=False):
+            owners, rows, kinds, counts = part.names_of(keys, limit)
+            if deleted is not None:
+                if (most := counts.max(initial=0)) > limit:  # Deleted names may be the first.
+                    owners, rows, kinds, counts = part.names_of(keys, int(most))
+                living = ~deleted[rows]
+                owners, rows, kinds = owners[living], rows[living], kinds[living]
+                counts = np.bincount(owners, minlength=len(keys))
+            found.append((owners, rows + np.int32(start), kinds))
+            totals += counts
+        owners, rows, kinds = map(np.concatenate, zip(*found, strict=True))
+        order = np.lexsort((rows, kinds, owners))
+        rank = np.arange(len(order)) - np.searchsorted(owners[order], owners[order])
+        order = order[rank < limit]
+        return Named(owners[order], rows[order], kinds[order], totals)
+
+    def title_words(self, rows: np.ndarray) -> Words:
+        """Returns the words of the titles, without qualifiers, of the entities of n rows."""
+        owners, words = [], []
+        for places, part, own in self._by_part(rows):
+            found = part.title_words(own)
+            owners.append(places[found.owners])
+            words.append(found.words)
+        owner, word = np.concatenate(owners), np.concatenate(words)
+        order = np.argsort(owner, kind="stable")
+        return Words(owner[order], word[order])
+
+    def alias_counts(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the number of aliases of the entities of n rows, [n] uint8, at most 255."""
+        counts = np.zeros(len(rows), np.uint8)
+        for places, part, own in self._by_part(rows):
+            counts[places] = part.alias_counts(own)
+        return counts
+
+    def are_qualified(self, rows: np.ndarray) -> np.ndarray:
+        """Returns whether the titles of n rows have a qualifier in parentheses, [n] bool."""
+        are = np.zeros(len(rows), bool)
+        for places, part, own in self._by_part(rows):
+            are[places] = part.are_qualified(own)
+        return are
+
+    def _by_part(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, NameIndex, np.ndarray]]:
+        """Yields places in `rows`, the part that has these rows, and their numbers in it."""
+        owner = np.searchsorted(self._starts, rows, "right") - 1
+        for number in np.unique(owner).tolist() or [0]:
+            [places] = np.nonzero(owner == number)
+            yield places, self._parts[number], np.asarray(rows)[places] - self._starts[number]
 
 
 class Description(msgspec.Struct, frozen=True):

@@ -58,7 +58,7 @@ class WordIndex:
 
     def __init__(
         self,
-        counts: Counts,
+        counts: Counts | JoinedCounts,
         total: int,
         alphabet: str,
         catalogue_fingerprint: str,
@@ -89,6 +89,21 @@ class WordIndex:
         alphabet = [letter for letter, n in letters.most_common(_MOST_LETTERS) if n >= least]
         counts = Counts.of(*counter.merged())
         return cls(counts, total, "".join(sorted(alphabet)), catalogue.fingerprint)
+
+    def joined(self, others: Sequence[WordIndex], catalogue_fingerprint: str) -> WordIndex:
+        """Returns the index with the counts of small catalogues that were added to this one.
+
+        Alphabet and total stay those of this index.
+
+        Args:
+          others: words of the small catalogues.
+          catalogue_fingerprint: fingerprint of the joined catalogue.
+        """
+        counter = _Counter()
+        for other in others:
+            counter.add_counts(other.counts.keys, other.counts.counts)
+        counts = JoinedCounts(self.counts.keys, (self.counts, Counts.of(*counter.merged())))
+        return WordIndex(counts, self.total, self.alphabet, catalogue_fingerprint)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes a folder, which appears under its name when it is whole.
@@ -189,6 +204,22 @@ class Counts(NamedTuple):
         return found
 
 
+class JoinedCounts(NamedTuple):
+    """Sums of several counts.
+
+    Attributes:
+      keys: [N] uint64, keys of the first.
+      parts: counts that are added.
+    """
+
+    keys: np.ndarray
+    parts: tuple[Counts, ...]
+
+    def __call__(self, keys: np.ndarray) -> np.ndarray:
+        """Returns the counts of hashes [n] uint64, int64; 0 for others."""
+        return np.sum([part(keys) for part in self.parts], axis=0, dtype=np.int64)
+
+
 def _log_bits(keys: int) -> int:
     """Returns the logarithm of the number of bits for so many keys: 16 to 32 for each."""
     return 4 + max(keys, 1).bit_length()
@@ -210,11 +241,15 @@ class _Counter:
         """Counts strings, each `weight` times; returns the different ones."""
         table = pc.value_counts(strings)
         distinct, counts = table.field("values"), table.field("counts").to_numpy()
-        self._parts.append((hash_strings(distinct), counts * weight))
-        self._unmerged += len(distinct)
+        self.add_counts(hash_strings(distinct), counts * weight)
+        return distinct
+
+    def add_counts(self, keys: np.ndarray, counts: np.ndarray) -> None:
+        """Adds the counts [n] of hashes [n] uint64."""
+        self._parts.append((keys, counts))
+        self._unmerged += len(keys)
         if self._unmerged > _MERGED_AT:
             self._parts, self._unmerged = [self.merged()], 0
-        return distinct
 
     def merged(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the hashes [N] uint64, ascending, and their counts [N] uint32."""

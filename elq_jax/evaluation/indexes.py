@@ -16,6 +16,7 @@ import numpy as np
 from elq_jax.core.errors import ElqError
 from elq_jax.core.machine import describe_machine
 from elq_jax.entities.embeddings import Embeddings
+from elq_jax.entities.segments import first_folder
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.questions.align import align_mentions
 from elq_jax.questions.read import read_questions
@@ -95,10 +96,11 @@ def _places(index: str, linker: Any, embeddings: Any, output: Any) -> tuple[path
             "give another --index"
         )
     if linker is not None:
-        source = pathlib.Path(linker) / layout.EMBEDDINGS
+        first = first_folder(linker)
+        source = first / layout.EMBEDDINGS
         if not source.is_dir():
             raise ElqError(f"{linker}: expected a linker directory, but it has no embeddings/")
-        return source, (output or pathlib.Path(linker) / layout.INDEX) if has_files else None
+        return source, (output or first / layout.INDEX) if has_files else None
     if output is None and has_files:
         raise ElqError("--output: missing; --embeddings needs it, to know where the index goes")
     return pathlib.Path(embeddings), output

@@ -437,9 +437,10 @@ def make_links(texts: Sequence[str], decoded: Decoded, catalogue: Catalogue) -> 
     """
     is_entity = decoded.rows >= 0  # The index may have found fewer than it was asked for.
     rows, place = np.unique(decoded.rows[is_entity], return_inverse=True)
-    titles, ids = catalogue.titles(rows), catalogue.wikidata_ids(rows)
+    titles, wikidata_ids = catalogue.titles(rows), catalogue.wikidata_ids(rows)
+    ids = catalogue.ids(rows)
     candidates = [
-        Candidate(row, titles[place], ids[place], score)
+        Candidate(row, titles[place], wikidata_ids[place], score, ids[place])
         for row, place, score in zip(
             decoded.rows[is_entity].tolist(),
             place.tolist(),
@@ -467,8 +468,10 @@ def make_links(texts: Sequence[str], decoded: Decoded, catalogue: Catalogue) -> 
                 f"the index found no entity for the mention {mention!r}, expected at least one; "
                 "build the index again, or take --index=exact"
             )
-        entity = (None, None, None) if nil else (own[0].title, own[0].wikidata_id, own[0].row)
-        links[number].append(Link(start, end, mention, *entity, *scores, own, probability))
+        best = own[0]
+        entity = (None, None, None) if nil else (best.title, best.wikidata_id, best.row)
+        own_id = None if nil else best.id
+        links[number].append(Link(start, end, mention, *entity, *scores, own, probability, own_id))
     return links
 
 

@@ -4,13 +4,15 @@ config.json        what the model computes (`ElqConfig`), the fingerprint of its
                    and how it links
 model.safetensors  parameters, named by their path ("question/bert/layers_0/query/kernel")
 tokenizer.json     the fast tokenizer
-catalogue.arrow    titles, texts, Wikidata ids, aliases
+catalogue.arrow    titles, texts, ids, Wikidata ids, aliases
 embeddings/        entity vectors in shards
 index/             a saved ScaNN index, if one was built
 candidates.json    weights that rescore the candidates of mentions, if they were fitted
 names/             names of the entities, which the rescoring needs
 confidence.json    weights that say how probably a link is right, if they were fitted
 words/             words of the catalogue, by which spelling is corrected, if it is
+catalogue.json     list of the catalogue's segments, if entities were added or removed
+segments/          these segments, see `entities.segments`
 """
 
 from __future__ import annotations
@@ -31,13 +33,14 @@ from elq_jax.entities import name_index, word_index
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter, checked_shards
 from elq_jax.entities.name_index import NameIndex
+from elq_jax.entities.segments import FIRST, Segments, open_segment, open_segments, read_list
 from elq_jax.entities.word_index import WordIndex
 from elq_jax.linking.candidates import CandidateScorer, CandidateWeights
 from elq_jax.linking.confidence import LinkScorer, LinkWeights
+from elq_jax.linking.knowledge import Knowledge, open_knowledge
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.model import bundle
 from elq_jax.model.bundle import Model
-from elq_jax.retrieval import open_index
 from elq_jax.retrieval.base import Index, check_files, read_description
 from elq_jax.storage import layout
 from elq_jax.storage.files import atomic_folder, link_or_copy
@@ -53,6 +56,7 @@ def write_linker(
     candidate_scorer: CandidateScorer | None = None,
     link_scorer: LinkScorer | None = None,
     words: WordIndex | None = None,
+    segments: Segments | None = None,
 ) -> None:
     """Writes a linker directory, which appears under its name when it is complete.
 
@@ -68,6 +72,7 @@ def write_linker(
       candidate_scorer: what rescores the candidates of mentions; its weights and names are written.
       link_scorer: what says how probably a link is right; its weights are written.
       words: words of the catalogue, which are written too.
+      segments: segments whose first one all of these parts are of; the others are written too.
 
     Raises:
       ElqError: `folder` holds something else, or there are no embeddings.
@@ -95,6 +100,8 @@ def write_linker(
             link_scorer.weights.write(temporary / layout.CONFIDENCE)
         if words is not None:
             _link_or_save(words, temporary / layout.WORDS)
+        if segments is not None and not segments.are_plain:
+            segments.copy_others(temporary)
 
 
 def _link_or_save(index: NameIndex | WordIndex, folder: pathlib.Path) -> None:
@@ -145,7 +152,7 @@ def open_parts(
     devices: Sequence[jax.Device],
     settings: Mapping[str, Any],
     dtype: str = "auto",
-) -> dict[str, Any]:
+) -> tuple[Model, LinkingSettings, LinkScorer | None, Knowledge]:
     """Opens the parts of a linker directory.
 
     Args:
@@ -156,45 +163,20 @@ def open_parts(
       dtype: type of matrix products, see `devices.compute_dtype`.
 
     Returns:
-      model (its question encoder), catalogue, index, settings, embeddings, candidate_scorer,
-      link_scorer and words, by the names that `EntityLinker` has for them.
+      model (its question encoder), settings, what says how probably a link is right, and what is
+      known of the entities.
 
     Raises:
       ElqError: a part is missing or broken, or the parts do not belong together.
     """
-    linking = read_linking(folder, bundle.read_description(folder).linking)
+    description = bundle.read_description(folder)
+    linking = read_linking(folder, description.linking)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         # Most of the time goes into the checksums of the two largest parts.
         model = pool.submit(Model.open, folder, ("question",))
-        catalogue = Catalogue.open(folder / layout.CATALOGUE)
-        embeddings = open_embeddings(folder, catalogue)
-        return {
-            "model": model.result(),
-            "catalogue": catalogue,
-            "index": open_index(folder / layout.INDEX, embeddings, index, devices, dtype),
-            "settings": linking.replace(**settings),
-            "embeddings": embeddings,
-            "candidate_scorer": open_candidate_scorer(folder, embeddings),
-            "link_scorer": open_link_scorer(folder),
-            "words": open_words(folder, embeddings.catalogue_fingerprint),
-        }
-
-
-def open_candidate_scorer(folder: pathlib.Path, embeddings: Embeddings) -> CandidateScorer | None:
-    """Opens what rescores the candidates of mentions; None where a linker has no such files.
-
-    Args:
-      folder: linker directory.
-      embeddings: its entity vectors.
-
-    Raises:
-      ElqError: a file is missing or damaged, or the names are of another catalogue.
-    """
-    if not (folder / layout.CANDIDATES).exists():
-        return None
-    weights = CandidateWeights.read(folder / layout.CANDIDATES)
-    names = NameIndex.open(folder / layout.NAMES, embeddings.catalogue_fingerprint)
-    return CandidateScorer(weights, names, embeddings)
+        known = open_knowledge(folder, index, devices, dtype, description.entity_encoder)
+        settings = linking.replace(**settings)
+        return model.result(), settings, open_link_scorer(folder), known
 
 
 def open_link_scorer(folder: pathlib.Path) -> LinkScorer | None:
@@ -205,37 +187,6 @@ def open_link_scorer(folder: pathlib.Path) -> LinkScorer | None:
     """
     path = folder / layout.CONFIDENCE
     return LinkScorer(LinkWeights.read(path)) if path.exists() else None
-
-
-def open_words(folder: pathlib.Path, catalogue_fingerprint: str | None) -> WordIndex | None:
-    """Opens the words of the catalogue; None where a linker has none.
-
-    Raises:
-      ElqError: a file is missing or damaged, or the words are of another catalogue.
-    """
-    path = folder / layout.WORDS
-    return WordIndex.open(path, catalogue_fingerprint) if path.exists() else None
-
-
-def open_embeddings(folder: str | os.PathLike[str], catalogue: Catalogue) -> Embeddings:
-    """Opens the entity vectors of a linker directory without reading them.
-
-    Raises:
-      ElqError: there are no vectors, or they are unfinished, damaged, or of another catalogue or
-        another entity encoder than the directory's (if both encoders are known).
-    """
-    folder = pathlib.Path(folder)
-    embeddings = Embeddings.open(folder / layout.EMBEDDINGS, catalogue.fingerprint)
-    expected = bundle.read_description(folder).entity_encoder
-    recorded = embeddings.encoder_fingerprint
-    if expected and recorded and expected != recorded:
-        raise ElqError(
-            f"{embeddings.folder}: embeddings of another entity encoder (fingerprint {recorded}) "
-            f"than the one in {folder / 'model.safetensors'} ({expected}); remove the folder and "
-            f"encode the catalogue again: python -m elq_jax.encode_entities --encoder {folder} "
-            f"--catalogue {folder / layout.CATALOGUE} --output {folder}"
-        )
-    return embeddings
 
 
 def read_linking(folder: str | os.PathLike[str], linking: Mapping[str, Any]) -> LinkingSettings:
@@ -260,41 +211,32 @@ def verify(folder: str | os.PathLike[str]) -> dict[str, str]:
       ElqError: a part is damaged or does not fit the others, or the folder has no parts.
     """
     folder = pathlib.Path(folder)
+    listed = read_list(folder)
+    names = [entry.folder for entry in listed.segments] if listed else [FIRST]
+    present = _names_in(folder)
+    _check_that_parts_belong_together(folder, folder / names[0])
     findings: dict[str, str] = {}
-    present = _parts_that_belong_together(folder)
+    encoder = None
     if layout.CONFIG in present:
         description = bundle.read_description(folder)
         read_linking(folder, description.linking)
         agree = description.check_files(folder)
         Model.open(folder)
-        names = f"{layout.PARAMETERS}, {layout.TOKENIZER}"
-        findings[names] = "checksums agree" if agree else "can be read, no checksums"
-    catalogue: Catalogue | None = None
-    if layout.CATALOGUE in present:
-        catalogue = Catalogue.open(folder / layout.CATALOGUE)
-        has_checksum = catalogue.check_bytes()
-        catalogue.check_fingerprint()
-        agree = "checksum and fingerprint agree" if has_checksum else "fingerprint agrees"
-        findings[layout.CATALOGUE] = f"{len(catalogue):,} entities, {agree}"
-    if layout.EMBEDDINGS in present:
-        findings[layout.EMBEDDINGS] = _verify_embeddings(folder, catalogue)
-    if layout.INDEX in present:
-        check_files(folder / layout.INDEX, read_description(folder / layout.INDEX))
-        findings[layout.INDEX] = "checksums agree"
-    if layout.NAMES in present:
-        names = NameIndex.open(folder / layout.NAMES, catalogue and catalogue.fingerprint)
-        name_index.FILES.check(folder / layout.NAMES)
-        findings[layout.NAMES] = f"names of {len(names):,} entities, checksums agree"
+        encoder = description.entity_encoder
+        parts = f"{layout.PARAMETERS}, {layout.TOKENIZER}"
+        findings[parts] = "checksums agree" if agree else "can be read, no checksums"
+    for name in names:
+        of_segment = _verify_segment(folder / name, encoder)
+        findings |= {os.path.normpath(f"{name}/{part}"): of_segment[part] for part in of_segment}
+    if listed:
+        deleted = open_segments(folder, encoder=encoder).deleted
+        findings[layout.SEGMENT_LIST] = f"segments: {len(names)}, deleted rows: {len(deleted):,}"
     if layout.CANDIDATES in present:
         weights = CandidateWeights.read(folder / layout.CANDIDATES)
         findings[layout.CANDIDATES] = f"{len(weights.weights)} weights, can be read"
     if layout.CONFIDENCE in present:
         LinkWeights.read(folder / layout.CONFIDENCE)
         findings[layout.CONFIDENCE] = "can be read"
-    if layout.WORDS in present:
-        words = WordIndex.open(folder / layout.WORDS, catalogue and catalogue.fingerprint)
-        word_index.FILES.check(folder / layout.WORDS)
-        findings[layout.WORDS] = f"{len(words):,} words, checksums agree"
     if not findings:
         raise ElqError(
             f"{folder}: nothing to verify; expected a linker directory, or a folder that "
@@ -303,35 +245,62 @@ def verify(folder: str | os.PathLike[str]) -> dict[str, str]:
     return findings
 
 
-def _parts_that_belong_together(folder: pathlib.Path) -> set[str]:
-    """Lists the names in a folder, broken symbolic links too.
-
-    Raises:
-      ElqError: a part is there, but not the part that it belongs to.
-    """
-    names = set(os.listdir(folder)) if folder.is_dir() else set()
-    for part, needed in (
-        (layout.PARAMETERS, layout.CONFIG),
-        (layout.EMBEDDINGS, layout.CATALOGUE),
-        (layout.INDEX, layout.EMBEDDINGS),
-        (layout.NAMES, layout.CATALOGUE),
-        (layout.CANDIDATES, layout.NAMES),
-        (layout.CONFIDENCE, layout.CANDIDATES),
-        (layout.WORDS, layout.CATALOGUE),
-    ):
-        if part in names and needed not in names:
-            raise ElqError(
-                f"{folder / needed}: missing, but {part} needs it; copy the whole folder again"
-            )
-    return names
-
-
-def _verify_embeddings(folder: pathlib.Path, catalogue: Catalogue | None) -> str:
-    if catalogue is not None and (folder / layout.CONFIG).exists():
-        embeddings = open_embeddings(folder, catalogue)
-    else:
-        fingerprint = catalogue and catalogue.fingerprint
+def _verify_segment(folder: pathlib.Path, encoder: str | None) -> dict[str, str]:
+    """Checks the parts of a segment's folder; returns a line about each, by its name."""
+    findings: dict[str, str] = {}
+    present, fingerprint = _names_in(folder), None
+    if layout.CATALOGUE in present:
+        catalogue = Catalogue.open(folder / layout.CATALOGUE)
+        has_checksum = catalogue.check_bytes()
+        catalogue.check_fingerprint()
+        fingerprint = catalogue.fingerprint
+        agree = "checksum and fingerprint agree" if has_checksum else "fingerprint agrees"
+        findings[layout.CATALOGUE] = f"{len(catalogue):,} entities, {agree}"
+    if layout.EMBEDDINGS in present:
+        if fingerprint and encoder:
+            open_segment(folder, FIRST, encoder)
         embeddings = Embeddings.open(folder / layout.EMBEDDINGS, fingerprint)
+        findings[layout.EMBEDDINGS] = _verify_embeddings(embeddings)
+    if layout.INDEX in present:
+        check_files(folder / layout.INDEX, read_description(folder / layout.INDEX))
+        findings[layout.INDEX] = "checksums agree"
+    if layout.NAMES in present:
+        names = NameIndex.open(folder / layout.NAMES, fingerprint)
+        name_index.FILES.check(folder / layout.NAMES)
+        findings[layout.NAMES] = f"names of {len(names):,} entities, checksums agree"
+    if layout.WORDS in present:
+        words = WordIndex.open(folder / layout.WORDS, fingerprint)
+        word_index.FILES.check(folder / layout.WORDS)
+        findings[layout.WORDS] = f"{len(words):,} words, checksums agree"
+    return findings
+
+
+def _names_in(folder: pathlib.Path) -> set[str]:
+    """Lists the names in a folder, broken symbolic links too."""
+    return set(os.listdir(folder)) if folder.is_dir() else set()
+
+
+def _check_that_parts_belong_together(folder: pathlib.Path, first: pathlib.Path) -> None:
+    """Raises an ElqError if a part is there, but not the part that it belongs to.
+
+    Args:
+      folder: linker directory.
+      first: folder of its first segment.
+    """
+    for part, needed in (
+        (folder / layout.PARAMETERS, folder / layout.CONFIG),
+        (first / layout.EMBEDDINGS, first / layout.CATALOGUE),
+        (first / layout.INDEX, first / layout.EMBEDDINGS),
+        (first / layout.NAMES, first / layout.CATALOGUE),
+        (folder / layout.CANDIDATES, first / layout.NAMES),
+        (folder / layout.CONFIDENCE, folder / layout.CANDIDATES),
+        (first / layout.WORDS, first / layout.CATALOGUE),
+    ):
+        if os.path.lexists(part) and not os.path.lexists(needed):
+            raise ElqError(f"{needed}: missing, but {part.name} needs it; copy the folder again")
+
+
+def _verify_embeddings(embeddings: Embeddings) -> str:
     without = embeddings.check_digests()
     checked_shards(embeddings)
     rows, width = embeddings.shape
@@ -342,16 +311,14 @@ def _verify_embeddings(folder: pathlib.Path, catalogue: Catalogue | None) -> str
 
 def check_parts(
     model: Model,
-    catalogue: Catalogue,
-    index: Index,
+    known: Knowledge,
     settings: LinkingSettings,
-    candidate_scorer: CandidateScorer | None = None,
     link_scorer: LinkScorer | None = None,
-    words: WordIndex | None = None,
 ) -> None:
     """Raises an ElqError unless the parts of a linker fit together."""
     config, tokenizer = model.config, model.tokenizer
-    rows, width = index.shape
+    catalogue, candidate_scorer, words = known.catalogue, known.candidate_scorer, known.words
+    rows, width = known.index.shape
     if rows != len(catalogue):
         raise ElqError(
             f"the index has {rows:,} rows, the catalogue {len(catalogue):,}; "

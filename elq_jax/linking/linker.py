@@ -7,7 +7,7 @@ import dataclasses
 import os
 import pathlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,11 +17,14 @@ from elq_jax.core import devices as devices_lib
 from elq_jax.core.errors import ElqError, check_count
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings
+from elq_jax.entities.segments import read_stamp
 from elq_jax.entities.word_index import WordIndex
 from elq_jax.linking import arguments, directory
 from elq_jax.linking.candidates import CandidateScorer
+from elq_jax.linking.changes import CatalogueEditor, Changes
 from elq_jax.linking.confidence import LinkScorer
 from elq_jax.linking.decoding import decode_known, make_links
+from elq_jax.linking.knowledge import Knowledge, open_knowledge
 from elq_jax.linking.links import Link, ScoredSpans
 from elq_jax.linking.process import check_process
 from elq_jax.linking.scoring import Scorer, Search, SpanVectors, chunks, find_candidates
@@ -52,13 +55,8 @@ class EntityLinker:
       config: description of what the model computes.
       settings: defaults of linking; replace the object to change them for good.
       tokenizer: tokenizer of questions.
-      catalogue: catalogue of entities.
-      index: index that is searched.
       scorer: scorer, which runs the question encoder on the devices.
-      candidate_scorer: what rescores the candidates of mentions; None: the search's scores stay.
       link_scorer: what says how probably a link is right; None: links have no probability.
-      speller: what corrects the spelling of questions; None: they are read as they are.
-      embeddings: [E, D] vectors that the index was built over; None if they were not given.
       folder: directory that this linker was opened from; None if it was made in memory, or has got
         other parameters since.
     """
@@ -98,15 +96,13 @@ class EntityLinker:
         """
         check_process()
         settings = settings or LinkingSettings()
-        scorers = candidate_scorer, link_scorer
-        directory.check_parts(model, catalogue, index, settings, *scorers, words)
+        known = Knowledge(catalogue, index, embeddings, candidate_scorer, words)
+        directory.check_parts(model, known, settings, link_scorer)
         self.model, self.config, self.tokenizer = model, model.config, model.tokenizer
-        self.catalogue, self.index, self.settings = catalogue, index, settings
+        self.settings, self.link_scorer = settings, link_scorer
         self._devices = devices_lib.choose(devices)
         self.scorer = Scorer(model, dtype, self._devices)
-        self.embeddings = embeddings
-        self.candidate_scorer, self.link_scorer = scorers
-        self.speller = None if words is None else Speller(words, self.tokenizer)
+        self._entities = _Entities(known, None if words is None else Speller(words, self.tokenizer))
         self._encoding, self._searching = threading.Lock(), threading.Lock()
         self.folder: pathlib.Path | None = None
         self._arguments: dict[str, Any] | None = None  # of `from_pretrained`
@@ -143,8 +139,22 @@ class EntityLinker:
         devices_lib.use_compilation_cache()
         path = resolve_linker(path).absolute()
         devices = devices_lib.choose(devices)
-        parts = directory.open_parts(path, index, devices, settings, dtype)
-        linker = cls(**parts, dtype=dtype, devices=devices)
+        model, linking, link_scorer, known = directory.open_parts(
+            path, index, devices, settings, dtype
+        )
+        linker = cls(
+            model,
+            known.catalogue,
+            known.index,
+            linking,
+            embeddings=known.embeddings,
+            candidate_scorer=known.candidate_scorer,
+            link_scorer=link_scorer,
+            words=known.words,
+            dtype=dtype,
+            devices=devices,
+        )
+        linker._entities.known = known
         linker.scorer.place()
         linker.folder = path
         linker._arguments = {"path": path, "index": index, "dtype": dtype}
@@ -170,16 +180,19 @@ class EntityLinker:
             others = Model.open(self._arguments["path"], ("entity",))
         params = {**others.params, "question": self.scorer.params}
         model = self.model.replace(params=params)
+        known = self._entities.known
+        first = known.of_first_segment()
         directory.write_linker(
             path,
             model,
             linking,
-            self.catalogue.path,
-            self.embeddings,
-            self.index,
-            self.candidate_scorer,
+            first.catalogue.path,
+            first.embeddings,
+            first.index,
+            first.candidate_scorer,
             self.link_scorer,
-            self.speller and self.speller.words,
+            first.words,
+            known.segments,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -211,6 +224,135 @@ class EntityLinker:
     def __copy__(self) -> EntityLinker:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
+        return other
+
+    def add_entities(self, entities: Iterable[Mapping[str, Any]]) -> Changes:
+        """Adds entities to the linker's directory; the next question can be linked to them.
+
+        Nothing is trained, and only the new entities are encoded. Other processes that have the
+        directory open see them after `refresh`.
+
+        Args:
+          entities: mappings with "title" and "text", and perhaps "aliases" (a list of names),
+            "wikidata_id" and "id". Those that are there already, with the same content, are left
+            alone.
+
+        Returns:
+          the ids of the new entities, and counts.
+
+        Raises:
+          ElqError: an entity cannot be used, or the catalogue has its id with other content; the
+            linker was made in memory, or its directory has no entity encoder; another process is
+            changing the catalogue; the disk is full. Nothing has changed then.
+
+        Example:
+          linker.add_entities([{"title": "Dune: Part Two", "text": "2024 film.", "id": "dune-2"}])
+        """
+        return self._change(lambda editor: editor.add(entities))
+
+    def update_entities(self, entities: Iterable[Mapping[str, Any]]) -> Changes:
+        """Changes entities of the linker's directory; see `add_entities`.
+
+        Args:
+          entities: mappings with the "id" of an entity and the fields to change. Only a new title
+            or text is encoded.
+
+        Raises:
+          ElqError: as `add_entities` says; or no entity has such an id.
+        """
+        return self._change(lambda editor: editor.update(entities))
+
+    def remove_entities(self, ids: Sequence[str]) -> Changes:
+        """Removes entities from the linker's directory; see `add_entities`.
+
+        Args:
+          ids: ids of the entities, as `link.id` has them.
+
+        Raises:
+          ElqError: no entity has such an id, none would be left, or another process is changing the
+            catalogue.
+        """
+        return self._change(lambda editor: editor.remove(ids))
+
+    def compact(self) -> None:
+        """Writes the catalogue of the linker's directory anew, as one segment and one index.
+
+        This is worth its time after many changes. Rows change, ids do not.
+
+        Raises:
+          ElqError: the disk is full, or another process is changing the catalogue.
+        """
+        self._change(lambda editor: editor.compact())
+
+    def refresh(self) -> bool:
+        """Takes over the changes that other processes made to the catalogue; one `stat` if none.
+
+        Questions that are being linked meanwhile are linked to the catalogue as it was before.
+
+        Returns:
+          whether there were changes.
+
+        Raises:
+          ElqError: the directory is damaged.
+        """
+        shared = self._entities
+        with shared.changing:
+            segments = shared.known.segments
+            if segments is None or read_stamp(segments.folder) == segments.stamp:
+                return False
+            options = self._arguments["index"], self._devices, self._arguments["dtype"]
+            encoder = self.model.entity_fingerprint
+            known = open_knowledge(segments.folder, *options, encoder, shared.known)
+            directory.check_parts(self.model, known, self.settings, self.link_scorer)
+            shared.known = known
+            if shared.speller is not None:
+                shared.speller = shared.speller.with_words(known.words)
+            return True
+
+    def _change(self, change: Callable[[CatalogueEditor], Any]) -> Any:
+        """Changes the catalogue of the directory that this linker was opened from."""
+        shared = self._entities
+        if shared.known.segments is None:
+            raise ElqError(
+                "this linker was put together in memory; save it with save_pretrained, and change "
+                "the entities of the one that is opened from there"
+            )
+        if shared.editor is None:
+            shared.editor = CatalogueEditor(shared.known.segments.folder, shared.known.segments)
+        result = change(shared.editor)
+        self.refresh()
+        return result
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """Returns the catalogue of entities."""
+        return self._entities.known.catalogue
+
+    @property
+    def index(self) -> Index:
+        """Returns the index that is searched."""
+        return self._entities.known.index
+
+    @property
+    def embeddings(self) -> Embeddings | np.ndarray | None:
+        """Returns the [E, D] vectors that the index was built over; None if not given."""
+        return self._entities.known.embeddings
+
+    @property
+    def candidate_scorer(self) -> CandidateScorer | None:
+        """Returns what rescores the candidates of mentions; None: the search's scores stay."""
+        return self._entities.known.candidate_scorer
+
+    @property
+    def speller(self) -> Speller | None:
+        """Returns what corrects the spelling of questions; None: they are read as they are."""
+        return self._entities.speller
+
+    def with_candidate_scorer(self, scorer: CandidateScorer) -> EntityLinker:
+        """Returns the linker with another `candidate_scorer`."""
+        other = copy.copy(self)
+        known = dataclasses.replace(self._entities.known, candidate_scorer=scorer)
+        other._entities = _Entities(known, self.speller)
         return other
 
     @property
@@ -315,7 +457,7 @@ class EntityLinker:
         decoded = decode_known(scored, spans)
         if self.settings.decoding.needs_confidence:
             decoded = dataclasses.replace(decoded, probabilities=np.exp(decoded.scores))
-        links = make_links(texts, decoded, self.catalogue)
+        links = make_links(texts, decoded, scored.catalogue)
         return links if several else links[0]
 
     def score_batch(
@@ -422,17 +564,18 @@ class EntityLinker:
           parts: spans, as `find_spans` returns them.
           settings: settings of linking that the spans were found with; None: the linker's own.
         """
-        settings = settings or self.settings
-        found, known = self._search(texts, encoded, parts, settings)
-        if self.candidate_scorer is None or not settings.candidate_scoring:
+        settings, knowledge = settings or self.settings, self._entities.known
+        found, known = self._search(texts, encoded, parts, settings, knowledge)
+        scorer = knowledge.candidate_scorer
+        if scorer is None or not settings.candidate_scoring:
             return found[0], known[0]
-        spans, candidates = self.candidate_scorer.rescored(*found)
+        spans, candidates = scorer.rescored(*found)
         if settings.decoding.needs_confidence:
             confidence = self.link_scorer(spans, candidates)
             spans = dataclasses.replace(spans, confidence=confidence)
         if not len(known[1]):
             return spans, known[0]
-        return spans, self.candidate_scorer.rescored(*known)[0]
+        return spans, scorer.rescored(*known)[0]
 
     def search_spans(
         self,
@@ -454,7 +597,7 @@ class EntityLinker:
         """
         settings = settings or self.settings
         parts = self.find_spans(encoded, settings, batch_size, bounds, find)
-        return self._search(texts, encoded, parts, settings)
+        return self._search(texts, encoded, parts, settings, self._entities.known)
 
     def _search(
         self,
@@ -462,13 +605,15 @@ class EntityLinker:
         encoded: Sequence[EncodedQuestion],
         parts: Sequence[tuple[SpanVectors, SpanVectors]],
         settings: LinkingSettings,
+        knowledge: Knowledge,
     ) -> tuple[tuple[ScoredSpans, np.ndarray], tuple[ScoredSpans, np.ndarray]]:
         """Returns spans with the candidates that the search finds; see `search_spans`."""
-        count = min(settings.num_candidates, len(self.catalogue))
+        catalogue = knowledge.catalogue
+        count = min(settings.num_candidates, catalogue.num_entities)
         with self._searching:
-            columns = find_candidates(parts, self.index, count, settings.decoding)
+            columns = find_candidates(parts, knowledge.index, count, settings.decoding)
         found, known = (
-            (ScoredSpans(texts, encoded, *spans, settings.threshold), vectors)
+            (ScoredSpans(texts, encoded, *spans, settings.threshold, catalogue=catalogue), vectors)
             for *spans, vectors in columns
         )
         return found, known
@@ -481,8 +626,25 @@ class EntityLinker:
         """
         settings = self.settings.at(threshold)
         decoded = settings.decoding.decode(scored, settings.threshold)
-        links = make_links(scored.texts, decoded, self.catalogue)
+        links = make_links(scored.texts, decoded, scored.catalogue or self.catalogue)
         return [sorted(question_links, key=lambda link: link.start) for question_links in links]
+
+
+@dataclasses.dataclass
+class _Entities:
+    """Shares what is known of the entities among a linker and its copies.
+
+    Attributes:
+      known: knowledge; a change of the catalogue puts another object here.
+      speller: what corrects the spelling of questions, with the words of the catalogue.
+      editor: what changes the catalogue; None until something does.
+      changing: lock of those who put other objects here.
+    """
+
+    known: Knowledge
+    speller: Speller | None
+    editor: CatalogueEditor | None = None
+    changing: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
 
 def _reopen(

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from elq_jax.entities.catalogue import Catalogue
 from elq_jax.text.tokenization import EncodedQuestion
 
 
@@ -48,6 +49,7 @@ class ScoredSpans:
       rows: [n, C] int32, catalogue rows of the candidates; -1 where the index found fewer than C.
       scored_at: threshold that spans had to pass to be searched for.
       confidence: probabilities of the spans, where the decoder wants them.
+      catalogue: catalogue whose rows these are, also after another one has taken its place.
     """
 
     texts: Sequence[str]
@@ -60,6 +62,7 @@ class ScoredSpans:
     rows: np.ndarray
     scored_at: float
     confidence: Confidence | None = None
+    catalogue: Catalogue | None = None
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -70,12 +73,14 @@ class Candidate(msgspec.Struct, frozen=True):
       title: title of the entity.
       wikidata_id: Wikidata id, if the catalogue has one.
       score: joint log-probability of mention and entity.
+      id: id of the entity, which stays the same when the catalogue changes.
     """
 
     row: int
     title: str
     wikidata_id: str | None
     score: float
+    id: str | None = None
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -87,13 +92,14 @@ class Link(msgspec.Struct, frozen=True):
       mention: text of the mention, text[start:end].
       title: title of the entity; None: the mention is of something that is not in the catalogue.
       wikidata_id: Wikidata id of the entity, if the catalogue has one.
-      row: row of the entity in the catalogue; None: as for `title`.
+      row: row of the entity in the catalogue; None: as for `title`. Compacting changes it.
       score: score that the decoder compares with the threshold: the logarithm of `probability`, or
         the joint log-probability, log p(mention) + log p(entity | mention).
       mention_score: log p(mention); 0 for a mention whose place the caller gave.
       candidates: best entities for the mention, the linked one first, with their joint
         log-probabilities.
       probability: probability that the link is right, 0 to 1; None where the linker cannot say.
+      id: id of the entity, which stays the same when the catalogue changes; None: as for `title`.
     """
 
     start: int
@@ -106,6 +112,7 @@ class Link(msgspec.Struct, frozen=True):
     mention_score: float
     candidates: tuple[Candidate, ...]
     probability: float | None = None
+    id: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the link as plain JSON values."""

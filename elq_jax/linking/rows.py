@@ -398,7 +398,8 @@ class Tally:
 
 def settings_of_links(linker: EntityLinker) -> dict[str, Any]:
     """Returns everything that links depend on besides the input, to compare when a run resumes."""
-    files = [path for path in sorted(linker.folder.rglob("*")) if path.is_file()]
+    paths = sorted(linker.folder.rglob("*"))
+    files = [path for path in paths if path.is_file() and path.name != ".lock"]
     return {
         **linker.settings.to_dict(),
         "index": linker.index.name,

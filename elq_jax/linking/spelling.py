@@ -20,6 +20,7 @@ were then made stricter by hand, for the sake of such names.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import re
@@ -107,6 +108,12 @@ class Speller:
 
     def __init__(self, words: WordIndex, tokenizer: Tokenizer):
         self.words, self._tokenizer = words, tokenizer
+
+    def with_words(self, words: WordIndex) -> Speller:
+        """Returns the speller with the words of a catalogue that some entities were added to."""
+        other = copy.copy(self)
+        other.words = words
+        return other
 
     @functools.cached_property
     def _vocabulary(self) -> dict[str, float]:

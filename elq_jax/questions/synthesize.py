@@ -27,6 +27,7 @@ from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings
 from elq_jax.entities.encode import CatalogueEncoder, open_encoder
 from elq_jax.entities.name_index import NameIndex
+from elq_jax.entities.segments import plain_folder
 from elq_jax.entities.settings import EncodingSettings
 from elq_jax.questions import noise, shapes
 from elq_jax.questions.kinds import kinds_of_rows, nearest_rows, whole_vectors
@@ -202,6 +203,7 @@ class Synthesizer:
         Raises:
           ElqError: an input cannot be used.
         """
+        folder = plain_folder(folder)
         catalogue = Catalogue.open(folder / layout.CATALOGUE)
         embeddings = Embeddings.open(folder / layout.EMBEDDINGS, catalogue.fingerprint)
         pattern_catalogue, known = read_pattern_entities(entities)

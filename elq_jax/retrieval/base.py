@@ -246,13 +246,21 @@ class Index(abc.ABC):
         if description.shape != shape or description.embeddings != fingerprint(embeddings):
             raise ElqError(f"{folder}: was built from other embeddings than the linker's; {_AGAIN}")
         check_files(folder, description)
+        return cls.read(folder, embeddings, cls.settings_of(folder))
+
+    @classmethod
+    def settings_of(cls, folder: str | os.PathLike[str]) -> Any:
+        """Reads the settings of a saved index of this class.
+
+        Raises:
+          ElqError: they are damaged.
+        """
+        path = pathlib.Path(folder) / DESCRIPTION
         try:
-            settings = make_settings(cls.Settings, {**cls.unnamed_settings, **description.settings})
+            settings = {**cls.unnamed_settings, **read_description(folder).settings}
+            return make_settings(cls.Settings, settings)
         except ElqError as error:
-            raise ElqError(
-                f"{folder / DESCRIPTION}: damaged (settings: {error}); {_AGAIN}"
-            ) from error
-        return cls.read(folder, embeddings, settings)
+            raise ElqError(f"{path}: damaged (settings: {error}); {_AGAIN}") from error
 
 
 class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

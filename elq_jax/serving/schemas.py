@@ -109,6 +109,7 @@ class EntityAnswer(msgspec.Struct, frozen=True):
       text: description.
       wikidata_id: Wikidata id; null if the catalogue has none.
       aliases: other names.
+      id: id of the entity, which stays the same when the catalogue changes.
     """
 
     row: int
@@ -116,11 +117,13 @@ class EntityAnswer(msgspec.Struct, frozen=True):
     text: str
     wikidata_id: str | None
     aliases: list[str]
+    id: str
 
     @classmethod
     def of(cls, entity: Entity) -> EntityAnswer:
         """Returns the answer for an entity."""
-        return cls(entity.row, entity.title, entity.text, entity.wikidata_id, list(entity.aliases))
+        names = list(entity.aliases)
+        return cls(entity.row, entity.title, entity.text, entity.wikidata_id, names, entity.id)
 
 
 class EntitiesAnswer(msgspec.Struct, frozen=True):

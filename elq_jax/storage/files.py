@@ -157,6 +157,15 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
             raise
 
 
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Waits until the names in a folder are on disk, so that a power cut does not lose them."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def open_stream(path: pathlib.Path) -> int:
     """Opens a stream for appending, so that earlier lines of `>> log` stay."""
     return os.open(path, os.O_WRONLY | os.O_APPEND)
@@ -357,11 +366,12 @@ def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str])
 
 
 @contextlib.contextmanager
-def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
+def folder_lock(folder: str | os.PathLike[str], message: str = "") -> Iterator[None]:
     """Locks a folder for this process until the block, or the process, ends.
 
     Args:
       folder: path of a folder that exists. The file `.lock` is in it meanwhile.
+      message: text of the error if it is locked already; by default it advises another folder.
 
     Raises:
       ElqError: another process has locked it.
@@ -369,11 +379,11 @@ def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
     path = pathlib.Path(folder) / ".lock"
     while True:
         with open(path, "wb") as file:
-            message = (
+            default = (
                 f"{os.fspath(folder)}: another process is working in it; wait for its end, or "
                 "give another folder"
             )
-            lock_file(file, message)
+            lock_file(file, message or default)
             if not _is_at(file, path):  # The process that held it has removed it just now.
                 continue
             try:

@@ -68,7 +68,8 @@ def fit_candidate_scorer(run: Run) -> None:
                 f"{run.fitted_on()} have their entity among the candidates"
             )
             return
-        linker.candidate_scorer = CandidateScorer(weights, names, run.embeddings())
+        scorer = CandidateScorer(weights, names, run.embeddings())
+        linker = linker.with_candidate_scorer(scorer)
         linking = run.linking | _thresholds(run, linker, weights)
         if devices_lib.is_main():
             with atomic_folder(folder, "a fitted candidate scorer", _is_ours) as temporary:

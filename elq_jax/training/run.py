@@ -13,6 +13,7 @@ from elq_jax.core.errors import ElqError
 from elq_jax.entities import build, encode
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings
+from elq_jax.entities.segments import plain_folder
 from elq_jax.entities.word_index import WordIndex
 from elq_jax.evaluation.sets import set_names
 from elq_jax.linking import directory
@@ -65,6 +66,7 @@ class Run:
         self.model = initial_model(config)
         self.linking = LinkingSettings.from_dict(config.linking).to_dict()
         source = _fetch_catalogue(config)
+        source = workdir.made_by_one(plain_folder, source, self.folder)
         self.catalogue = workdir.made_by_one(_open_catalogue, source, self.folder, config.on_error)
         self._source_embeddings = source / layout.EMBEDDINGS
         records.append(

@@ -481,18 +481,20 @@ def test_a_git_lfs_pointer(tmp_path):
 def test_a_catalogue_of_before_without_a_checksum(tmp_path):
     _, catalogue = build(tmp_path, [entity("a"), entity("b")])
     old = tmp_path / "old.arrow"
-    of_before = SCHEMA.with_metadata({"format": "elq_jax catalogue 1"})
+    of_before = SCHEMA.remove(SCHEMA.get_field_index("id"))
+    of_before = of_before.with_metadata({"format": "elq_jax catalogue 1"})
     for schema in (SCHEMA, of_before):
         with pa.OSFile(str(old), "wb") as file, pa.ipc.new_file(file, schema) as writer:
             for batch in catalogue.batches():
-                writer.write_batch(batch)
-            empty = pa.RecordBatch.from_pylist([], SCHEMA)
+                writer.write_batch(batch.select(schema.names))
+            empty = pa.RecordBatch.from_pylist([], schema)
             writer.write_batch(empty, custom_metadata={"fingerprint": catalogue.fingerprint})
         if schema is SCHEMA:
             with pytest.raises(DataError, match=r"old\.arrow: its checksum is missing"):
                 Catalogue.open(old)
     opened = Catalogue.open(old)
     assert opened.titles([0, 1]) == ["a", "b"]
+    assert opened.ids([0, 1]) == catalogue.ids([0, 1])
     assert not opened.check_bytes()
 
 

@@ -11,7 +11,7 @@ import pytest
 from elq_jax.core.errors import ElqError
 from elq_jax.entities.build import build_catalogue
 from elq_jax.entities.catalogue import Catalogue
-from elq_jax.entities.name_index import KINDS, NameIndex, hash_strings, words_of
+from elq_jax.entities.name_index import KINDS, JoinedNames, NameIndex, hash_strings, words_of
 from elq_jax.entities.names import normal_names
 
 ENTITIES = [
@@ -217,3 +217,47 @@ def test_names_of_another_catalogue_are_refused(index, tmp_path):
     index.save(tmp_path / "names")
     with pytest.raises(ElqError, match="names of another catalogue"):
         NameIndex.open(tmp_path / "names", "0" * 64)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_names_of_a_joined_catalogue(tmp_path, seed):
+    """They are those of a catalogue of the living rows, with few names of many entities each."""
+    random = np.random.default_rng(seed)
+    names = ["Dune", "Dune (novel)", "Dune (film)", "The Amazon", "amazon", "Paris", "E.T.", "ET"]
+    rows = [
+        {
+            "title": random.choice(names).item(),
+            "text": "",
+            "aliases": random.choice(names, 2).tolist(),
+        }
+        for _ in range(40)
+    ]
+    deleted = random.random(40) < 0.4
+    deleted[0] = False
+
+    def made(lines):
+        (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        build_catalogue(tmp_path / "a.jsonl", tmp_path / "a.arrow")
+        return NameIndex.build(Catalogue.open(tmp_path / "a.arrow"))
+
+    parts = [made(rows[:20]), made(rows[20:21]), made(rows[21:])]
+    joined = JoinedNames(parts, "fingerprint", deleted)
+    living = np.flatnonzero(~deleted)
+    expected = made([rows[row] for row in living])
+    texts = ["dune", "amazon", "nothing", "the amazon", "et", "Paris"]
+    for limit in (3, 32):
+        found, wanted = joined.find(texts, limit), expected.find(texts, limit)
+        np.testing.assert_array_equal(found.texts, wanted.texts)
+        np.testing.assert_array_equal(found.rows, living[wanted.rows])
+        np.testing.assert_array_equal(found.kinds, wanted.kinds)
+        np.testing.assert_array_equal(found.counts, wanted.counts)
+    mixed = random.permutation(len(living))
+    np.testing.assert_array_equal(joined.alias_counts(living[mixed]), expected.alias_counts(mixed))
+    np.testing.assert_array_equal(
+        joined.are_qualified(living[mixed]), expected.are_qualified(mixed)
+    )
+    for words, other in zip(
+        joined.title_words(living[mixed]), expected.title_words(mixed), strict=True
+    ):
+        np.testing.assert_array_equal(words, other)
+    assert len(joined.find([]).rows) == len(joined.title_words(np.zeros(0, int)).words) == 0

@@ -38,8 +38,10 @@ def test_a_link_as_json_values(linker):
     values = link.to_dict()
     assert tuple(values) == link.__struct_fields__
     assert values["row"] == link.row
+    assert values["id"] == linker.catalogue[link.row].id
     assert values["candidates"][1] == {
-        name: getattr(link.candidates[1], name) for name in ("row", "title", "wikidata_id", "score")
+        name: getattr(link.candidates[1], name)
+        for name in ("row", "title", "wikidata_id", "score", "id")
     }
 
 

@@ -26,6 +26,7 @@ from elq_jax import EntityLinker, LinkingSettings
 from elq_jax.core.errors import ElqError
 from elq_jax.entities.build import build_catalogue
 from elq_jax.entities.catalogue import Catalogue
+from elq_jax.entities.segments import open_segments
 from elq_jax.linking import directory
 from elq_jax.model import bundle
 from elq_jax.model.bundle import Model, initial_params
@@ -563,7 +564,7 @@ def test_checksums_that_are_no_file(copy, kind):
     else:
         path.symlink_to("nowhere")
     with pytest.raises(ElqError, match=f"{path.name}: not a file, expected checksums"):
-        directory.open_embeddings(copy, Catalogue.open(copy / "catalogue.arrow"))
+        open_segments(copy)
 
 
 def test_parameters_of_another_model(copy):
