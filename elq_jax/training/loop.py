@@ -27,10 +27,12 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 
 from elq_jax.core import devices as devices_lib
+from elq_jax.core import machine
 from elq_jax.core.errors import ElqError
 from elq_jax.core.strings import is_whole
 from elq_jax.evaluation.predict import predict
@@ -202,6 +204,9 @@ def train_stage(run: Run, stage: Stage, profile_steps: int = 0) -> TrainState:
                 state, metrics = take_step(
                     state, parts, table, seed, num_queries, not start.recipe.has_dropout(step - 1)
                 )
+                if devices[0].platform == "cpu":  # Steps that wait would each hold memory already.
+                    jax.block_until_ready(metrics)
+                    machine.return_freed_memory()
             stopping = preemption.requested(step)
             flops = step_flops(run, stage, objective, batch, num_queries)
             due = hooks.Due.after(step, num_steps, settings, stage.keeps_best, stopping)

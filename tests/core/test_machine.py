@@ -28,15 +28,21 @@ def test_peak_memory_is_not_that_of_the_parent():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone has the settings")
 def test_freed_memory_is_used_again():
-    """The second of two large blocks gets pages that the system need not clear."""
+    """The second of two large blocks gets pages that the system need not clear, unless returned."""
     code = (
         "import resource, sys; from elq_jax.core import machine\n"
         "if len(sys.argv) > 1: machine.keep_freed_memory()\n"
         "bytearray(64 << 20)\n"
+        "if len(sys.argv) > 2: machine.return_freed_memory(int(sys.argv[2]))\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "before = faults(); bytearray(64 << 20)[::4096]; print(faults() - before)"
     )
-    for arguments, least, most in (([], 1000, 1 << 20), (["keep"], 0, 100)):
+    for arguments, least, most in (
+        ([], 1000, 1 << 20),
+        (["keep"], 0, 100),
+        (["keep", str(1 << 40)], 0, 100),
+        (["keep", "0"], 1000, 1 << 20),
+    ):
         command = [sys.executable, "-c", code, *arguments]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         assert least <= int(done.stdout) <= most

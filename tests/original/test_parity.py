@@ -70,6 +70,7 @@ def release(tmp_path_factory):
 def make_linker(release):
     """Linkers from that directory, which share compiled functions."""
     linker = EntityLinker.from_pretrained(release, devices=jax.devices()[:1])
+    linker.scorer.least_mentions = 50  # One number of spans for all settings: few programs.
 
     def make(**settings):
         settings = {NAMES.get(name, name): value for name, value in settings.items()}
