@@ -18,6 +18,10 @@ class DiskFullError(ElqError):
     """Error: the disk has no room for a file; a later run can resume from the files before it."""
 
 
+class LockedError(ElqError):
+    """Error: another process is working in a folder that only one may change at a time."""
+
+
 class DataError(ElqError):
     """Error: an input file cannot be used; the message begins with its path and line.
 

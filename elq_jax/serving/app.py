@@ -37,7 +37,7 @@ def make_app(linker: EntityLinker, settings: ServeSettings | None = None) -> "Fa
     from starlette.middleware.cors import CORSMiddleware
 
     from elq_jax import __version__
-    from elq_jax.serving import nif_route, openapi, page_route, routes
+    from elq_jax.serving import changes_route, nif_route, openapi, page_route, routes
     from elq_jax.serving.gate import Gate
     from elq_jax.serving.service import Service
 
@@ -61,6 +61,8 @@ def make_app(linker: EntityLinker, settings: ServeSettings | None = None) -> "Fa
         nif_route.nif_router,
     ):
         app.include_router(make_router())
+    token = changes_route.read_token(settings.token_file) if settings.token_file else None
+    app.include_router(changes_route.changes_router(token))
 
     @app.exception_handler(HTTPException)
     async def known_error(request: Request, error: HTTPException) -> Response:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from elq_jax.core.errors import ElqError
+from elq_jax.core.errors import ElqError, LockedError
 from elq_jax.serving.access_log import AccessLog
 from elq_jax.serving.batching import DeadlineError, GoneError, QueueFullError, StoppedError
 from elq_jax.serving.schemas import ErrorAnswer
@@ -98,6 +98,8 @@ class Gate:
     def _answer_to(self, error: Exception) -> tuple[int, list[tuple[bytes, bytes]], ErrorAnswer]:
         """Returns the status, headers and body that tell a client about an exception."""
         settings = self._service.settings
+        if isinstance(error, LockedError):
+            return 409, [(b"retry-after", b"1")], ErrorAnswer(str(error))
         if isinstance(error, ElqError):
             return 422, [], ErrorAnswer(str(error))
         if isinstance(error, QueueFullError):

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from elq_jax.serving.schemas import (
+    AddRequest,
+    ChangesAnswer,
     DisambiguateRequest,
     EntitiesAnswer,
     EntityAnswer,
     ErrorAnswer,
     LinkedText,
     LinkRequest,
+    UpdateRequest,
 )
 
 if TYPE_CHECKING:
@@ -25,12 +28,18 @@ _KINDS = (
     LinkedText,
     EntityAnswer,
     EntitiesAnswer,
+    AddRequest,
+    UpdateRequest,
+    ChangesAnswer,
     ErrorAnswer,
 )
 _REFERENCE = "#/components/schemas/{name}"
 _ERRORS = {
+    "401": "The token is missing or wrong.",
+    "403": "The service was started without a token, so nothing can be changed.",
     "404": "There is no such entity.",
     "408": "The body did not arrive in time.",
+    "409": "Another process is changing the catalogue; try again.",
     "413": "The body is too long.",
     "415": "The body is of another type.",
     "422": "The request cannot be used; the answer says why.",
@@ -83,6 +92,25 @@ def disambiguate_operation() -> dict[str, Any]:
     """Describes POST /disambiguate."""
     example = {"text": _QUESTION, "mentions": [[10, 14]]}
     return posted(DisambiguateRequest, example, content(LinkedText))
+
+
+def change_answers() -> dict[str, Any]:
+    """Describes the answers of the routes that change the catalogue."""
+    statuses = "401", "403", "408", "409", "413", "415", "422", "500"
+    return answers(content(ChangesAnswer), *statuses)
+
+
+def add_operation() -> dict[str, Any]:
+    """Describes POST /entities."""
+    entity = {"title": "Dune: Part Two", "text": "Film of 2024.", "id": "dune-2"}
+    example = {"entities": [entity | {"aliases": ["Dune 2"]}]}
+    return posted(AddRequest, example, {}) | {"responses": change_answers()}
+
+
+def update_operation() -> dict[str, Any]:
+    """Describes PATCH /entities."""
+    example = {"entities": [{"id": "dune-2", "aliases": ["Dune 2", "Part Two"]}]}
+    return posted(UpdateRequest, example, {}) | {"responses": change_answers()}
 
 
 def nif_operation() -> dict[str, Any]:

@@ -114,7 +114,9 @@ def entities_router() -> "APIRouter":
         catalogue = service_of(request).linker.catalogue
         if not 0 <= row < len(catalogue):
             raise HTTPException(404, f"row: {row}; expected 0 to {len(catalogue) - 1}")
-        return _as_json(EntityAnswer.of(catalogue[row]))
+        if catalogue.deleted is not None and catalogue.deleted[row]:
+            raise HTTPException(404, f"row: {row}; its entity was removed or updated")
+        return as_json(EntityAnswer.of(catalogue[row]))
 
     @router.get(
         "/entities",
@@ -133,7 +135,7 @@ def entities_router() -> "APIRouter":
             found = [EntityAnswer.of(catalogue[row]) for row in rows.tolist()]
             return EntitiesAnswer(found, num_exact, count)
 
-        return _as_json(await asyncio.to_thread(search))
+        return as_json(await asyncio.to_thread(search))
 
     return router
 
@@ -173,7 +175,8 @@ def state_router() -> "APIRouter":
     return router
 
 
-def _as_json(answer: Any) -> Any:
+def as_json(answer: Any) -> Any:
+    """Returns the response with an answer as JSON."""
     from fastapi import Response
 
     return Response(msgspec.json.encode(answer), media_type=_JSON)

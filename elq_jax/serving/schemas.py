@@ -140,6 +140,81 @@ class EntitiesAnswer(msgspec.Struct, frozen=True):
     count: int
 
 
+class NewEntity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An entity to add.
+
+    Attributes:
+      title: title.
+      text: description.
+      wikidata_id: Wikidata id, if there is one.
+      aliases: other names.
+      id: id of its own; by default the Wikidata id, or derived from title and text.
+    """
+
+    title: str
+    text: str = ""
+    wikidata_id: str | None = None
+    aliases: list[str] = []
+    id: str | None = None
+
+
+class ChangedEntity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An entity to change; fields that are left out stay as they are.
+
+    Attributes:
+      id: id of the entity.
+      title: new title.
+      text: new description.
+      wikidata_id: new Wikidata id; null: none.
+      aliases: new list of other names.
+    """
+
+    id: str
+    title: str | msgspec.UnsetType = msgspec.UNSET
+    text: str | msgspec.UnsetType = msgspec.UNSET
+    wikidata_id: str | msgspec.UnsetType | None = msgspec.UNSET
+    aliases: list[str] | msgspec.UnsetType = msgspec.UNSET
+
+
+_MOST_CHANGES = 256
+
+
+class AddRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /entities.
+
+    Attributes:
+      entities: entities to add.
+    """
+
+    entities: Annotated[list[NewEntity], msgspec.Meta(min_length=1, max_length=_MOST_CHANGES)]
+
+
+class UpdateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of PATCH /entities.
+
+    Attributes:
+      entities: entities to change.
+    """
+
+    entities: Annotated[list[ChangedEntity], msgspec.Meta(min_length=1, max_length=_MOST_CHANGES)]
+
+
+class ChangesAnswer(msgspec.Struct, frozen=True):
+    """What has changed.
+
+    Attributes:
+      added: ids of new entities.
+      updated: ids of entities with another content than before.
+      removed: ids of entities that are gone.
+      unchanged: number of entities that were there already, with the same content.
+    """
+
+    added: list[str]
+    updated: list[str]
+    removed: list[str]
+    unchanged: int
+
+
 class ErrorAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """The body of every answer that is an error.
 
@@ -152,7 +227,8 @@ class ErrorAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     id: str | None = None
 
 
-_DECODERS = {kind: LineDecoder(kind) for kind in (LinkRequest, DisambiguateRequest)}
+_REQUESTS = (LinkRequest, DisambiguateRequest, AddRequest, UpdateRequest)
+_DECODERS = {kind: LineDecoder(kind) for kind in _REQUESTS}
 _PLACE = "body"
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 from elq_jax.core.errors import ElqError
 from elq_jax.core.settings import check_settings
+from elq_jax.linking.changes import Changes
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.links import Link
 from elq_jax.linking.rows import EncodedRows, Linked, encode_rows, link_encoded
@@ -27,6 +30,7 @@ from elq_jax.serving.settings import ServeSettings
 from elq_jax.serving.warm_up import KNOWN_BATCH, share_programs, warm_up
 
 _DEFAULT = LinkOptions()
+_LOOKED_EVERY = 0.5  # seconds between two looks for changes of the catalogue
 _LINKERS = 64  # with settings of requests, remembered
 
 EncodedBatch = tuple[EntityLinker, EncodedRows, int]
@@ -52,6 +56,8 @@ class Service:
       settings: settings of the service.
       metrics: numbers about the service.
       is_ready: whether all programs that requests need are compiled.
+      refused: why the catalogue could not be opened again after another process changed it; "" if
+        it could.
     """
 
     def __init__(
@@ -65,6 +71,9 @@ class Service:
         self.metrics = metrics or Metrics()
         self.is_ready = self._is_stopped = self._is_warm = False
         share_programs(linker)
+        self.refused = ""
+        self._watching: asyncio.Task[None] | None = None
+        self._changing = asyncio.Lock()
         self._linker_of = functools.lru_cache(_LINKERS)(self._with_options)
         self._batcher = Batcher(
             self._encode,
@@ -87,6 +96,7 @@ class Service:
           warm: whether to compile; without, the first requests of each shape wait for it.
         """
         self._batcher.start()
+        self._watching = asyncio.create_task(self._watch())
         if warm and not self._is_warm:
             await asyncio.to_thread(self.warm_up)
         self.is_ready = not self._is_stopped
@@ -101,8 +111,34 @@ class Service:
     async def stop(self) -> None:
         """Answers what waits, and stops the worker."""
         self._is_stopped = True
+        if self._watching is not None:
+            self._watching.cancel()
         await self._batcher.stop()
         self.is_ready = False
+
+    async def change(self, method: str, argument: Any) -> Changes:
+        """Changes the catalogue, one request after the other.
+
+        Args:
+          method: name of a method of `EntityLinker`, such as "add_entities".
+          argument: argument of the method.
+
+        Raises:
+          ElqError: as the method says.
+        """
+        async with self._changing:
+            return await asyncio.to_thread(getattr(self.linker, method), argument)
+
+    async def _watch(self) -> None:
+        """Takes over the changes that other processes make to the catalogue."""
+        while True:
+            await asyncio.sleep(_LOOKED_EVERY)
+            try:
+                await asyncio.to_thread(self.linker.refresh)
+            except Exception as error:  # The catalogue that is open still serves.
+                if self.refused != (text := str(error)):
+                    print(f"the catalogue cannot be opened again: {text}", file=sys.stderr)
+                self.refused = text
 
     async def link(
         self,

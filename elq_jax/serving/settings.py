@@ -38,6 +38,8 @@ class ServeSettings:
         wikipedia or wikidata.
       cors: origins of other web pages that may use the service, such as https://example.org;
         several as a,b. By default none may.
+      token_file: path of a file with the token of those who may change the catalogue by POST, PATCH
+        and DELETE /entities, one line; by default nobody may.
       access_log: whether a line of JSON is written to stdout for every request, without its texts.
       log_texts: whether these lines have the texts too.
     """
@@ -56,6 +58,7 @@ class ServeSettings:
     max_spans: _Count = 64
     entity_uris: EntityUris = "dbpedia"
     cors: str = ""
+    token_file: str = ""
     access_log: bool = True
     log_texts: bool = False
 

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from elq_jax.core.errors import DataError, DiskFullError, ElqError
+from elq_jax.core.errors import DataError, DiskFullError, ElqError, LockedError
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 # Words with which array_record, ScaNN, TensorStore and others report a full disk.
@@ -374,7 +374,7 @@ def folder_lock(folder: str | os.PathLike[str], message: str = "") -> Iterator[N
       message: text of the error if it is locked already; by default it advises another folder.
 
     Raises:
-      ElqError: another process has locked it.
+      LockedError: another process has locked it.
     """
     path = pathlib.Path(folder) / ".lock"
     while True:
@@ -397,12 +397,12 @@ def lock_file(file: IO[Any], message: str) -> None:
     """Locks an open file until it is closed.
 
     Raises:
-      ElqError: another process has locked it; the text is `message`.
+      LockedError: another process has locked it; the text is `message`.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ElqError(message) from error
+        raise LockedError(message) from error
     except OSError as error:  # Some network disks have no locks.
         print(
             f"warning: {file.name}: cannot be locked ({error}); make sure that no other process "

@@ -3,7 +3,10 @@
 import errno
 import json
 import os
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -358,3 +361,14 @@ def test_a_full_disk(folder, encoded, monkeypatch):
             assert contents(folder) == before
         assert writes > 1
         assert open_segments(folder).number == number + 1
+
+
+def test_killed_writers(plain):
+    """Ten are ended by SIGKILL at random moments; the whole story is in the benchmark."""
+    root = pathlib.Path(__file__).parent.parent.parent
+    command = [sys.executable, "-m", "benchmarks.catalogue_kills", "--linker", plain]
+    options = ["--catalogue_kills=10", "--kills_random_vectors", "--kills_longest=0.4"]
+    done = subprocess.run([*command, *options], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "10 kills during" in done.stdout
+    assert "; 0 times the catalogue was neither" in done.stdout
