@@ -95,7 +95,7 @@ def link(linker: EntityLinker, rows: list[Row], batch_size: int, stages: Stages)
     with contextlib.ExitStack() as stack, stages.running("other"):
         for patch in patches(stages, linker):
             stack.enter_context(patch)
-        for chunk in chunks(rows, batch_size):
+        for chunk in chunks(rows, batch_size, lambda row: len(row.text)):
             for linked in rows_module.link_rows(linker, chunk, batch_size):
                 rows_module.to_line(linked)
 

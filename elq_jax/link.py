@@ -1,14 +1,16 @@
-"""Finds the mentions of entities in questions, and links each to an entity of the catalogue.
+"""Finds the mentions of entities in texts, and links each to an entity of the catalogue.
 
     python -m elq_jax.link --linker my_linker "who wrote dune?"
     python -m elq_jax.link --linker my_linker --input questions.jsonl --output links.jsonl
+    python -m elq_jax.link --linker my_linker --input book.txt --input_format document
     cat questions.txt | python -m elq_jax.link --linker my_linker > links.jsonl
     python -m elq_jax.link --linker my_linker
 
-Questions come from the command line, from --input, or from stdin, one per line. On a terminal
-without questions, a prompt asks for them. A line of a .jsonl file is {"text": ..., "id": ...}; the
-id is optional. If it also has "mentions": [[start, end], ...], these mentions are linked and no
-others. Links go to --output, or to stdout, as one line of JSON for each question:
+Texts come from the command line, from --input, or from stdin, one per line, and may be of any
+length. On a terminal without texts, a prompt asks for them. With --input_format=document, a whole
+file is one text; of a folder, each .txt file is one. A line of a .jsonl file is {"text": ...,
+"id": ...}; the id is optional. If it also has "mentions": [[start, end], ...], these mentions are
+linked and no others. Links go to --output, or to stdout, as one line of JSON for each text:
 
     {"id": 1, "text": "who wrote dune?", "links": [{"start": 10, "end": 14, "mention": "dune",
      "title": "Dune (novel)", "wikidata_id": "Q190192", "row": 17, "score": -0.21,
@@ -17,8 +19,8 @@ others. Links go to --output, or to stdout, as one line of JSON for each questio
 start and end count the characters of the text (end is one past the last), row is the entity's row
 in the catalogue, and scores are log-probabilities. probability says how probably the link is right;
 it is null for linkers that were trained without probabilities. --min_probability 0.9 leaves out
-links that are less sure. A question that is longer than the model reads is linked up to the
-character "truncated_at". On a terminal, links are shown as coloured text.
+links that are less sure. On a terminal, links are shown as coloured text. Models that were
+converted from the original ELQ link a long text up to the character "truncated_at" only.
 
 With --output_format=simple-jsonl, links are written as ELEVANT reads predictions, a line for each
 document of a benchmark (docs/evaluation.md).
@@ -41,7 +43,9 @@ from elq_jax.linking.job import LinkJob
 from elq_jax.storage.files import output_file
 
 _LINKER = LinkerFlags.define()
-_INPUT = define_path("input", "File of questions to link: .txt, .jsonl, .txt.gz or .jsonl.gz.")
+_INPUT = define_path(
+    "input", "File of texts to link: .txt, .jsonl, .txt.gz or .jsonl.gz; or a folder of .txt files."
+)
 _OUTPUT = define_path(
     "output",
     "File for the links, as lines of JSON; compressed if the name ends in .gz. By default they are "

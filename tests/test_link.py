@@ -192,7 +192,8 @@ def test_rows_are_read_as_they_are_needed(write):
             return len(line)
 
     def chunks(stream, batch_size):
-        return batch.chunks(inputs.read_rows(io.BufferedReader(stream), "stdin", "txt"), batch_size)
+        rows = inputs.read_rows(io.BufferedReader(stream), "stdin", "txt")
+        return batch.chunks(rows, batch_size, lambda row: len(row.text))
 
     stream = Stream()
     assert [row.text for row in next(chunks(stream, 1))] == ["question 0"]
@@ -210,6 +211,8 @@ def test_lines_hold_what_the_linker_says(linker, tmp_path):
         inputs.Row("long", "x " * 5000),
     ]
     linked = batch.link_rows(linker, rows, 4)
+    cutting = linker.with_settings(decoder="elq_jax.original.decoding:original")
+    linked[3:] = batch.link_rows(cutting, rows[3:], 4)
     lines = [json.loads(batch.to_line(one)) for one in linked]
     for one, line in zip(linked, lines, strict=True):
         assert batch.to_line(one) == json.dumps(line, ensure_ascii=False).encode() + b"\n"
@@ -604,7 +607,7 @@ def test_program_says_what_is_wrong(folder, tmp_path, write):
     assert "Traceback" not in errors
     status, _, errors = run("--linker", folder, "--input", tmp_path / "none.txt")
     assert status == 2
-    assert "none.txt: no such file; expected a file of questions" in errors
+    assert "none.txt: no such file; expected a file of texts" in errors
     status, _, errors = run("--linker", folder, "--max-mentions=none", "who wrote dune?")
     assert status == 2
     assert errors.startswith("error: flag --max_mentions=none: invalid literal")

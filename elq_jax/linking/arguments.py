@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,15 @@ def stream_of(texts: Iterable[str]) -> Iterable[str]:
     return texts
 
 
+def checked(texts: Iterable[str]) -> Iterator[str]:
+    """Yields texts as they are read; raises an ElqError at what is no string."""
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            raise ElqError(f"texts[{number}]: found {kind}, expected a string")
+        yield text
+
+
 def check_bounds(
     encoded: Sequence[EncodedQuestion], bounds: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
@@ -70,6 +79,7 @@ def token_bounds(
     texts: Sequence[str],
     spans: Sequence[Any],
     encoded: Sequence[EncodedQuestion],
+    longest: int,
     names: Sequence[Any] | None = None,
 ) -> list[np.ndarray]:
     """Finds the tokens of mentions from their character offsets.
@@ -78,14 +88,15 @@ def token_bounds(
       texts: questions.
       spans: sequences, one per question, of (start, end), half-open character offsets.
       encoded: tokens of the questions.
+      longest: largest T that is read at once, [CLS] and [SEP] included.
       names: names of the questions in errors; their numbers from 0 by default.
 
     Returns:
       one array per question, [M, 2] int32: first and last token (inclusive).
 
     Raises:
-      ElqError: there are not as many lists of spans as questions, or a span is not in its text or
-        does not consist of whole tokens.
+      ElqError: there are not as many lists of spans as questions, or a span is not in its text,
+        does not consist of whole tokens, or has more than are read at once.
     """
     for own in spans:
         if not isinstance(own, Iterable):
@@ -104,8 +115,40 @@ def token_bounds(
         aligned = align_mentions(Question(str(name), text, mentions), question)
         if aligned.problems:
             raise ElqError(aligned.problems[0].message)
+        widths = aligned.bounds[:, 1] - aligned.bounds[:, 0] + 1
+        if (widths > longest - 2).any():
+            place = int(widths.argmax())
+            raise ElqError(
+                f"question {name}, mention {place}: {widths[place]} tokens; expected at most "
+                f"{longest - 2}, as many as are read at once"
+            )
         bounds.append(aligned.bounds)
     return bounds
+
+
+def whole_tokens(
+    question: EncodedQuestion, spans: Sequence[tuple[int, int]], longest: int
+) -> list[tuple[int, int] | None]:
+    """Returns the characters from the first to the last token that each span touches.
+
+    Args:
+      question: tokens of the text.
+      spans: half-open character offsets, anywhere in the text.
+      longest: largest T that is read at once, [CLS] and [SEP] included.
+
+    Returns:
+      half-open offsets that `disambiguate` takes; None if no token lies in the span, it has more
+      than are read at once, or the text is cut before its end.
+    """
+    starts, ends = question.offsets[1:-1].T
+    read_to = question.truncated_at
+    places: list[tuple[int, int] | None] = []
+    for start, end in spans:
+        tokens = np.flatnonzero((starts < end) & (ends > start)) if start < end else ()
+        is_read = 0 < len(tokens) <= longest - 2 and (read_to is None or end <= read_to)
+        place = (int(starts[tokens[0]]), int(ends[tokens[-1]])) if is_read else None
+        places.append(place)
+    return places
 
 
 def _span(span: Any, place: str, text: str) -> tuple[int, int]:

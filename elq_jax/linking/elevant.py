@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import msgspec
+from elq_jax.linking.lines import line_piece
 
 if TYPE_CHECKING:
     from elq_jax.linking.links import Candidate, Link
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def to_line(linked: Linked) -> bytes:
-    """Returns a row and its links as a line of simple-jsonl.
+    """Returns a row and its links as a line of simple-jsonl, or of a long row its next piece.
 
     ELEVANT reads `predictions` alone, and takes lines for documents by their order. So a row that
     cannot be used has a line as well, without predictions.
@@ -27,7 +27,7 @@ def to_line(linked: Linked) -> bytes:
     row = linked.row
     values: dict[str, Any] = {"id": row.id}
     values |= {"text": row.text} if row.error is None else {"error": row.error}
-    values["predictions"] = [
+    predictions = [
         {
             "entity_reference": reference(link),
             "start_char": link.start,
@@ -36,7 +36,7 @@ def to_line(linked: Linked) -> bytes:
         }
         for link in linked.links
     ]
-    return msgspec.json.format(msgspec.json.encode(values), indent=0) + b"\n"
+    return line_piece(linked, values, "predictions", predictions)
 
 
 def reference(entity: Link | Candidate) -> str | None:

@@ -28,11 +28,13 @@ class LinkJob:
         tally = job.run(lambda: linker)
 
     Attributes:
-      input: path of a file of questions; None: those that `run` is given, or stdin.
+      input: path of a file of texts, or of a folder of them; None: those that `run` is given, or
+        stdin.
       output: path of a file for lines of JSON; None: stdout.
-      batch_size: number of questions encoded at a time.
-      input_format: form of the input: lines of text or of JSON. auto goes by the name of the file,
-        and reads stdin as text.
+      batch_size: number of questions, or windows of longer texts, encoded at a time.
+      input_format: form of the input: lines of text or of JSON, or with document the whole file as
+        one text. auto goes by the name of the file, reads stdin as lines of text, and of a folder
+        each .txt file as a document.
       on_error: action at a line that is not a question: stop, or skip it, which reports it and
         writes {"id", "error"} in its place.
       given_mentions: whether "mentions" of an input line are linked and no others; with
@@ -46,7 +48,7 @@ class LinkJob:
     input: pathlib.Path | None = None
     output: pathlib.Path | None = None
     batch_size: Annotated[int, msgspec.Meta(ge=1)] = 64
-    input_format: Literal["auto", "txt", "jsonl"] = "auto"
+    input_format: Literal["auto", "txt", "jsonl", "document"] = "auto"
     on_error: Literal["stop", "skip"] = "stop"
     given_mentions: bool = True
     output_format: Literal["auto", "text", "json", "simple-jsonl"] = "auto"

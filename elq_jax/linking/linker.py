@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import os
 import pathlib
 import threading
@@ -26,6 +27,7 @@ from elq_jax.linking.confidence import LinkScorer
 from elq_jax.linking.decoding import decode_known, make_links
 from elq_jax.linking.knowledge import Knowledge, open_knowledge
 from elq_jax.linking.links import Link, ScoredSpans
+from elq_jax.linking.parts import Joiner, length_of, parts_of
 from elq_jax.linking.process import check_process
 from elq_jax.linking.scoring import Scorer, Search, SpanVectors, chunks, find_candidates
 from elq_jax.linking.settings import LinkingSettings
@@ -39,7 +41,7 @@ from elq_jax.text.windows import sentence_starts
 
 
 class EntityLinker:
-    """Finds the entities of questions.
+    """Finds the entities of texts: questions, or texts of any length.
 
         linker = EntityLinker.from_pretrained("my_linker")
         for link in linker("who wrote dune?"):
@@ -371,24 +373,22 @@ class EntityLinker:
         batch_size: int = 64,
         min_probability: float | None = None,
     ) -> Any:
-        """Links one question, or many.
+        """Links one text, or many.
 
         Args:
-          texts: question, or any number of them. A text of more than `max_question_tokens` tokens
-            is cut, and a single warning says how many were. With the setting `long_texts` it is
-            read to its end, in windows that overlap.
+          texts: question, message, article or book, or any number of them. A text of more than
+            `max_question_tokens` tokens is read in windows of that many, which overlap. Only the
+            original's decoder cuts it, with a warning that says where.
           threshold: score that links must exceed, instead of the settings' own.
-          batch_size: number of questions encoded at a time.
+          batch_size: number of questions, or windows, encoded at a time.
           min_probability: probability that links must have, instead of a threshold.
 
         Returns:
-          links of one question in the order of its text, without overlaps; for several questions a
-          list of such lists.
+          links of one text in its order, without overlaps; for several texts a list of such lists.
         """
-        threshold = self.settings.at(threshold, min_probability).threshold
-        scored = self.score_batch(arguments.texts_of(texts, or_one=True), threshold, batch_size)
-        arguments.warn_of_cuts(scored, self.max_question_tokens, 3)
-        links = self.decode(scored, threshold)
+        settings = self.settings.at(threshold, min_probability)
+        rows = arguments.texts_of(texts, or_one=True)
+        links = list(self._linked(rows, settings.threshold, batch_size, math.inf, 4))
         return links[0] if isinstance(texts, str) else links
 
     def pipe(
@@ -398,32 +398,53 @@ class EntityLinker:
         batch_size: int = 64,
         min_probability: float | None = None,
     ) -> Iterator[list[Link]]:
-        """Links a stream of questions, reading only a few batches ahead.
+        """Links a stream of texts, reading only a few batches ahead.
 
         Args:
-          texts: iterable of questions; may be endless.
+          texts: iterable of texts of any length; may be endless.
           threshold: score that links must exceed, instead of the settings' own.
-          batch_size: number of questions encoded at a time. 16 times as many are read at once, so
-            that questions of similar length are encoded together; with a size of 1 each question
-            is linked as soon as it is read.
+          batch_size: number of questions, or windows of longer texts, encoded at a time. 16 times
+            as many are read at once, so that those of similar length are encoded together; with a
+            size of 1 each text is linked as soon as it is read.
           min_probability: probability that links must have, instead of a threshold.
 
         Yields:
-          the links of each question, in the order of the questions.
+          the links of each text, in the order of the texts.
         """
         texts = arguments.stream_of(texts)
-        threshold = self.settings.at(threshold, min_probability).threshold
+        settings = self.settings.at(threshold, min_probability)
         check_count("batch_size", batch_size)
+        return self._linked(texts, settings.threshold, batch_size, batch_size, 3)
 
-        def links_of_questions() -> Iterator[list[Link]]:
-            warned = False
-            for chunk in chunks(texts, batch_size):
-                scored = self.score_batch(chunk, threshold, batch_size)
-                if not warned:
-                    warned = arguments.warn_of_cuts(scored, self.max_question_tokens, 3)
-                yield from self.decode(scored, threshold)
+    def _linked(
+        self,
+        texts: Iterable[str],
+        threshold: float,
+        batch_size: int,
+        most: float,
+        stacklevel: int,
+    ) -> Iterator[list[Link]]:
+        """Yields the links of each text; `most` batches at a time decide how far it reads ahead.
 
-        return links_of_questions()
+        Args:
+          texts, threshold, batch_size: arguments of `pipe`.
+          most: batch size that chunks of the stream have, see `chunks`.
+          stacklevel: number of the stack frame that a warning of cut texts names.
+        """
+        joiner, collected, warned = Joiner(), [], False
+        parts = parts_of(
+            ((None, text) for text in arguments.checked(texts)), self.settings.decoding
+        )
+        for chunk in chunks(parts, most, length_of):
+            scored = self.score_batch([part.text for part in chunk], threshold, batch_size)
+            if not warned:
+                longest = self.max_question_tokens
+                warned = arguments.warn_of_cuts(scored, longest, stacklevel)
+            for part, links in zip(chunk, self.decode(scored, threshold), strict=True):
+                collected += joiner.add(part, links)
+                if part.is_last:
+                    yield collected
+                    collected = []
 
     def disambiguate(
         self, texts: str | Iterable[str], spans: Sequence[Any], batch_size: int = 64
@@ -442,8 +463,8 @@ class EntityLinker:
           are p(entity | mention). For several strings, a list of such lists.
 
         Raises:
-          ElqError: a span lies outside its text, begins or ends inside a token, is empty, or is in
-            a part of the text that was cut.
+          ElqError: a span lies outside its text, begins or ends inside a token, is empty, has more
+            tokens than the model reads at once, or is in a part of the text that was cut.
 
         Example:
           linker.disambiguate("who wrote dune?", [(10, 14)])
@@ -452,7 +473,7 @@ class EntityLinker:
         texts = arguments.texts_of(texts, or_one=True)
         spans = list(spans) if several else [spans]
         encoded = self.encode(texts)
-        bounds = arguments.token_bounds(texts, spans, encoded)
+        bounds = arguments.token_bounds(texts, spans, encoded, self.max_question_tokens)
         _, scored = self.score_encoded(texts, encoded, None, batch_size, bounds, find=False)
         decoded = decode_known(scored, spans)
         if self.settings.decoding.needs_confidence:
@@ -479,12 +500,12 @@ class EntityLinker:
     def encode(self, texts: Iterable[str]) -> list[EncodedQuestion]:
         """Tokenises questions after their spelling is corrected.
 
-        They are cut to `max_question_tokens`, unless the settings have `long_texts` and the decoder
-        is not the original's.
+        Those of more than `max_question_tokens` tokens are whole, but where they are read as the
+        original reads them, they are cut.
         """
         check_process()
         texts, longest = arguments.texts_of(texts), self.max_question_tokens
-        whole = self.settings.long_texts and self.settings.decoding.reads_windows
+        whole = self.settings.decoding.reads_windows
         encoded = self.tokenizer.encode_questions(
             texts,
             None if whole else longest,

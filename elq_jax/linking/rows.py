@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import msgspec
-
 from elq_jax.core.errors import ElqError
 from elq_jax.core.machine import peak_memory
 from elq_jax.linking import arguments, elevant
+from elq_jax.linking.lines import json_line, line_piece
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.links import Link
 from elq_jax.linking.output import check_outside, open_output
+from elq_jax.linking.parts import Joiner, Part, length_of, parts_of
 from elq_jax.linking.pipeline import overlapped
 from elq_jax.linking.scoring import SpanVectors, chunks
 from elq_jax.questions.rows import Row
@@ -36,17 +37,23 @@ _AHEAD = 2  # chunks: one that the encoder reads, and one that waits
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Linked:
-    """Holds a row and its links.
+    """Holds a row and its links, or of a long row the next of them.
 
     Attributes:
       row: row of the input.
       links: links in the order of the text; none if the row cannot be used.
       truncated_at: number of the first character that was not read; None if all were read.
+      is_first: whether no links of the row came before.
+      is_last: whether no more links of the row follow.
+      links_before: number of links of the row that came before.
     """
 
     row: Row
     links: Sequence[Link] = ()
     truncated_at: int | None = None
+    is_first: bool = True
+    is_last: bool = True
+    links_before: int = 0
 
 
 def link_rows(
@@ -55,12 +62,12 @@ def link_rows(
     batch_size: int = 64,
     on_error: OnError = "stop",
 ) -> list[Linked]:
-    """Links the questions of rows; a row with mentions gets links for these mentions only.
+    """Links the texts of rows; a row with mentions gets links for these mentions only.
 
     Args:
       linker: linker with the wanted settings.
       rows: rows, as many as fit in memory.
-      batch_size: number of questions encoded at a time.
+      batch_size: number of questions, or windows of longer texts, encoded at a time.
       on_error: action at a row with a mention that does not consist of whole tokens: "stop", or
         "skip" to return the row with its `error`.
 
@@ -75,45 +82,90 @@ def link_rows(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EncodedRows:
-    """Holds rows whose questions the encoder has read.
+    """Holds parts of rows that the encoder has read.
 
     Attributes:
-      rows: rows; those that cannot be used have an error.
-      plain: places in `rows` of those without mentions.
-      encoded: tokens of their questions.
-      parts: their spans, see `EntityLinker.find_spans`.
+      parts: parts; those of rows that cannot be used, or that have mentions, have no text.
+      plain: places in `parts` of the others.
+      encoded: tokens of their texts.
+      vectors: their spans, see `EntityLinker.find_spans`.
     """
 
-    rows: Sequence[Row]
+    parts: Sequence[Part[Row]]
     plain: Sequence[int]
     encoded: Sequence[EncodedQuestion]
-    parts: Sequence[tuple[SpanVectors, SpanVectors]]
+    vectors: Sequence[tuple[SpanVectors, SpanVectors]]
 
 
 def encode_rows(
     linker: EntityLinker, rows: Sequence[Row], batch_size: int, on_error: OnError
 ) -> EncodedRows:
     """Runs the question encoder, the first half of `link_rows`; see there."""
-    rows = _with_checked_spans(linker, rows, on_error)
-    plain = [i for i, row in enumerate(rows) if row.error is None and row.spans is None]
-    encoded = linker.encode([rows[i].text for i in plain])
-    parts = linker.find_spans(encoded, batch_size=batch_size)
-    return EncodedRows(rows, plain, encoded, parts)
+    return _encode(linker, [*_parts_of(linker, rows, on_error)], batch_size)
 
 
-def link_encoded(linker: EntityLinker, chunk: EncodedRows, batch_size: int) -> list[Linked]:
+def link_encoded(linker: EntityLinker, rows: EncodedRows, batch_size: int) -> list[Linked]:
     """Finds the entities of the spans, the second half of `link_rows`; see there."""
-    rows = chunk.rows
-    results: dict[int, Linked] = {i: Linked(row) for i, row in enumerate(rows) if row.error}
-    texts = [rows[i].text for i in chunk.plain]
-    scored, _ = linker.score_spans(texts, chunk.encoded, chunk.parts)
-    for i, question, links in zip(chunk.plain, chunk.encoded, linker.decode(scored), strict=True):
-        results[i] = Linked(rows[i], links, question.truncated_at)
-    known = [i for i, row in enumerate(rows) if row.error is None and row.spans is not None]
-    texts, spans = [rows[i].text for i in known], [rows[i].spans for i in known]
-    for i, links in zip(known, linker.disambiguate(texts, spans, batch_size), strict=True):
-        results[i] = Linked(rows[i], links)
-    return [results[i] for i in range(len(rows))]
+    return _RowJoiner().add(rows.parts, _links_of(linker, rows, batch_size))
+
+
+def _parts_of(linker: EntityLinker, rows: Sequence[Row], on_error: OnError) -> Iterator[Part[Row]]:
+    """Cuts the texts of rows to parts, after their mentions are checked."""
+    rows = _with_checked_spans(linker, rows, on_error)
+    pairs = ((row, row.text if _is_plain(row) else "") for row in rows)
+    return parts_of(pairs, linker.settings.decoding)
+
+
+def _is_plain(row: Row) -> bool:
+    return row.error is None and row.spans is None
+
+
+def _encode(linker: EntityLinker, parts: Sequence[Part[Row]], batch_size: int) -> EncodedRows:
+    plain = [place for place, part in enumerate(parts) if _is_plain(part.owner)]
+    encoded = linker.encode([parts[place].text for place in plain])
+    return EncodedRows(parts, plain, encoded, linker.find_spans(encoded, batch_size=batch_size))
+
+
+def _links_of(
+    linker: EntityLinker, chunk: EncodedRows, batch_size: int
+) -> list[tuple[list[Link], int | None]]:
+    """Returns the links of each part, and where it is cut."""
+    results: list[tuple[list[Link], int | None]] = [([], None)] * len(chunk.parts)
+    texts = [chunk.parts[place].text for place in chunk.plain]
+    scored, _ = linker.score_spans(texts, chunk.encoded, chunk.vectors)
+    for place, question, links in zip(
+        chunk.plain, chunk.encoded, linker.decode(scored), strict=True
+    ):
+        results[place] = links, question.truncated_at
+    rows = [part.owner for part in chunk.parts]
+    known = [place for place, row in enumerate(rows) if row.error is None and not _is_plain(row)]
+    texts, spans = [rows[place].text for place in known], [rows[place].spans for place in known]
+    for place, links in zip(known, linker.disambiguate(texts, spans, batch_size), strict=True):
+        results[place] = links, None
+    return results
+
+
+class _RowJoiner:
+    """Joins the links of the parts of rows, which come in the order of the rows."""
+
+    def __init__(self) -> None:
+        self._joiner, self._is_begun, self._count = Joiner(), False, 0
+
+    def add(
+        self, parts: Sequence[Part[Row]], results: Sequence[tuple[list[Link], int | None]]
+    ) -> list[Linked]:
+        """Returns rows, the first or last perhaps in part, with the links of their next parts."""
+        linked: list[Linked] = []
+        links: list[Link] = []
+        for number, (part, (own, cut)) in enumerate(zip(parts, results, strict=True), 1):
+            links += self._joiner.add(part, own)
+            if part.is_last or number == len(parts):
+                fields = not self._is_begun, part.is_last, self._count
+                linked.append(Linked(part.owner, links, cut, *fields))
+                self._is_begun = not part.is_last
+                self._count = 0 if part.is_last else self._count + len(links)
+                links = []
+        return linked
 
 
 def _link_chunks(
@@ -123,8 +175,10 @@ def _link_chunks(
     on_error: OnError,
     ahead: int,
     is_written: Callable[[Sequence[Row]], bool] = lambda chunk: False,
-) -> Iterator[tuple[list[Row], list[Linked] | None]]:
+) -> Iterator[tuple[Sequence[Row], list[Linked] | None]]:
     """Yields chunks of rows with their `Linked`, or None for chunks whose lines are written.
+
+    A row that is a chunk by itself may be yielded several times, with its next links each time.
 
     Args:
       linker, rows, batch_size, on_error: arguments of `link_rows`.
@@ -133,16 +187,23 @@ def _link_chunks(
       is_written: function that says of each chunk in turn whether its lines are written.
     """
 
-    def encode(item: tuple[list[Row], bool]) -> EncodedRows | None:
-        chunk, written = item
-        return None if written else encode_rows(linker, chunk, batch_size, on_error)
+    def items() -> Iterator[tuple[Sequence[Row], Sequence[Part[Row]] | None]]:
+        for chunk in chunks(rows, batch_size, lambda row: len(row.text)):
+            if is_written(chunk):
+                yield chunk, None
+                continue
+            for parts in chunks(_parts_of(linker, chunk, on_error), math.inf, length_of):
+                yield [part.owner for part in parts if part.is_last], parts
 
-    def finish(chunk: EncodedRows | None) -> list[Linked] | None:
-        return None if chunk is None else link_encoded(linker, chunk, batch_size)
+    def encode(item: tuple[Any, Sequence[Part[Row]] | None]) -> EncodedRows | None:
+        return None if item[1] is None else _encode(linker, item[1], batch_size)
 
-    items = ((chunk, is_written(chunk)) for chunk in chunks(rows, batch_size))
-    for (chunk, _), linked in overlapped(items, encode, finish, ahead=ahead):
-        yield chunk, linked
+    def finish(chunk: EncodedRows | None) -> list[tuple[list[Link], int | None]] | None:
+        return None if chunk is None else _links_of(linker, chunk, batch_size)
+
+    joiner = _RowJoiner()
+    for (chunk, parts), results in overlapped(items(), encode, finish, ahead=ahead):
+        yield chunk, None if parts is None else joiner.add(parts, results)
 
 
 def _with_checked_spans(linker: EntityLinker, rows: Sequence[Row], on_error: OnError) -> list[Row]:
@@ -151,7 +212,8 @@ def _with_checked_spans(linker: EntityLinker, rows: Sequence[Row], on_error: OnE
     for row in rows:
         if row.error is None and row.spans:
             try:
-                arguments.token_bounds([row.text], [row.spans], linker.encode([row.text]), [row.id])
+                encoded, longest = linker.encode([row.text]), linker.max_question_tokens
+                arguments.token_bounds([row.text], [row.spans], encoded, longest, [row.id])
             except ElqError as error:
                 message = f"{row.place}: {error}" if row.place else str(error)
                 if on_error == "stop":
@@ -161,33 +223,27 @@ def _with_checked_spans(linker: EntityLinker, rows: Sequence[Row], on_error: OnE
     return checked
 
 
-def to_dict(linked: Linked) -> dict[str, Any]:
-    """Returns a row and its links as plain JSON values.
-
-    Returns:
-      `id`, `text`, `links`, and `truncated_at` where the text was cut; or `id` and `error`. Scores
-      have six decimals.
-    """
-    row = linked.row
-    if row.error is not None:
-        return {"id": row.id, "error": row.error}
-    links = [link.to_dict() for link in linked.links]
-    for link in links:
-        link["mention_score"] = round(link["mention_score"], 6)
-        if link["probability"] is not None:
-            link["probability"] = round(link["probability"], 6)
-        for part in (link, *link["candidates"]):
-            part["score"] = round(part["score"], 6)
-    values = {"id": row.id, "text": row.text, "links": links}
-    if linked.truncated_at is not None:
-        values["truncated_at"] = linked.truncated_at
-    return values
-
-
 def to_line(linked: Linked) -> bytes:
-    """Returns a row and its links as a line of .jsonl."""
-    # As `json` writes it, several times as fast: with blanks, and not escaped.
-    return msgspec.json.format(msgspec.json.encode(to_dict(linked)), indent=0) + b"\n"
+    """Returns a row and its links as a line of .jsonl, or of a long row the next piece of the line.
+
+    A line has `id`, `text`, `links`, and `truncated_at` where the text was cut; or `id` and
+    `error`. Scores have six decimals.
+    """
+    row, cut = linked.row, linked.truncated_at
+    if row.error is not None:
+        return json_line({"id": row.id, "error": row.error})
+    links = [_values_of(link) for link in linked.links]
+    return line_piece(linked, {"id": row.id, "text": row.text}, "links", links, truncated_at=cut)
+
+
+def _values_of(link: Link) -> dict[str, Any]:
+    values = link.to_dict()
+    values["mention_score"] = round(values["mention_score"], 6)
+    if values["probability"] is not None:
+        values["probability"] = round(values["probability"], 6)
+    for part in (values, *values["candidates"]):
+        part["score"] = round(part["score"], 6)
+    return values
 
 
 LINES: dict[LineForm, Callable[[Linked], bytes]] = {
@@ -325,9 +381,12 @@ def _as_text(linker: EntityLinker, linked: Iterable[Linked], console: Console) -
     """Yields the text that a terminal shows of each question."""
     from elq_jax.linking.terminal import print_links
 
+    links: list[Link] = []
     for result in linked:
-        if result.row.error is None:
-            question = result.row.text, result.links, 0, result.truncated_at
+        links += result.links
+        if result.row.error is None and result.is_last:
+            question = result.row.text, links, 0, result.truncated_at
+            links = []
             with console.capture() as shown:
                 print_links(console, linker.catalogue, *question)
             yield shown.get().encode(sys.stdout.encoding, sys.stdout.errors)
@@ -359,14 +418,16 @@ class Tally:
         self._advance(len(rows) + (self._done_before if first else 0))
         for result in linked:
             row = result.row
+            if self._names_by_title:
+                self._titles += sum(map(elevant.is_named_by_title, result.links))
+            if not result.is_last:
+                continue
             if row.error is not None:
                 self._skipped += 1
                 self._say(self._skipped, f"skipped: {row.error}")
                 continue
             self._linked += 1
             self._known += row.spans is not None
-            if self._names_by_title:
-                self._titles += sum(map(elevant.is_named_by_title, result.links))
             if result.truncated_at is not None:
                 self._cut += 1
                 size = f"{result.truncated_at:,} of {len(row.text):,} characters"

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -32,17 +32,36 @@ from elq_jax.text.windows import text_windows
 
 T = TypeVar("T")
 BATCHES_IN_FLIGHT = 16  # bounds memory, whatever the number of questions
+CHUNK_CHARACTERS = 1 << 18  # so do these; their windows are about as many batches
 
 
-def chunks(questions: Iterable[T], batch_size: int) -> Iterator[list[T]]:
-    """Cuts a stream of questions, or of rows, into chunks that are linked together.
+def chunks(
+    items: Iterable[T], batch_size: float, length: Callable[[T], int] = len
+) -> Iterator[list[T]]:
+    """Cuts a stream of texts, or of rows, into chunks that are linked together.
 
-    A chunk is 16 batches, so that questions of similar length are encoded together. With a
-    `batch_size` of 1 it is one question, so that each is answered as soon as it is read.
+    A chunk is 16 batches, so that texts of similar length are encoded together, or fewer if they
+    have more than `CHUNK_CHARACTERS` characters. With a `batch_size` of 1 it is one text, so that
+    each is answered as soon as it is read.
+
+    Args:
+      items: stream.
+      batch_size: number of texts encoded at a time; inf: characters alone decide.
+      length: function that returns the number of characters of an item.
     """
-    size = 1 if batch_size == 1 else BATCHES_IN_FLIGHT * batch_size
-    questions = iter(questions)
-    while chunk := list(itertools.islice(questions, size)):
+    most = 1 if batch_size == 1 else BATCHES_IN_FLIGHT * batch_size
+    chunk: list[T] = []
+    size = 0
+    for item in items:
+        size += length(item)
+        if chunk and size > CHUNK_CHARACTERS:
+            yield chunk
+            chunk, size = [], length(item)
+        chunk.append(item)
+        if len(chunk) >= most:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
         yield chunk
 
 
@@ -249,7 +268,7 @@ class Scorer:
         for row, window in enumerate(windows[i] for i in batch.indices):
             roles[row, : len(window.roles)] = window.roles
             limits[row] = window.limits
-            bounds[row, : len(window.bounds)] = window.bounds
+            bounds[row, : len(window.bounds)] = np.clip(window.bounds, *window.ends)
         # A token [PAD] inside a question is padding, as in the original.
         mask &= input_ids != self._pad_id
         roles *= mask
@@ -380,7 +399,8 @@ class Window:
       ids: [T] int32, [CLS] ... [SEP].
       roles: [T] uint8, see `Decoder.roles`; empty where no spans are found.
       limits: low and high; spans [i, j] are found here if low < i + j <= high.
-      bounds: [M, 2] int32, spans at known bounds that are read here.
+      ends: first and last token of the question that is here.
+      bounds: [M, 2] int32, spans at known bounds that are read here, as far as they are here.
       places: [M] int64, their places among those of the question.
     """
 
@@ -390,6 +410,7 @@ class Window:
     ids: np.ndarray
     roles: np.ndarray
     limits: tuple[int, int]
+    ends: tuple[int, int]
     bounds: np.ndarray
     places: np.ndarray
 
@@ -407,7 +428,9 @@ def windows_of(
       encoded: tokens of the questions.
       longest: largest T of a window.
       overlap: number of tokens that two windows share, at least.
-      search, known: arguments of `Scorer`; their arrays are cut too.
+      search, known: arguments of `Scorer`; their arrays are cut too. Of a known span that is wider
+        than the overlap, at least its middle is in the window. Where no spans are found, parts of a
+        text without known spans are left out.
     """
     lengths = [len(question.ids) for question in encoded]
     cuts = text_windows(lengths, [q.sentences for q in encoded], longest, overlap)
@@ -426,6 +449,8 @@ def windows_of(
         bounds = known[question] if known else np.zeros((0, 2), np.int32)
         sums = np.asarray(bounds).reshape(-1, 2).sum(axis=1)
         places = np.flatnonzero((sums > cut.low) & (sums <= cut.high))
+        if not (search or len(places) or (is_first and is_last)):
+            continue
         shift = cut.start - 1
         windows.append(
             Window(
@@ -435,6 +460,7 @@ def windows_of(
                 ids,
                 roles,
                 (cut.low - 2 * shift, cut.high - 2 * shift),
+                (int(not is_first), len(ids) - 2 + is_last),
                 np.asarray(bounds, np.int32).reshape(-1, 2)[places] - shift,
                 places,
             )

@@ -32,12 +32,12 @@ class LinkingSettings:
 
     Attributes:
       threshold: score that links must exceed: a log-probability, so a number below 0.
-      max_mentions: K, largest number of mentions searched for in a question.
+      max_mentions: K, largest number of mentions searched for in a question, or in each window of a
+        longer text.
       num_candidates: C, number of entities retrieved for a mention; the linking softmax runs over
         them.
-      max_question_tokens: largest T, [CLS] and [SEP] included; None: the model's own.
-      long_texts: whether a text of more tokens is read to its end, in windows of that many;
-        otherwise it is cut.
+      max_question_tokens: largest T, [CLS] and [SEP] included; None: the model's own. A text of
+        more tokens is read in windows of that many, unless the decoder cuts it.
       decoder: name in `decoding.DECODERS` of the decoder, which chooses among scored spans.
       decoder_settings: settings of the decoder, by name.
       candidate_scoring: whether candidates are rescored by their names, in a linker that has the
@@ -51,7 +51,6 @@ class LinkingSettings:
     max_mentions: int = 10
     num_candidates: int = 10
     max_question_tokens: int | None = None
-    long_texts: bool = False
     decoder: str = "joint"
     decoder_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     candidate_scoring: bool = True
@@ -62,7 +61,7 @@ class LinkingSettings:
         _check_number("threshold", self.threshold)
         for way, threshold in self.thresholds.items():
             _check_number(f"thresholds[{way!r}]", threshold)
-        for name in ("candidate_scoring", "spelling", "long_texts"):
+        for name in ("candidate_scoring", "spelling"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ElqError(f"{name}: {value!r}; expected true or false")
         if self.decoding.needs_confidence and not self.candidate_scoring:
@@ -91,7 +90,8 @@ class LinkingSettings:
           ElqError: a setting is unknown or out of range.
         """
         old = {name: value for name, value in values.items() if name in _OLD}
-        values = {name: value for name, value in values.items() if name not in _OLD}
+        ignored = {*_OLD, "long_texts"}
+        values = {name: value for name, value in values.items() if name not in ignored}
         if old and "decoder" not in values and _OLD | old != _OLD:
             values |= {"decoder": _OLD_DECODER} | _OLD | old
         return cls().replace(**values)

@@ -1,4 +1,4 @@
-"""Reads questions that are to be linked, from files, streams or the command line."""
+"""Reads texts that are to be linked, from files, folders, streams or the command line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from typing import Any, BinaryIO, Literal
 from elq_jax.core.errors import DataError, ElqError
 from elq_jax.core.strings import is_whole, made_whole
 from elq_jax.questions.records import QuestionRow, check_spans
-from elq_jax.storage.lines import LineDecoder, LineReader, decode_text, parse_object
+from elq_jax.storage.lines import (
+    LineDecoder,
+    LineReader,
+    decode_document,
+    decode_text,
+    parse_object,
+)
 
-Form = Literal["txt", "jsonl"]
+Form = Literal["txt", "jsonl", "document"]
 
 _decode = LineDecoder(QuestionRow)
 
@@ -41,11 +47,15 @@ class Row:
 
 
 def form_of(path: str | os.PathLike[str]) -> Form:
-    """Returns the form of a file of questions by the end of its name, in upper or lower case.
+    """Returns the form of a file of texts by the end of its name, in upper or lower case.
+
+    A folder is of documents.
 
     Raises:
       ElqError: the name ends neither in .txt nor in .jsonl, each with or without .gz.
     """
+    if os.path.isdir(path):
+        return "document"
     name = os.fspath(path).lower().removesuffix(".gz")
     if name.endswith(".txt"):
         return "txt"
@@ -53,7 +63,7 @@ def form_of(path: str | os.PathLike[str]) -> Form:
         return "jsonl"
     raise ElqError(
         f"{os.fspath(path)}: the name ends in none of .txt, .jsonl, .txt.gz, .jsonl.gz; give "
-        "--input_format=txt or --input_format=jsonl"
+        "--input_format=txt, --input_format=jsonl or --input_format=document"
     )
 
 
@@ -71,9 +81,9 @@ def read_rows(
     Args:
       source: binary stream with `peek`; gzip is recognised by its first bytes.
       name: name of the stream, for messages.
-      form: form of a line. "txt": a question; an empty line is an empty question. "jsonl": an
-        object with `text` and, optionally, `id` and `mentions` ([[start, end), ...]); blank lines
-        are skipped.
+      form: form of the file. "txt": each line is a text; an empty line is an empty one. "jsonl":
+        each line is an object with `text` and, optionally, `id` and `mentions` ([[start, end),
+        ...]); blank lines are skipped. "document": all of it is one text.
       on_error: action at a row that cannot be used: "stop", or "skip" to yield it with its `error`.
       is_guess: whether the form is only a guess; plain text that begins with a JSON object is
         refused then.
@@ -84,28 +94,70 @@ def read_rows(
       ElqError: a row cannot be used (`on_error="stop"`), or the file as a whole cannot be read.
     """
     reader = LineReader(source, name)
+    if form == "document":
+        yield _checked(_parse_document(reader, os.path.basename(name)), on_error)
+        return
     parse = _parse_object if form == "jsonl" else _parse_text
     for number, line in reader if form == "jsonl" else reader.lines():
         if number == 1 and form == "txt" and is_guess:
             _check_not_json(line, name)
-        row = parse(line, name, number)
-        if row.error is not None and on_error == "stop":
-            raise ElqError(row.error)
+        row = _checked(parse(line, name, number), on_error)
         yield row if with_mentions else replace(row, spans=None)
+
+
+def read_documents(
+    folder: pathlib.Path, names: Sequence[str], on_error: Literal["stop", "skip"] = "stop"
+) -> Iterator[Row]:
+    """Yields a row for each file of a folder; its id is the path of the file in there.
+
+    Args:
+      folder: path of the folder.
+      names: paths of the files in it, see `document_names`.
+      on_error: action at a file that cannot be used, see `read_rows`.
+
+    Raises:
+      ElqError: a file cannot be used (`on_error="stop"`).
+    """
+    for name in names:
+        with open(folder / name, "rb") as source:
+            yield _checked(_parse_document(LineReader(source, folder / name), name), on_error)
+
+
+def document_names(folder: pathlib.Path) -> list[str]:
+    """Lists the files in a folder, and in those inside of it, whose names end in .txt or .txt.gz.
+
+    Raises:
+      ElqError: there are none.
+    """
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.name.lower().removesuffix(".gz").endswith(".txt") and path.is_file()
+    )
+    if not names:
+        raise ElqError(f"{folder}: no file in this folder ends in .txt or .txt.gz; expected texts")
+    return names
+
+
+def _checked(row: Row, on_error: Literal["stop", "skip"]) -> Row:
+    """Returns a row; raises an ElqError if it cannot be used and the job stops then."""
+    if row.error is not None and on_error == "stop":
+        raise ElqError(row.error)
+    return row
 
 
 @contextlib.contextmanager
 def open_rows(
     source: pathlib.Path | BinaryIO | Sequence[str],
-    form: Literal["auto", "txt", "jsonl"] = "auto",
+    form: Literal["auto", "txt", "jsonl", "document"] = "auto",
     on_error: Literal["stop", "skip"] = "stop",
     with_mentions: bool = True,
 ) -> Iterator[tuple[Iterable[Row], int | None]]:
-    """Opens questions in a file, in a stream or on the command line.
+    """Opens texts in a file, in a folder, in a stream or on the command line.
 
     Args:
-      source: path of a file, binary stream such as stdin, or list of typed questions.
-      form: form of a line, see `read_rows`; "auto": by the file's name, a stream as text.
+      source: path of a file or folder, binary stream such as stdin, or list of typed questions.
+      form: form of the file, see `read_rows`; "auto": by the file's name, a stream as text.
       on_error, with_mentions: arguments of `read_rows`.
 
     Yields:
@@ -118,9 +170,16 @@ def open_rows(
     options = {"is_guess": is_guess, "with_mentions": with_mentions}
     if isinstance(source, pathlib.Path):
         form = form_of(source) if is_guess else form
+        if form == "document" and source.is_dir():
+            names = document_names(source)
+            yield read_documents(source, names, on_error), len(names)
+            return
         if not source.exists() or source.is_dir():
             problem = "is a folder" if source.is_dir() else "no such file"
-            raise ElqError(f"{source}: {problem}; expected a file of questions")
+            raise ElqError(
+                f"{source}: {problem}; expected a file of texts, or with "
+                "--input_format=document a folder of .txt files"
+            )
         total = count_rows(source, form) if source.is_file() else None  # A pipe is read once.
         with open(source, "rb") as file:
             yield read_rows(file, source, form, on_error, **options), total
@@ -133,6 +192,8 @@ def open_rows(
 
 def count_rows(path: str | os.PathLike[str], form: Form) -> int:
     """Counts the rows that `read_rows` yields."""
+    if form == "document":
+        return 1
     with open(path, "rb") as source:
         reader = LineReader(source, path)
         return sum(1 for _ in (reader if form == "jsonl" else reader.lines()))
@@ -170,6 +231,14 @@ def _parse_text(line: bytes, name: str | os.PathLike[str], number: int) -> Row:
         return Row(number, decode_text(line, name, number))
     except DataError as error:
         return Row(number, error=str(error))
+
+
+def _parse_document(reader: LineReader, identifier: str) -> Row:
+    try:
+        text = decode_document(reader)
+    except DataError as error:
+        return Row(identifier, error=str(error))
+    return Row(identifier, text, place=reader.name)
 
 
 def _parse_object(line: bytes, name: str | os.PathLike[str], number: int) -> Row:

@@ -84,10 +84,11 @@ class Batcher:
     Args:
       first: function of a list of items and their key, whose result `second` gets.
       second: function that returns one result for each item, in their order.
-      batch_size: largest number of items of a batch.
+      batch_size: largest number of items of a batch; fewer if they weigh more than this.
       wait: seconds without an arrival after which a batch that is not full begins.
       max_waiting: number of items that may wait.
       on_batch: function called with the number of items of each batch, for metrics.
+      weight: function that returns how many ordinary items an item is worth.
     """
 
     def __init__(
@@ -99,10 +100,11 @@ class Batcher:
         wait: float,
         max_waiting: int,
         on_batch: Callable[[int], None] = lambda count: None,
+        weight: Callable[[Any], int] = lambda item: 1,
     ):
         self._stages = first, second
         self._batch_size, self._wait, self._max_waiting = batch_size, wait, max_waiting
-        self._on_batch = on_batch
+        self._on_batch, self._weight = on_batch, weight
         self._queue: collections.deque[tuple[_Job, int]] = collections.deque()
         self._threads = [ThreadPoolExecutor(1, name) for name in ("encode", "search")]
         self._room = asyncio.Semaphore(_IN_STAGES)
@@ -246,13 +248,22 @@ class Batcher:
         key = None
         items: list[tuple[_Job, int]] = []
         others: list[tuple[_Job, int]] = []
-        while self._queue and len(items) < self._batch_size:
+        room = self._batch_size
+        while self._queue and room > 0:
             job, place = self._queue.popleft()
             if not await self._is_wanted(job):
                 continue
             if not items:
                 key = job.key
-            (items if job.key == key else others).append((job, place))
+            if job.key != key:
+                others.append((job, place))
+                continue
+            weight = self._weight(job.values[place])
+            if items and weight > room:
+                others.append((job, place))
+                break
+            items.append((job, place))
+            room -= weight
         self._queue.extendleft(reversed(others))
         return items
 

@@ -157,20 +157,18 @@ class EntityAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def link_entities(linker: EntityLinker, arguments: TextArguments) -> LinksAnswer:
-    """Finds the mentions of a text and their entities; long texts are linked in parts.
+    """Finds the mentions of a text and their entities.
 
     Raises:
       ElqError: the text is too long.
     """
-    from elq_jax.serving.long_texts import link_parts, parts_of
-
     text = arguments.text
     if len(text) > _MAX_TEXT:
         raise ElqError(
             f"text: {len(text):,} characters; expected at most {_MAX_TEXT:,}, so link it in "
             "several calls"
         )
-    [links] = link_parts(linker, [text], [parts_of(linker, text)])
+    links = linker(text)
     shown, rest = links[:_MAX_LINKS], links[_MAX_LINKS:]
     rows = dict.fromkeys(link.row for link in shown if link.row is not None)
     return LinksAnswer(

@@ -5,13 +5,13 @@
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
+from elq_jax.linking.arguments import whole_tokens
 from elq_jax.linking.links import Link
 from elq_jax.questions.rows import Row
 from elq_jax.serving import nif, openapi
 from elq_jax.serving.gate import BadTypeError
-from elq_jax.serving.long_texts import moved, parts_of, place_mentions
 from elq_jax.serving.routes import body_of, service_of
 from elq_jax.serving.schemas import check_texts
 from elq_jax.serving.service import Service
@@ -76,48 +76,40 @@ async def link_documents(
 
     Returns:
       phrases of each document with their links, in the order of the text. None is a phrase that
-      cannot be linked: no token of the model lies in it, or it is longer than the model reads.
+      cannot be linked: no token of the model lies in it, or it is longer than the model reads at
+      once.
     """
-    texts = [document.text for document in documents]
-    mentions = [
-        [(phrase.start, phrase.end) for phrase in document.phrases] for document in documents
-    ]
+    linker = service.linker
 
-    def plan() -> tuple[list[Any], Any]:
-        pairs = zip(texts, mentions, strict=True)
-        parts = [parts_of(service.linker, text, mentions=own) for text, own in pairs]
-        return parts, place_mentions(service.linker, texts, parts, mentions)
-
-    parts, placed = await asyncio.to_thread(plan)
-    owners = [number for number, own in enumerate(parts) for _ in own]
-    rows = []
-    for number, owner in enumerate(owners):
-        spans = tuple(placed.spans[number]) if mentions[owner] else None
-        rows.append(Row(number, placed.strings[number], spans=spans))
-    results: list[Sequence[Link]] = [()] * len(rows)
-    # Parts without text or mentions need no model. The others are not given all at once, so that a
-    # long document does not fill the queue.
-    needed = [row for row in rows if row.text and row.spans != ()]
-    step = service.settings.max_texts
-    for first in range(0, len(needed), step):
-        part = needed[first : first + step]
-        linked = await service.link_rows(part, disconnected=disconnected)
-        for row, result in zip(part, linked, strict=True):
-            results[row.id] = result.links
-    known = placed.gather([links if rows[n].spans else () for n, links in enumerate(results)])
-    starts = [start for own in parts for start, _ in own]
-    answers: list[list[tuple[nif.Phrase, Link | None]]] = []
-    for number, document in enumerate(documents):
-        if document.phrases:
-            answers.append(list(zip(document.phrases, known[number], strict=True)))
-            continue
-        links = [
-            moved(link, start)
-            for owner, start, own in zip(owners, starts, results, strict=True)
-            if owner == number
-            for link in own
+    def plan() -> list[list[tuple[int, int] | None]]:
+        encoded = linker.encode([x.text if x.phrases else "" for x in documents])
+        longest = linker.max_question_tokens
+        return [
+            whole_tokens(question, [(p.start, p.end) for p in document.phrases], longest)
+            for document, question in zip(documents, encoded, strict=True)
         ]
-        answers.append([(document.phrase(link.start, link.end), link) for link in links])
+
+    places = await asyncio.to_thread(plan)
+    rows = []
+    for number, (document, own) in enumerate(zip(documents, places, strict=True)):
+        spans = tuple(place for place in own if place) if document.phrases else None
+        if document.text and spans != ():  # Others need no model.
+            rows.append(Row(number, document.text, spans=spans))
+    # They are not given all at once, so that many documents do not fill the queue.
+    results: list[Sequence[Link]] = [()] * len(documents)
+    step = service.settings.max_texts
+    for first in range(0, len(rows), step):
+        part = rows[first : first + step]
+        for result in await service.link_rows(part, disconnected=disconnected):
+            results[result.row.id] = result.links
+    answers: list[list[tuple[nif.Phrase, Link | None]]] = []
+    for document, own, links in zip(documents, places, results, strict=True):
+        if document.phrases:
+            rest = iter(links)
+            known = [next(rest) if place else None for place in own]
+            answers.append(list(zip(document.phrases, known, strict=True)))
+        else:
+            answers.append([(document.phrase(link.start, link.end), link) for link in links])
     return answers
 
 

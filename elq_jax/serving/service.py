@@ -32,6 +32,7 @@ from elq_jax.serving.warm_up import KNOWN_BATCH, share_programs, warm_up
 _DEFAULT = LinkOptions()
 _LOOKED_EVERY = 0.5  # seconds between two looks for changes of the catalogue
 _LINKERS = 64  # with settings of requests, remembered
+_CHARACTERS_PER_TOKEN = 4
 
 EncodedBatch = tuple[EntityLinker, EncodedRows, int]
 
@@ -82,6 +83,7 @@ class Service:
             wait=self.settings.batch_wait_ms / 1000,
             max_waiting=self.settings.max_queue,
             on_batch=self.metrics.count_batch,
+            weight=self._windows,
         )
 
     @property
@@ -243,6 +245,10 @@ class Service:
             raise WorkerError from error
         self.metrics.count_links(linked)
         return linked
+
+    def _windows(self, row: Row) -> int:
+        """Returns about how many windows a text is read in, by which batches are filled."""
+        return 1 + len(row.text) // (_CHARACTERS_PER_TOKEN * self.linker.max_question_tokens)
 
     def _with_options(self, options: LinkOptions) -> EntityLinker:
         """Returns the linker with the settings that a request chose.

@@ -183,11 +183,8 @@ class ElqComponent:
 
     def _of_texts(self, docs: Sequence[Doc], texts: Sequence[str]) -> list[list[_Result]]:
         """Finds the links of documents, and a span for each."""
-        from elq_jax.serving.long_texts import link_parts
-
         size, mode = min(len(texts), self.settings.batch_size), self.settings.alignment
-        parts = self._parts(docs, texts, [()] * len(docs))
-        found = link_parts(self.linker, texts, parts, size, self.settings.min_probability)
+        found = self.linker(texts, None, size, self.settings.min_probability)
         results = []
         for doc, links in zip(docs, found, strict=True):
             spans = [doc.char_span(link.start, link.end, alignment_mode=mode) for link in links]
@@ -197,52 +194,33 @@ class ElqComponent:
 
     def _of_existing(self, docs: Sequence[Doc], texts: Sequence[str]) -> list[list[_Result]]:
         """Links the entities that documents have."""
-        from elq_jax.serving.long_texts import link_mentions
+        from elq_jax.linking.arguments import whole_tokens
 
         labels, least = self.settings.labels, self.settings.min_probability
-        wanted = [
-            [span for span in self._spans(doc) if labels is None or span.label_ in labels]
-            for doc in docs
-        ]
-        mentions = [[(span.start_char, span.end_char) for span in spans] for spans in wanted]
-        parts = self._parts(docs, texts, mentions)
-        size = min(len(texts), self.settings.batch_size)
-        results: list[list[_Result]] = []
-        found = link_mentions(self.linker, texts, parts, mentions, size)
-        for spans, links in zip(wanted, found, strict=True):
-            results.append([])
-            for span, link in zip(spans, links, strict=True):
-                if link is None:
+        wanted: list[list[Span]] = []
+        places: list[list[tuple[int, int]]] = []
+        longest = self.linker.max_question_tokens
+        for doc, encoded in zip(docs, self.linker.encode(texts), strict=True):
+            spans = [x for x in self._spans(doc) if labels is None or x.label_ in labels]
+            offsets = [(span.start_char, span.end_char) for span in spans]
+            wanted.append([])
+            places.append([])
+            for span, place in zip(spans, whole_tokens(encoded, offsets, longest), strict=True):
+                if place is None:
                     self._leave_out(f"{span.text!r} is longer than the model reads, or blank")
-                elif least is None or math.exp(link.score) >= least:  # p(entity | mention)
-                    results[-1].append(_Result(link, (span.start, span.end)))
-        return results
-
-    def _parts(
-        self,
-        docs: Sequence[Doc],
-        texts: Sequence[str],
-        mentions: Sequence[Sequence[tuple[int, int]]],
-    ) -> list[list[tuple[int, int]]]:
-        """Cuts texts that the model cannot read at once, and says so of the first one."""
-        from elq_jax.serving.long_texts import parts_of
-
-        parts = [[(0, len(text))] for text in texts]
-        for number, encoded in enumerate(self.linker.encode(texts)):
-            if encoded.truncated_at is None:
-                continue
-            doc, sentences = docs[number], []
-            if doc.has_annotation("SENT_START"):
-                sentences = [(sentence.start_char, sentence.end_char) for sentence in doc.sents]
-            parts[number] = parts_of(self.linker, texts[number], sentences, mentions[number])
-            how = "sentence by sentence" if sentences else f"in {len(parts[number])} parts"
-            self._warn(
-                "long",
-                f"a document of {len(texts[number]):,} characters is longer than the model reads "
-                f"({self.linker.max_question_tokens} tokens), so it is linked {how}, as others "
-                f"will be: {texts[number][:40]!r}...",
-            )
-        return parts
+                else:
+                    wanted[-1].append(span)
+                    places[-1].append(place)
+        size = min(len(texts), self.settings.batch_size)
+        found = self.linker.disambiguate(texts, places, size)
+        return [
+            [
+                _Result(_at(link, span), (span.start, span.end))
+                for span, link in zip(spans, links, strict=True)
+                if least is None or math.exp(link.score) >= least  # p(entity | mention)
+            ]
+            for spans, links in zip(wanted, found, strict=True)
+        ]
 
     def _spans(self, doc: Doc) -> list[Span]:
         """Returns the entities of a document, or the spans of the group."""
@@ -380,6 +358,12 @@ def _stored_links(doc: Doc) -> Iterator[tuple[int, int, Link]]:
     for entries in doc.user_data.get(NAME, {}).values():
         for start, end, values in entries:
             yield start, end, msgspec.convert(values, Link)
+
+
+def _at(link: Link, span: Span) -> Link:
+    """Returns a link with the offsets of a span, of which the model has read whole tokens."""
+    start, end = span.start_char, span.end_char
+    return msgspec.structs.replace(link, start=start, end=end, mention=span.text)
 
 
 def _with_kb_id(span: Span, kb_id: str) -> Span:

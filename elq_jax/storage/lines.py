@@ -145,6 +145,25 @@ def decode_text(line: bytes, path: str | os.PathLike[str], number: int) -> str:
     return text
 
 
+def decode_document(reader: LineReader) -> str:
+    """Reads a whole file as one text, with its line ends as they are.
+
+    Raises:
+      DataError: the file is not UTF-8 text, plain or as gzip.
+    """
+    content = b"".join(line for _, line in reader.lines())
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        place = error.start - content.rfind(b"\n", 0, error.start) - 1
+        message = f"not UTF-8 ({error.reason} at byte {place}); save the file as UTF-8"
+        raise DataError(message, reader.name, number) from None
+    if 4 * text.count("\0") > len(text):
+        raise DataError(f"found many NULs, as in UTF-16; {_SAVE_AS_UTF_8}", reader.name)
+    return text
+
+
 _OLD_MAC_LINE_ENDS = (
     "found a carriage return inside the line, as old Macintosh programs end lines; write line ends "
     r"as \n (tr '\r' '\n')"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from elq_jax.core.errors import check_count
 
-_SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*\s+|\n+")
+PART_CHARACTERS = 1 << 16
+_OVERLAP = 512  # characters; more than any word that BERT reads
+_SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？][”’」』）]*\s*|\n+")
 _BLANK = re.compile(r"\s+")
 
 
@@ -169,73 +171,54 @@ def sentence_starts(text: str, offsets: np.ndarray) -> np.ndarray:
     return tokens[(tokens > 1) & (tokens <= len(starts))]
 
 
-def parts_to_read(
-    text: str,
-    read: Callable[[str], int | None],
-    *,
-    longest: int,
-    whole: Sequence[tuple[int, int]] = (),
-) -> list[tuple[int, int]]:
-    """Cuts a text into parts that the encoder reads to their ends, in the order of the text.
+class TextPart(NamedTuple):
+    """The part of a text that is tokenised and linked by itself, in characters of the text.
 
-    A part ends at the end of a sentence or line; where a sentence is too long, between two words;
-    where a word is too long, anywhere.
+    Attributes:
+      start: first character.
+      stop: offset one past the last character.
+      low, high: limits of the links that count: a link [start, end) does if low < start + end <=
+        high. So a link in two parts counts in the one where its shorter context is longer.
+    """
+
+    start: int
+    stop: int
+    low: int
+    high: int
+
+
+def text_parts(
+    text: str, longest: int = PART_CHARACTERS, overlap: int = _OVERLAP
+) -> list[TextPart]:
+    """Covers a text by parts that overlap; a text that is short enough is one part.
+
+    Parts begin and end between sentences, or else at white space, or else anywhere. They bound the
+    memory that a long text takes.
 
     Args:
       text: text of any length.
-      read: function that says up to which character of a text the encoder reads; None: to its end.
-      longest: largest number of characters of a part, which bounds the work of `read`.
-      whole: half-open spans, such as mentions, that are not cut if they fit.
+      longest: largest number of characters of a part.
+      overlap: number of characters that two parts share, at least; less than a quarter of
+        `longest`.
 
     Returns:
-      half-open spans that cover the text; none if it is empty.
-
-    Example: ("Dune. By Herbert.", a function that reads 8 characters) -> [(0, 6), (6, 9), (9, 17)]
+      parts in the order of the text; one if it is empty.
     """
-    parts, start = [], 0
-    while start < len(text):
-        part = text[start : start + longest]
-        end = start + max(read(part) or len(part), 1)
-        if end < len(text):
-            end = _last_break(text, start, end, whole)
-        parts.append((start, end))
-        start = end
-    return parts
+    bounds, start = [], 0
+    while len(text) - start > longest:
+        stop = _last_place(text, start + longest // 2 + 1, start + longest)
+        bounds.append((start, stop))
+        start = _last_place(text, max(start + 1, stop - 2 * overlap), stop - overlap)
+    bounds.append((start, len(text)))
+    limits = [stop + start for (_, stop), (start, _) in itertools.pairwise(bounds)]
+    lows, highs = [-1, *limits], [*limits, 2 * len(text)]
+    return [TextPart(*row[0], *row[1:]) for row in zip(bounds, lows, highs, strict=True)]
 
 
-def sentences_of(text: str, whole: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]]:
-    """Divides a text into sentences and lines, by punctuation alone.
-
-    Args:
-      text: text.
-      whole: half-open spans, such as mentions, that are not divided.
-
-    Returns:
-      half-open spans that cover the text; none if it is empty.
-
-    Example: "Who is it? Ada." -> [(0, 11), (11, 15)]
-    """
-    places = [match.end() for match in _SENTENCE_END.finditer(text)]
-    places = [place for place in places if not any(first < place < last for first, last in whole)]
-    return [
-        (start, end) for start, end in itertools.pairwise([0, *places, len(text)]) if start < end
-    ]
-
-
-def _last_break(text: str, start: int, end: int, whole: Sequence[tuple[int, int]]) -> int:
-    """Returns the last good place after `start`, and at `end` or before, to cut a text at."""
-    # A span that is cut already, or does not fit, may be cut at the best place.
-    crossed = [
-        (first, last)
-        for first, last in whole
-        if start < first < end or (first == start and last <= end)
-    ]
-    for places in (
-        [match.end() for match in _SENTENCE_END.finditer(text, start, end)],
-        [match.end() for match in _BLANK.finditer(text, start, end)],
-        sorted(first for first, last in crossed if last > end),
-    ):
-        for place in reversed(places):
-            if place > start and not any(first < place < last for first, last in crossed):
-                return place
-    return end
+def _last_place(text: str, first: int, last: int) -> int:
+    """Returns the best place from `first` to `last` to cut a text at: the last of the best kind."""
+    for pattern in (_SENTENCE_END, _BLANK):
+        places = [match.end() for match in pattern.finditer(text, first - 1, last)]
+        if places and places[-1] >= first:
+            return places[-1]
+    return last

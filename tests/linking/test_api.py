@@ -77,6 +77,7 @@ def test_a_stream_is_read_as_it_is_linked(linker):
 
 def test_one_warning_that_names_the_caller(linker):
     texts = ["x " * 200] * 200
+    linker = linker.with_settings(decoder="elq_jax.original.decoding:original")
     for link in (
         lambda: linker(texts),
         lambda: linker(texts[0]),
@@ -146,6 +147,7 @@ def test_spans_that_cannot_be(linker, span, message):
 
 def test_spans_that_are_cut(linker):
     text = "x " * 200
+    linker = linker.with_settings(decoder="elq_jax.original.decoding:original")
     with pytest.raises(ElqError, match=r"\[300, 301\) 'x': the question is cut at character 252"):
         linker.disambiguate(text, [(0, 1), (300, 301)])
     with pytest.raises(ElqError, match="spans: found 1, expected a list of spans for each of 2"):

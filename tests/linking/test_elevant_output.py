@@ -7,7 +7,7 @@ import pytest
 
 from elq_jax.linking.elevant import is_named_by_title, reference, to_line
 from elq_jax.linking.links import Candidate, Link
-from elq_jax.linking.rows import LINES, Linked, Tally, to_dict
+from elq_jax.linking.rows import LINES, Linked, Tally
 from elq_jax.questions.rows import Row
 
 DUNE = Candidate(17, "Dune (novel)", "Q190192", -0.1)
@@ -78,4 +78,4 @@ def test_links_by_title_are_counted():
         assert expected in tally.summary()
     assert ("without" in tally.summary()) is False
     assert set(LINES) == {"json", "simple-jsonl"}
-    assert to_dict(linked[0])["links"][1]["title"] == "AC/DC"
+    assert json.loads(LINES["json"](linked[0]))["links"][1]["title"] == "AC/DC"

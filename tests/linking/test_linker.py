@@ -160,7 +160,8 @@ def test_threshold_below_that_of_scoring(linker):
         linker.decode(scored, -3.5)
 
 
-def test_long_questions_are_cut_with_a_warning(linker):
+def test_the_original_decoder_cuts_long_questions_with_a_warning(linker):
+    linker = linker.with_settings(decoder="elq_jax.original.decoding:original")
     text = "what did obama say? " * 500  # 10,000 characters
     with pytest.warns(UserWarning, match="only the first 5.. of 10000 characters"):
         [links] = linker([text], -np.inf)
@@ -321,8 +322,14 @@ def test_texts_of_any_iterable(linker):
 
 
 def test_questions_cut_shorter_than_the_directory_says(folder, linker):
+    linker = linker.with_settings(decoder="elq_jax.original.decoding:original")
     words = "who is obama in ohio and paris and dune"
-    shorter = EntityLinker.from_pretrained(folder, max_question_tokens=5, devices=one_device())
+    shorter = EntityLinker.from_pretrained(
+        folder,
+        max_question_tokens=5,
+        decoder="elq_jax.original.decoding:original",
+        devices=one_device(),
+    )
     [cut], [whole] = shorter.encode([words]), linker.encode([words])
     assert cut.ids.tolist() == [*whole.ids[:4], whole.ids[-1]]
     [back] = shorter.with_settings(max_question_tokens=None).encode([words])

@@ -298,7 +298,8 @@ def test_the_words_are_saved_with_the_linker(linker, folder, tmp_path):
 
 def test_the_place_of_a_cut_is_one_in_the_text(linker):
     text = "the hillsborouggh " * 3 + "is cut here"
-    short = linker.with_settings(max_question_tokens=7)
+    cutting = {"decoder": "elq_jax.original.decoding:original", "max_question_tokens": 7}
+    short = linker.with_settings(**cutting)
     [question], [whole] = short.encode([text]), linker.encode([text])
     assert len(whole.corrections) == 3
     assert question.truncated_at == whole.offsets[len(question.ids) - 1, 0]

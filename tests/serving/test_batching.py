@@ -67,6 +67,15 @@ def test_callers_get_their_own_results():
     assert [item for _, items in batches for item in items] == [v for own in values for v in own]
 
 
+def test_heavy_items_fill_batches():
+    async def scenario(batcher, worker):
+        assert await batcher([1, 2, 9, 1, 3, 1, 1, 1]) == [1, 4, 81, 1, 9, 1, 1, 1]
+        return [items for _, items in worker.batches]
+
+    expected = [[1, 2], [9], [1, 3], [1, 1, 1]]
+    assert run(scenario, weight=lambda item: item) == expected
+
+
 def test_an_idle_worker_starts_at_once_and_a_busy_one_collects():
     async def scenario(batcher, worker):
         worker.free.clear()

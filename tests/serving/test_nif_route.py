@@ -11,7 +11,6 @@ from elq_jax import EntityLinker
 from elq_jax.linking.links import Link
 from elq_jax.serving import nif
 from elq_jax.serving.app import make_app
-from elq_jax.serving.long_texts import parts_of
 from elq_jax.serving.nif_route import annotation_of
 from elq_jax.serving.settings import ServeSettings
 
@@ -105,11 +104,9 @@ def test_mentions_are_found(linker, ask, content_type):
 
 
 def test_a_long_text_is_read_to_its_end(linker, ask):
-    parts = parts_of(linker, LONG)
-    assert len(parts) > 5
-    links = [link for a, b in parts for link in expected(linker(LONG[a:b]), a)]
+    links = expected(linker(LONG))
     assert links[-1][1] > len(LONG) - 20
-    [own] = answers(ask(request_of(LONG), max_texts=3)).values()
+    [own] = answers(ask(request_of(LONG))).values()
     assert own == links
 
 
@@ -123,8 +120,7 @@ def test_given_phrases_are_linked_and_all_are_answered(linker, ask):
     [own] = answers(response).values()
     assert [answer[:2] for answer in own] == sorted(spans)
     by_span = {answer[:2]: answer[2:] for answer in own}
-    [(first, last)] = [(a, b) for a, b in parts_of(linker, LONG) if a == 0]
-    links = linker.disambiguate(LONG[first:last], [(0, 5), (10, 15)])
+    links = linker.disambiguate(LONG, [(0, 5), (10, 15)])
     assert [(*span, *by_span[span]) for span in spans[:2]] == expected(links)
     assert by_span[spans[2]][0].startswith("http://dbpedia.org/")
     for span in spans[3:6]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from elq_jax.text.windows import sentence_starts, text_windows
+from elq_jax.text.windows import sentence_starts, text_parts, text_windows
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -46,3 +46,41 @@ def test_sentence_starts():
     offsets = np.array([*offsets, (0, 0)])
     assert [words[n - 1] for n in sentence_starts(text, offsets)] == ["By", "A", "of"]
     assert sentence_starts("", np.zeros((2, 2), int)).tolist() == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_link_counts_in_the_part_where_its_shorter_context_is_longest(seed):
+    rng = np.random.default_rng(seed)
+    letters = rng.choice(
+        [*"ab .\n", "。"], int(rng.integers(0, 400)), p=[0.4, 0.3, 0.2, 0.04, 0.03, 0.03]
+    )
+    text, longest, overlap = "".join(letters), int(rng.integers(20, 60)), 4
+    parts = text_parts(text, longest, overlap)
+    assert (parts[0].start, parts[-1].stop) == (0, len(text))
+    assert (len(parts) == 1) == (len(text) <= longest)
+    for i in range(len(text)):
+        for j in range(i + 1, min(i + overlap, len(text)) + 1):
+            whole = [part for part in parts if part.start <= i and j <= part.stop]
+            [counting] = [part for part in parts if part.low < i + j <= part.high]
+            assert counting in whole
+            contexts = [min(i - part.start, part.stop - j) for part in whole]
+            assert min(i - counting.start, counting.stop - j) == max(contexts)
+    for part in parts[:-1]:
+        within = text[part.start + longest // 2 + 1 : part.start + longest]
+        ends = [".", "\n", "。", "\n"]
+        assert part.stop - part.start <= longest
+        if "\n" in within[:-1]:
+            assert text[: part.stop].rstrip(" ")[-1:] in ends
+        elif " " in within[:-1]:
+            assert text[part.stop - 1] in " \n。"
+
+
+def test_text_parts():
+    text = "Who is it? " + "a" * 30 + " b c d"
+    assert [text[part.start : part.stop] for part in text_parts(text, 20, 3)] == [
+        "Who is it? ",
+        "it? aaaaaaaaaaaaaaaa",
+        "aaaaaaaaaaaaaaaaa b ",
+        " b c d",
+    ]
+    assert [part.start for part in text_parts("", 20)] == [0]
