@@ -35,7 +35,7 @@ from typing import Any
 import rich.table
 from rich.console import Console
 
-from benchmarks.options import LINKER
+from benchmarks.options import LINKER, SETS
 from elq_jax.cli.run import define_path, define_paths, run, start_jax
 from elq_jax.core.errors import ElqError
 from elq_jax.entities.catalogue import Catalogue
@@ -49,7 +49,6 @@ from elq_jax.questions.records import Question
 from elq_jax.storage.lines import read_jsonl
 
 _PASSAGES = define_paths("passages", "Passages of a Wikipedia dump (.jsonl, .jsonl.gz).")
-_SETS = define_paths("sets", "Sets of labelled questions (.jsonl).")
 _OUTPUT = define_path("output", "File for the scores (.json); it must not exist.")
 
 MOST_WORDS = 8
@@ -296,13 +295,13 @@ def main(arguments: list[str]) -> None:
     del arguments
     from elq_jax.linking.linker import EntityLinker
 
-    if not LINKER.value or not _PASSAGES.value or not _SETS.value:
+    if not LINKER.value or not _PASSAGES.value or not SETS.value:
         raise ElqError("--linker, --passages, --sets: expected a value for each")
     if _OUTPUT.value and _OUTPUT.value.exists():
         raise ElqError(f"{_OUTPUT.value}: exists; give another file")
     start_jax()
     linker = EntityLinker.from_pretrained(LINKER.value)
-    sets = read_sets(linker.catalogue, _SETS.value)
+    sets = read_sets(linker.catalogue, SETS.value)
     names = NameIndex.build(linker.catalogue)
     passages = (row for path in _PASSAGES.value for _, row in read_jsonl(path))
     statistics = Statistics(passages, linker.catalogue)

@@ -29,7 +29,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -43,6 +43,7 @@ from elq_jax.core import devices as devices_lib
 from elq_jax.core import machine
 from elq_jax.core.errors import ElqError
 from elq_jax.linking.linker import EntityLinker
+from elq_jax.linking.scoring import Scorer
 from elq_jax.losses import create_linking_loss
 from elq_jax.model import flops
 from elq_jax.model.bert import BertEncoder
@@ -52,6 +53,7 @@ from elq_jax.model.parameters import cast_frozen, huggingface_names
 from elq_jax.questions.rows import open_rows
 from elq_jax.retrieval.exact import ExactIndex
 from elq_jax.retrieval.table import Table
+from elq_jax.text.padding import pad_tokens
 from elq_jax.training.optimizer import create_optimizer, create_train_state
 from elq_jax.training.step import Objective, parallel_train_step
 
@@ -195,15 +197,17 @@ def encoder(bert: BertConfig, batch: int, tokens: int) -> Work:
     ways = {dtype: way(dtype) for dtype in ("float32", "bfloat16")}
     if _has("torch") and _has("transformers"):
         ways |= {
-            f"torch {dtype}": torch_encoder(bert, params, np.array(ids), dtype)
+            f"torch {dtype}": torch_encoder(bert, params, [list(np.array(ids))], dtype)
             for dtype in ("float32", "bfloat16")
         }
     operations = flops.bert_flops(bert, batch, tokens)
     return Work(f"encode {batch} x {tokens} tokens", "texts", batch, ways, operations)
 
 
-def torch_encoder(bert: BertConfig, params: Any, ids: np.ndarray, dtype: str) -> Way:
-    """Returns the same encoder in PyTorch, with the same weights, on the same tokens."""
+def torch_encoder(
+    bert: BertConfig, params: Any, batches: Sequence[Sequence[np.ndarray]], dtype: str
+) -> Way:
+    """Returns the same encoder in PyTorch, with the same weights, on batches of tokens."""
     import torch
     from transformers import BertConfig as TorchConfig
     from transformers import BertModel
@@ -225,13 +229,51 @@ def torch_encoder(bert: BertConfig, params: Any, ids: np.ndarray, dtype: str) ->
         state[name] = torch.tensor(np.array(array.T if is_transposed else array))
     model.load_state_dict(state, strict=False)
     model = model.to(getattr(torch, dtype))
-    tokens = torch.tensor(ids, dtype=torch.long)
+
+    def tensors(batch: Sequence[np.ndarray]) -> dict[str, Any]:
+        lengths = [len(ids) for ids in batch]
+        padded, mask = pad_tokens(batch, max(lengths), len(batch), 0)
+        if min(lengths) == max(lengths):
+            return {"input_ids": torch.tensor(padded, dtype=torch.long)}
+        mask = torch.tensor(mask, dtype=torch.long)
+        return {"input_ids": torch.tensor(padded, dtype=torch.long), "attention_mask": mask}
 
     def way() -> Any:
         with torch.inference_mode():
-            return model(input_ids=tokens).last_hidden_state
+            for batch in batches:
+                output = model(**tensors(batch)).last_hidden_state
+        return output
 
     return way
+
+
+def real_texts(linker: EntityLinker, texts: Sequence[str]) -> Work:
+    """Returns the work of encoding tokenised questions of all lengths, in batches of 64.
+
+    PyTorch gets them sorted by length, and pads each batch to its longest.
+    """
+    encoded = linker.encode(texts)
+    first_tokens = [np.ones((1, 2), np.int64) for _ in encoded]  # One vector of each is read.
+    longest = max(len(question.ids) for question in encoded)
+
+    def way(dtype: str) -> Way:
+        scorer = Scorer(linker.model, dtype, jax.local_devices()[:1])
+
+        def encode() -> None:
+            for _ in scorer(encoded, longest, 64, known=first_tokens):
+                pass
+
+        return encode
+
+    dtypes = ("float32", "bfloat16")
+    ways = {dtype: way(dtype) for dtype in dtypes}
+    if _has("torch") and _has("transformers"):
+        ids = sorted((question.ids for question in encoded), key=len)
+        batches = [ids[start : start + 64] for start in range(0, len(ids), 64)]
+        params = jax.device_get(linker.model.params["question"]["bert"])
+        bert = linker.config.question_bert
+        ways |= {f"torch {dtype}": torch_encoder(bert, params, batches, dtype) for dtype in dtypes}
+    return Work("encode the questions", "questions", len(encoded), ways)
 
 
 def searches(sizes: Sizes) -> Iterator[Work]:
@@ -343,6 +385,7 @@ def linking(linker: os.PathLike[str], questions: os.PathLike[str]) -> Iterator[W
     """Yields the work of linking questions, in batches of 64 and one at a time."""
     with open_rows(questions, with_mentions=False) as (rows, _):
         texts = [row.text for row in rows]
+    yield real_texts(EntityLinker.from_pretrained(linker, index="exact"), texts)
     for index in ("exact", "auto"):
         linkers = {
             dtype: EntityLinker.from_pretrained(linker, index=index, dtype=dtype)

@@ -2,10 +2,11 @@
 
 from absl import flags
 
-from elq_jax.cli.run import define_path
+from elq_jax.cli.run import define_path, define_paths
 
 SMALL = flags.DEFINE_bool("small", False, "Use small sizes, to see on a CPU that everything works.")
 ONLY = flags.DEFINE_string("only", "", "Regular expression; work whose name contains a match.")
 LINKER = define_path("linker", "Linker directory with which questions are linked.")
 QUESTIONS = define_path("questions", "File of questions to link.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Number of measured rounds.", 1)
+SETS = define_paths("sets", "Sets of labelled questions (.jsonl).")
