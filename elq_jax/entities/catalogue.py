@@ -13,7 +13,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
     metadata={b"format": _FORMAT},
 )
 _OLDER_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("id"))
-_DERIVED_ID = re.compile(r"e[0-9a-f]{20}")
+_DERIVED_ID, _DERIVED_DTYPE = re.compile(r"e[0-9a-f]{20}"), "S21"
 
 # Files up to this size are checked whole when they are opened, larger ones as they are read.
 _CHECKED_AT_ONCE = 256 << 20
@@ -331,11 +331,18 @@ class Catalogue:
                 ids[place] = derived_id(*content)
         return ids
 
-    def rows_of_ids(self, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def rows_of_ids(
+        self, ids: Sequence[str], titles: Sequence[str] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Finds the entities with each id, in one pass over all that are not deleted.
 
         In catalogues that were built without ids, several entities may have the same Wikidata id,
         and then the same id.
+
+        Args:
+          ids: n different ids.
+          titles: titles of the entities; None if they are not known, and then the first call
+            derives all ids of the catalogue, which takes longer.
 
         Returns:
           places [m] int64 in `ids`, and the row [m] int64 of an entity with that id each; by row.
@@ -343,23 +350,18 @@ class Catalogue:
         ranks = {value: rank for rank, value in enumerate(_checked(ids, "ids"))}
         if len(ranks) < len(ids):
             raise ElqError("ids: one is there twice; expected each once")
-        values = pa.array([value if is_whole(value) else None for value in ranks], pa.string())
-        derived = {
-            int(value[1:17], 16): rank
-            for value, rank in ranks.items()
-            if _DERIVED_ID.fullmatch(value)
-        }
-        keys = np.array(sorted(derived), np.uint64)
+        derived = {value: rank for value, rank in ranks.items() if _DERIVED_ID.fullmatch(value)}
+        if titles is not None:
+            titles = [titles[rank] for rank in derived.values()]
         places, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        values = pa.array([value if is_whole(value) else None for value in ranks], pa.string())
         for batch, start in zip(self._batches, self._starts.tolist(), strict=False):
             match = pc.index_in(batch.given_ids(), value_set=values, skip_nulls=True)
-            local = np.flatnonzero(match.is_valid().to_numpy(zero_copy_only=False))
             places.append(match.drop_null().to_numpy().astype(np.int64))
-            rows.append(start + local)
+            rows.append(start + np.flatnonzero(match.is_valid().to_numpy(zero_copy_only=False)))
             if derived:
-                local = np.flatnonzero(np.isin(batch.derived_keys, keys))
-                own = batch.derived_keys[local].tolist()
-                places.append(np.array([derived[key] for key in own], np.int64))
+                local, own = batch.derived_ids(derived, titles)
+                places.append(np.array([derived[value] for value in own], np.int64))
                 rows.append(start + local)
         place, row = np.concatenate(places), np.concatenate(rows)
         living = np.flatnonzero(self._is_living(row))
@@ -545,15 +547,37 @@ class _Batch:
         """Returns the ids [n] of the entities, null where they are derived."""
         return pc.coalesce(self.column("id"), self.column("wikidata_id"))
 
+    def derived_ids(
+        self, ids: Iterable[str], titles: Sequence[str] | None
+    ) -> tuple[np.ndarray, list[str]]:
+        """Finds entities by derived ids.
+
+        Args:
+          ids: derived ids.
+          titles: titles that the entities have; None: any.
+
+        Returns:
+          numbers [m] int64 of the rows in this batch, and their ids.
+        """
+        if titles is None:
+            places, own = self._all_derived
+        else:
+            is_titled = pc.is_in(self.column("title"), value_set=pa.array(titles, pa.string()))
+            places = np.flatnonzero(pc.and_(is_titled, self.given_ids().is_null()))
+            own = self._derive(places)
+        found = np.isin(own, np.array([*ids], _DERIVED_DTYPE))
+        return places[found], np.char.decode(own[found]).tolist()
+
     @functools.cached_property
-    def derived_keys(self) -> np.ndarray:
-        """Returns the first 64 bits [n] uint64 of derived ids, 0 for entities with another."""
-        keys = np.zeros(len(self), np.uint64)
-        places = np.flatnonzero(self.given_ids().is_null().to_numpy(zero_copy_only=False))
+    def _all_derived(self) -> tuple[np.ndarray, np.ndarray]:
+        places = np.flatnonzero(self.given_ids().is_null())
+        return places, self._derive(places)
+
+    def _derive(self, places: np.ndarray) -> np.ndarray:
+        """Returns the derived ids [n] of rows in this batch."""
         columns = (self.column(name).take(pa.array(places)) for name in ("title", "text"))
         contents = zip(*(column.to_pylist() for column in columns), strict=True)
-        keys[places] = [int(derived_id(*content)[1:17], 16) for content in contents]
-        return keys
+        return np.array([derived_id(*content) for content in contents], _DERIVED_DTYPE)
 
 
 class CatalogueWriter:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from elq_jax.core import devices as devices_lib
+from elq_jax.core.programs import KeptProgram
 from elq_jax.entities.build import open_or_build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter
@@ -76,7 +77,8 @@ class CatalogueEncoder:
         self._batch_size = -(-batch_size // len(devices)) * len(devices)
         self.dtype = devices_lib.compute_dtype(dtype, devices)
         apply = functools.partial(model.entity_apply, dtype=self.dtype)
-        self._apply = devices_lib.parallel(apply, devices, replicated=(0,))
+        program = devices_lib.parallel(apply, devices, replicated=(0,))
+        self._apply = KeptProgram(program, f"entities {model.config} {self.dtype}", devices)
 
     @functools.cached_property
     def _params(self) -> Any:

@@ -315,12 +315,15 @@ class CatalogueEditor:
                 if other != entity:
                     message = f"the id {entity['id']!r} is there twice; give each its own"
                     raise DataError(message, source, number)
-            entities = self._all_with(catalogue, [*new])
+            titles = [entity["title"] for _, entity in new.values()]
+            entities = self._all_with(catalogue, [*new], titles)
             yield [*new.values()], {own: found[0] for own, found in entities.items() if found}
 
-    def _all_with(self, catalogue: Catalogue, ids: Sequence[str]) -> dict[str, list[Entity]]:
-        """Returns the entities with each id, in the order of `ids`."""
-        places, rows = catalogue.rows_of_ids(ids)
+    def _all_with(
+        self, catalogue: Catalogue, ids: Sequence[str], titles: Sequence[str] | None = None
+    ) -> dict[str, list[Entity]]:
+        """Returns the entities with each id, in the order of `ids`; see `rows_of_ids`."""
+        places, rows = catalogue.rows_of_ids(ids, titles)
         found: dict[str, list[Entity]] = {own: [] for own in ids}
         for place, entity in zip(places.tolist(), catalogue.entities(rows), strict=True):
             found[ids[place]].append(entity)

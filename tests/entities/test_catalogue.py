@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import pickle
+import re
 import unicodedata
 
 import numpy as np
@@ -547,3 +548,42 @@ def test_a_file_that_is_no_catalogue_is_not_replaced(tmp_path):
     with pytest.raises(ElqError, match=r"catalogue\.arrow: exists and is not a catalogue"):
         build_module.open_or_build_catalogue(source, path)
     assert path.read_text() == "notes"
+
+
+def test_ids(tmp_path):
+    """The file's, else the Wikidata id, else one of title and text; compared with a loop."""
+    lines = [
+        entity("a", id="own"),
+        entity("b", wikidata_id="Q1"),
+        entity("c"),
+        entity("c", text="other"),
+        entity("d", id=7, wikidata_id="Q2"),
+        entity("e", wikidata_id="Q1"),
+        entity("f", id="Q3"),
+    ]
+    _, catalogue = build(tmp_path, lines)
+    ids = catalogue.ids(range(7))
+    assert ids[:2] == ["own", "Q1"]
+    assert ids[4:] == ["7", "Q1", "Q3"]
+    assert all(re.fullmatch("e[0-9a-f]{20}", own) for own in ids[2:4])
+    assert len(set(ids)) == 6
+    assert catalogue[2].id == ids[2]
+    wanted = [*dict.fromkeys(ids), "Q2", "nothing", "e" + "0" * 20, "\ud800"]
+    expected = [(wanted.index(own), row) for row, own in enumerate(ids)]
+    titles = ["a", "b", "c", "c", "d", "f", "", "", "c", ""]
+    for known in (None, titles):  # with titles, no other row is looked at
+        places, rows = catalogue.rows_of_ids(wanted, known)
+        assert list(zip(places.tolist(), rows.tolist(), strict=True)) == expected
+    deleted = Catalogue.joined([catalogue], catalogue.path, "x", np.array([2, 5]))
+    assert deleted.rows_of_ids(wanted)[1].tolist() == [0, 1, 3, 4, 6]
+    assert deleted.num_entities == 5
+    with pytest.raises(ElqError, match="ids: one is there twice"):
+        catalogue.rows_of_ids(["a", "a"])
+
+
+@pytest.mark.parametrize("wrong", [" ", 1.5, True, ["a"]])
+def test_wrong_ids(tmp_path, wrong):
+    with pytest.raises(DataError, match=r":1: field 'id': found"):
+        build(tmp_path, [entity("a", id=wrong)])
+    with pytest.raises(DataError, match='1 values of "id" are there before'):
+        build(tmp_path, [entity("a", id="1"), entity("b", id=1)])
