@@ -18,7 +18,7 @@ import pathlib
 import pickle
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +29,6 @@ from elq_jax.core import machine
 
 _TRACED = ("core", "linking", "model", "retrieval")  # Packages with functions that are traced.
 _DIGEST = hashlib.sha256().digest_size
-_compiling = threading.Lock()
 
 
 class KeptProgram:
@@ -75,7 +74,7 @@ class KeptProgram:
             result = jax.block_until_ready(program(*passed))
             self._programs[key] = program
             return result
-        with _compiling, _without_cache():
+        with _without_cache:
             program = self._function.lower(*arguments).compile()
         _save(path, program)
         self._programs[key] = program
@@ -100,7 +99,7 @@ def _folder(devices: Sequence[jax.Device]) -> pathlib.Path | None:
     is_kept = (
         folder
         and "://" not in folder
-        and jax.config.jax_enable_compilation_cache
+        and _without_cache.is_cache_wanted()
         and devices[0].platform == "cpu"
         and jax.process_count() == 1
     )
@@ -143,13 +142,35 @@ def _save(path: pathlib.Path, program: jax.stages.Compiled) -> None:
         os.replace(file.name, path)
 
 
-@contextlib.contextmanager
-def _without_cache() -> Iterator[None]:
-    """Compiles without JAX's cache: programs from there lack parts when they are written again."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # JAX looks once whether there is one.
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", True)
-        compilation_cache.reset_cache()
+class _Switch:
+    """Turns JAX's cache off as long as any thread is inside.
+
+    Programs from that cache lack parts when they are written again.
+    """
+
+    def __init__(self):
+        self._lock, self._inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._set(False)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._set(True)
+
+    def is_cache_wanted(self) -> bool:
+        """Returns whether JAX's cache is on, or off only because a thread is inside."""
+        with self._lock:
+            return self._inside > 0 or jax.config.jax_enable_compilation_cache
+
+    def _set(self, is_on: bool) -> None:
+        jax.config.update("jax_enable_compilation_cache", is_on)
+        compilation_cache.reset_cache()  # JAX looks once whether there is one.
+
+
+_without_cache = _Switch()

@@ -1,6 +1,8 @@
 """Programs on disk: loaded instead of traced, and made again where a file cannot be used."""
 
 import functools
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +57,24 @@ def test_each_program_has_a_file_of_its_own(cache):
         assert program({"a": np.zeros_like(x)}, x, k)["best"][0].shape == (1, k)
         assert traced == [(x.shape[-1], k)]
     assert len(list(cache.glob("elq_jax_*"))) == 4
+
+
+def test_threads_that_compile_side_by_side_keep_all_programs(cache):
+    """Both are inside a compilation before either leaves it."""
+    both = threading.Barrier(2, timeout=60)
+
+    def f(x):
+        both.wait()
+        return x + 1
+
+    def call(size):
+        program = KeptProgram(jax.jit(f), "side by side", jax.local_devices()[:1])
+        return program(np.zeros(size, np.float32))
+
+    with ThreadPoolExecutor(2) as threads:
+        assert [result.shape for result in threads.map(call, (3, 4))] == [(3,), (4,)]
+    assert len(list(cache.glob("elq_jax_*"))) == 2
+    assert jax.config.jax_enable_compilation_cache
 
 
 @pytest.mark.parametrize("damage", ["content", "cut", "sources", "program"])
