@@ -24,6 +24,7 @@ from elq_jax.model.parameters import cast_frozen
 from elq_jax.retrieval.base import Index
 from elq_jax.text.padding import (
     EvaluationBatch,
+    cheapest_batches,
     length_sorted_batches,
     pad_tokens,
 )
@@ -146,7 +147,8 @@ class Scorer:
     Attributes:
       least_mentions: smallest K that programs are compiled for. Where fewer spans are asked for,
         the best are chosen on the host. 1 by default: one program for each K.
-      few_lengths: whether all batches are padded to few lengths, see `length_sorted_batches`.
+      shapes: pairs of B and T that batches are padded to, see `cheapest_batches`. Empty by default:
+        those that `length_sorted_batches` chooses.
 
     Raises:
       ElqError: matrix products have no such dtype.
@@ -155,7 +157,8 @@ class Scorer:
     def __init__(self, model: Model, dtype: str, devices: Sequence[jax.Device]):
         self.dtype = dtype = devices_lib.compute_dtype(dtype, devices)
         self._pad_id, self._devices = model.tokenizer.pad_id, devices
-        self.least_mentions, self.few_lengths = 1, False
+        self.least_mentions = 1
+        self.shapes: Sequence[tuple[int, int]] = ()
         apply = functools.partial(model.question_apply, dtype=dtype)
         self._max_width = max_width = model.config.max_mention_width
 
@@ -236,8 +239,10 @@ class Scorer:
         if most:
             most = 8 ** max(1, math.ceil(math.log(most, 8)))  # few widths, few compilations
         lengths = [len(window.ids) for window in windows]
-        sizes = batch_size, longest, self.few_lengths
-        batches = iter(length_sorted_batches(lengths, *sizes))
+        if shapes := [shape for shape in self.shapes if shape[0] <= batch_size]:
+            batches = iter(cheapest_batches(lengths, shapes))
+        else:
+            batches = iter(length_sorted_batches(lengths, batch_size, longest))
         while group := list(itertools.islice(batches, BATCHES_IN_FLIGHT)):
             # All are dispatched before the first result is waited for.
             outputs = [self._dispatch(windows, batch, search, most) for batch in group]

@@ -53,8 +53,9 @@ def make_app(linker: EntityLinker, settings: ServeSettings | None = None) -> "Fa
     )
     app.state.service = service
     app.openapi = lambda: openapi.document(app)
+    linking = routes.link_router()
+    app.include_router(linking)
     for make_router in (
-        routes.link_router,
         routes.entities_router,
         routes.state_router,
         page_route.page_router,
@@ -75,7 +76,7 @@ def make_app(linker: EntityLinker, settings: ServeSettings | None = None) -> "Fa
         return _error(422, _in_words(error.errors()[0]))
 
     log = AccessLog(settings.access_log, settings.log_texts)
-    app.add_middleware(Gate, service=service, log=log)
+    app.add_middleware(Gate, service=service, log=log, direct=linking.routes)
     if settings.origins:  # Outermost, so that errors can be read by other pages too.
         app.add_middleware(
             CORSMiddleware,

@@ -71,7 +71,7 @@ class Service:
         check_settings(self.settings)
         self.metrics = metrics or Metrics()
         self.is_ready = self._is_stopped = self._is_warm = False
-        share_programs(linker)
+        share_programs(linker, self.settings.batch_size)
         self.refused = ""
         self._watching: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()

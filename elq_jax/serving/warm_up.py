@@ -17,18 +17,21 @@ from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.scoring import Search
 from elq_jax.retrieval.exact import QUERY_BUCKETS
 from elq_jax.serving.settings import ServeSettings
-from elq_jax.text.padding import BATCH_BUCKETS, length_sorted_batches
+from elq_jax.text.padding import LENGTH_BUCKETS
 from elq_jax.text.tokenization import EncodedQuestion
 
 KNOWN_BATCH = 1  # questions encoded together if their mentions are known: few programs
+_SIZES = (1, 4, 8, 16, 24, 32, 64, 128, 256)  # numbers of questions
+_SHORT, _MANY = (10, 14, 20), 8  # lengths, in tokens, of at least so many questions
+_TOKENS = 16  # of a full batch, per question
 _KNOWN_WIDTHS = (8, 64, 512)  # numbers of known mentions that questions are padded to
 # Numbers of queries whose batches, few and many, have all sizes that exact search is compiled for.
 _QUERIES = (*QUERY_BUCKETS, *(QUERY_BUCKETS[-1] + size for size in QUERY_BUCKETS))
 
 
-def share_programs(linker: EntityLinker) -> None:
+def share_programs(linker: EntityLinker, batch_size: int) -> None:
     """Lets all requests share few programs, those with fewer mentions or candidates too."""
-    linker.scorer.few_lengths = True
+    linker.scorer.shapes = shapes(linker.max_question_tokens, batch_size)
     linker.scorer.least_mentions = linker.settings.max_mentions
     linker.index.least_k = linker.settings.num_candidates
 
@@ -36,20 +39,24 @@ def share_programs(linker: EntityLinker) -> None:
 def shapes(longest: int, batch_size: int) -> list[tuple[int, int]]:
     """Lists what the encoder is compiled for: numbers of questions, and tokens of each.
 
+    Every question fits by itself, and as many together as have `_TOKENS` per question of a batch;
+    more at a time would be hardly faster. Many short questions have more shapes, since most
+    questions are short and padding is what their batches cost most.
+
     Args:
       longest: largest T.
       batch_size: largest B.
 
     Returns:
-      pairs of a number of questions and a number of tokens. Each pair is padded to another shape
-      [B, T], and all questions are padded to one of these shapes.
+      pairs of B and T.
     """
-    pairs = {}
-    for size in (*(size for size in BATCH_BUCKETS if size < batch_size), batch_size):
-        for tokens in range(2, longest + 1):
-            [batch] = length_sorted_batches([tokens] * size, batch_size, longest, True)
-            pairs[batch.size, batch.length] = size, tokens
-    return list(pairs.values())
+    pairs = []
+    for size in sorted({*(size for size in _SIZES if size < batch_size), batch_size}):
+        lengths = sorted({*LENGTH_BUCKETS, *(_SHORT if size >= _MANY else ())})
+        for length in (*(length for length in lengths if length < longest), longest):
+            if size == 1 or size * length <= _TOKENS * batch_size:
+                pairs.append((size, length))
+    return pairs
 
 
 def warm_up(

@@ -16,7 +16,7 @@ from elq_jax.questions.read import read_questions
 from elq_jax.questions.records import Mention, Question
 from elq_jax.questions.stored import store_examples
 from elq_jax.text import padding
-from elq_jax.text.padding import length_sorted_batches, pad_tokens
+from elq_jax.text.padding import cheapest_batches, length_sorted_batches, pad_tokens
 from elq_jax.text.tokenization import Tokenizer
 from elq_jax.text.windows import question_window
 
@@ -100,6 +100,38 @@ def test_padding_of_real_lengths():
     batches = length_sorted_batches(lengths, 64)
     assert sum(batch.size * batch.length for batch in batches) < 1.12 * lengths.sum()
     assert len({(batch.size, batch.length) for batch in batches}) <= 8
+
+
+def test_cheapest_batches_cost_no_more_than_any_other():
+    """Compared with all ways to cut the sorted questions and to choose a shape for each part."""
+    shapes = [(1, 12), (1, 64), (2, 20), (4, 12), (4, 16), (8, 10)]
+
+    def cheapest(lengths):
+        if not lengths:
+            return 0
+        return min(
+            size * length + 30 + cheapest(lengths[count:])
+            for count in range(1, len(lengths) + 1)
+            for size, length in shapes
+            if count <= size and lengths[count - 1] <= length
+        )
+
+    draw = np.random.default_rng(0)
+    for count in range(1, 10):
+        lengths = draw.integers(2, draw.choice([11, 17, 40]), count)
+        batches = cheapest_batches(lengths, shapes)
+        seen = np.concatenate([batch.indices for batch in batches])
+        assert sorted(seen) == list(range(count))
+        assert [*lengths[seen]] == sorted(lengths)
+        for batch in batches:
+            assert (batch.size, batch.length) in shapes
+            assert len(batch.indices) <= batch.size
+            assert lengths[batch.indices].max() <= batch.length
+        cost = sum(batch.size * batch.length + 30 for batch in batches)
+        assert cost == cheapest(sorted(lengths.tolist()))
+    assert cheapest_batches([], shapes) == []
+    with pytest.raises(ElqError, match="a question of 65 tokens, expected at most 64"):
+        cheapest_batches([3, 65], shapes)
 
 
 def test_length_sorted_batches_of_nothing_and_too_long():

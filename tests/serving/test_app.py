@@ -22,7 +22,7 @@ from elq_jax.questions.rows import Row
 from elq_jax.serving.app import make_app
 from elq_jax.serving.settings import ServeSettings
 
-QUIET = ServeSettings(access_log=False)
+QUIET = ServeSettings(access_log=False, batch_size=8, timeout=300)  # few programs, much time
 
 
 @pytest.fixture(scope="module")

@@ -1,28 +1,24 @@
 """What is compiled before a service is ready covers whatever can be asked."""
 
-import random
-
 import pytest
 from tiny import tiny_linker_directory
 
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.serving.settings import ServeSettings
 from elq_jax.serving.warm_up import KNOWN_BATCH, shapes, share_programs, warm_up
-from elq_jax.text.padding import length_sorted_batches
+from elq_jax.text.padding import cheapest_batches
 
 
 @pytest.mark.parametrize(("longest", "batch_size"), [(24, 64), (64, 64), (512, 48), (30, 1)])
-def test_every_batch_has_a_shape_that_is_compiled(longest, batch_size):
-    compiled = set()
-    for size, tokens in shapes(longest, batch_size):
-        [batch] = length_sorted_batches([tokens] * size, batch_size, longest, True)
-        compiled.add((batch.size, batch.length))
-    draw = random.Random(0)
-    for _ in range(300):
-        widest = draw.randint(2, longest)
-        lengths = [draw.randint(2, widest) for _ in range(draw.randint(1, 3 * batch_size))]
-        for batch in length_sorted_batches(lengths, batch_size, longest, True):
-            assert (batch.size, batch.length) in compiled
+def test_every_shape_is_compiled_for_itself(longest, batch_size):
+    """The warm-up encodes B questions of T tokens for each shape."""
+    compiled = shapes(longest, batch_size)
+    assert len(set(compiled)) == len(compiled) <= 70
+    assert max(size for size, _ in compiled) == batch_size
+    for size, length in compiled:
+        [batch] = cheapest_batches([length] * size, compiled)
+        assert (batch.size, batch.length) == (size, length)
+    assert {batch.size for batch in cheapest_batches([2, longest], compiled)} <= {1, 4}
 
 
 def test_nothing_is_compiled_after_the_warm_up(tmp_path, caplog):
@@ -30,8 +26,8 @@ def test_nothing_is_compiled_after_the_warm_up(tmp_path, caplog):
 
     folder = tiny_linker_directory(tmp_path, threshold=-30.0)
     linker = EntityLinker.from_pretrained(folder, dtype="float32", devices="cpu")
-    share_programs(linker)
     linker.settings = linker.settings.replace(max_question_tokens=16)
+    share_programs(linker, 4)
     warm_up(linker, ServeSettings(batch_size=4))
     texts = ["x", "who wrote dune and when", "a b c d e f g h i j k l"]
     with jax.log_compiles(True), caplog.at_level("WARNING"):
