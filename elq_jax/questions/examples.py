@@ -12,7 +12,7 @@ import numpy as np
 
 from elq_jax.core.errors import ElqError
 from elq_jax.questions.align import MentionProblem, _too_wide, align_mentions, align_neutral
-from elq_jax.text.windows import QuestionWindow, question_window
+from elq_jax.text.windows import QuestionWindow, question_window, sentence_starts, text_windows
 
 if TYPE_CHECKING:
     from elq_jax.questions.records import Question
@@ -111,15 +111,20 @@ def iter_examples(
     max_mention_width: int | None = None,
     report: AlignmentReport | None = None,
 ) -> Iterator[TrainingExample]:
-    """Tokenises labelled questions and cuts them to windows around their mentions.
+    """Tokenises labelled questions and cuts long ones to windows around their mentions.
 
-    Token ids in the file of a question replace the tokenizer's. A question is left out if none of
-    its mentions can be used, since it would teach that it has no mentions.
+    A text that fits is one example. A longer one is cut to windows as in linking, see
+    `text_windows`, and those are examples that have mentions, or all if the text has none. A
+    mention in two windows is learned from both. Text outside of an `evaluation_span` is not shown.
+
+    Token ids in the file of a question replace the tokenizer's; if there are too many, they are cut
+    to one window, see `question_window`. A question is left out if none of its mentions can be
+    used, since it would teach that it has no mentions.
 
     Args:
       questions: labelled questions, see `read_questions`; a thousand are held at a time.
       tokenizer: tokenizer of the question encoder.
-      max_length: largest T, see `question_window`.
+      max_length: largest T.
       max_mention_width: number of tokens above which a mention is reported, since only linking is
         learned from it; None: no limit.
       report: report that is filled while examples are made.
@@ -134,46 +139,99 @@ def iter_examples(
         encoded = iter(tokenizer.encode_questions(plain, _NO_LIMIT))
         for question in part:
             neutral = np.zeros((0, 2), np.int32)
+            marks = tokenizer.cls_id, tokenizer.sep_id
             if question.token_ids is None:
                 tokens = next(encoded)
-                token_ids, spans, numbers = _aligned(question, tokens, report)
+                spans, numbers = _aligned(question, tokens, report)
                 neutral, problems = align_neutral(question, tokens)
                 report.add(problems)
+                overlap = (max_mention_width or max_length) - 1
+                windows = _windows(question, tokens, spans, max_length, overlap, *marks)
             else:
                 token_ids, spans = _of_file(question, tokenizer.vocab_size)
                 numbers = list(range(len(question.mentions)))
-            window = question_window(
-                token_ids, spans, max_length, cls_id=tokenizer.cls_id, sep_id=tokenizer.sep_id
-            )
+                windows = [question_window(token_ids, spans, max_length, *marks)]
             report.add(
-                _window_problems(question, numbers, spans, window, max_length, max_mention_width)
+                _window_problems(question, numbers, spans, windows, max_length, max_mention_width)
             )
-            rows = [question.mentions[numbers[place]].row for place in window.order]
-            if question.mentions and not rows:
+            if question.mentions and not any(len(window.order) for window in windows):
                 report.leave_out(question.id)
                 continue
-            report.examples += 1
-            report.mentions += len(rows)
-            report.linked += sum(row >= 0 for row in rows)
-            neutral = neutral - window.offset
-            is_inside = (neutral[:, 0] >= 1) & (neutral[:, 1] <= len(window.ids) - 2)
-            report.neutral += int(is_inside.sum())
-            rows = np.array(rows, np.int32)
-            yield TrainingExample(window.ids, window.bounds, rows, neutral=neutral[is_inside])
+            for window in windows:
+                yield _example(question, numbers, neutral, window, report)
+
+
+def _example(
+    question: Question,
+    numbers: list[int],
+    neutral: np.ndarray,
+    window: QuestionWindow,
+    report: AlignmentReport,
+) -> TrainingExample:
+    """Makes an example of a window, and counts it."""
+    rows = [question.mentions[numbers[place]].row for place in window.order]
+    neutral = neutral - window.offset
+    is_inside = (neutral[:, 0] >= 1) & (neutral[:, 1] <= len(window.ids) - 2)
+    report.examples += 1
+    report.mentions += len(rows)
+    report.linked += sum(row >= 0 for row in rows)
+    report.neutral += int(is_inside.sum())
+    rows = np.array(rows, np.int32)
+    return TrainingExample(window.ids, window.bounds, rows, neutral=neutral[is_inside])
+
+
+def _windows(
+    question: Question,
+    encoded: EncodedQuestion,
+    spans: np.ndarray,
+    max_length: int,
+    overlap: int,
+    cls_id: int,
+    sep_id: int,
+) -> list[QuestionWindow]:
+    """Cuts the tokens of a question to windows; see `iter_examples`.
+
+    Args:
+      question: question.
+      encoded: its tokens.
+      spans: [M, 2] int, half-open positions of mentions among the tokens without [CLS] and [SEP].
+      max_length: largest T.
+      overlap: number of tokens that two windows share, at least.
+      cls_id, sep_id: ids of [CLS] and [SEP].
+    """
+    ids, offsets = encoded.ids[1:-1], encoded.offsets[1:-1]
+    start, end = question.evaluation_span or (0, len(question.text))
+    inside = np.flatnonzero((offsets[:, 0] >= start) & (offsets[:, 1] <= end))
+    first, stop = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
+    is_inside = (spans[:, 0] >= first) & (spans[:, 1] <= stop)
+    places = np.flatnonzero(is_inside)
+    if stop - first <= max_length - 2:
+        window = question_window(ids[first:stop], spans[places] - first, max_length, cls_id, sep_id)
+        return [window._replace(order=places[window.order], offset=first + window.offset)]
+    breaks = sentence_starts(question.text, encoded.offsets) - first
+    windows = []
+    for cut in text_windows([stop - first + 2], [breaks[breaks > 1]], max_length, overlap):
+        offset, end = first + cut.start - 1, first + cut.stop - 1
+        own = places[(spans[places, 0] >= offset) & (spans[places, 1] <= end)]
+        own = own[np.lexsort(spans[own].T[::-1])]
+        sums = spans[own].sum(axis=1) + 1 - 2 * first  # of first and last, as of `cut`
+        if len(spans) and not ((sums > cut.low) & (sums <= cut.high)).any():
+            continue
+        bounds = (spans[own] - offset + [1, 0]).astype(np.int32)
+        window_ids = np.array([cls_id, *ids[offset:end], sep_id], np.int32)
+        windows.append(QuestionWindow(window_ids, bounds, own, offset))
+    return windows
 
 
 def _aligned(
     question: Question, encoded: EncodedQuestion, report: AlignmentReport
-) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Returns tokens of a question, half-open token spans of mentions, and the mentions' numbers.
-
-    The tokens are without [CLS] and [SEP].
-    """
+) -> tuple[np.ndarray, list[int]]:
+    """Returns half-open spans of mentions, in tokens without [CLS] and [SEP], and their numbers."""
     aligned = align_mentions(question, encoded)
     report.add(aligned.problems)
     refused = {problem.mention for problem in aligned.problems}
     numbers = [n for n in range(len(question.mentions)) if n not in refused]
-    return encoded.ids[1:-1], aligned.bounds - [1, 0], numbers
+    return aligned.bounds - [1, 0], numbers
 
 
 def _of_file(question: Question, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -192,18 +250,20 @@ def _window_problems(
     question: Question,
     numbers: list[int],
     spans: np.ndarray,
-    window: QuestionWindow,
+    windows: Sequence[QuestionWindow],
     max_length: int,
     max_width: int | None,
 ) -> list[MentionProblem]:
-    bounds_in_window = dict(zip(window.order.tolist(), window.bounds.tolist(), strict=True))
+    bounds_in_window: dict[int, list[int]] = {}
+    for window in windows:
+        bounds_in_window |= dict(zip(window.order.tolist(), window.bounds.tolist(), strict=True))
     problems = []
     for place, number in enumerate(numbers):
         start, end = spans[place].tolist()
         first, last = bounds_in_window.get(place, (0, -1))
         if place not in bounds_in_window:
             kind = "cut"
-            reason = f"it and the mentions before it do not fit in {max_length} tokens"
+            reason = f"it is in no window of {max_length} tokens"
         elif last - first + 1 < end - start:
             kind, reason = "shortened", f"its {end - start} tokens do not fit in {max_length}"
         elif max_width is not None and end - start > max_width:

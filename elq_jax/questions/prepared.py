@@ -47,12 +47,13 @@ class LabelledQuestionsConfig(tfds.core.BuilderConfig):
 class LabelledQuestions(tfds.core.GeneratorBasedBuilder):
     """Holds questions with gold mentions, in the order of their files; `prepare` makes it."""
 
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
     # Without it TFDS 4.9.10 asks importlib_resources, which it does not install.
     code_path = epath.Path(__file__)
     RELEASE_NOTES = {  # noqa: RUF012 (as TFDS declares it)
         "1.0.0": "First version.",
         "1.1.0": "Neutral spans.",
+        "1.2.0": "Evaluation spans.",
     }
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -68,6 +69,8 @@ class LabelledQuestions(tfds.core.GeneratorBasedBuilder):
             "token_ids": tfds.features.Tensor(shape=(None,), dtype=np.int32),
             "token_mentions": tfds.features.Tensor(shape=(None, 2), dtype=np.int32),
             "neutral": tfds.features.Tensor(shape=(None, 2), dtype=np.int32),
+            # None or one.
+            "evaluation_span": tfds.features.Tensor(shape=(None, 2), dtype=np.int32),
         }
         return tfds.core.DatasetInfo(
             builder=self,
@@ -231,6 +234,7 @@ def _record(question: Question) -> dict[str, Any]:
         "token_ids": np.array(question.token_ids or (), np.int32),
         "token_mentions": np.array(question.token_mentions or (), np.int32).reshape(-1, 2),
         "neutral": np.array(question.neutral, np.int32).reshape(-1, 2),
+        "evaluation_span": np.array(question.evaluation_span or (), np.int32).reshape(-1, 2),
     }
 
 
@@ -254,4 +258,5 @@ def _question(record: Mapping[str, Any]) -> Question:
         token_ids=token_ids,
         token_mentions=token_mentions if token_ids else None,
         neutral=tuple(map(tuple, record["neutral"].tolist())),
+        evaluation_span=next(map(tuple, record["evaluation_span"].tolist()), None),
     )

@@ -176,18 +176,18 @@ def _with_neutral(row: dict[str, Any], question: Question) -> Question:
     names = [name for name in ("neutral", "evaluation_span") if row.get(name) is not None]
     if not names:
         return question
-    spans = list(question.neutral)
+    spans, labelled = list(question.neutral), None
     if "neutral" in names:
         spans += parse_spans(row, "neutral", size, "characters", allow_overlaps=True)
     if "evaluation_span" in names:
-        start, end = evaluation_span(row, size)
+        start, end = labelled = evaluation_span(row, size)
         spans += [span for span in ((0, start), (end, size)) if span[0] < span[1]]
     if spans and question.token_ids is not None:
         raise ElqError(
             f"found {names[0]!r} beside 'tokenized_text_ids'; its character offsets have no "
             "tokens: remove one of the two fields"
         )
-    return replace(question, neutral=tuple(spans))
+    return replace(question, neutral=tuple(spans), evaluation_span=labelled)
 
 
 def evaluation_span(row: dict[str, Any], size: int) -> Span:

@@ -19,9 +19,9 @@ part of the text whose mentions are labelled, by default all of it:
 
     "neutral": [[4, 9]], "evaluation_span": [0, 15]
 
-What is outside of the evaluation span is neutral too. In training, a neutral span is neither right
-nor wrong, unless it is a gold mention. In evaluation, neither are links at neutral spans, see
-`evaluation.matching.QuestionResult.counted`.
+What is outside of the evaluation span is neutral too, and training does not see it. In training, a
+neutral span is neither right nor wrong, unless it is a gold mention. In evaluation, neither are
+links at neutral spans, see `evaluation.matching.QuestionResult.counted`.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ class Question:
         overlap each other and gold mentions; one that is a gold mention counts as that.
       left_out: labels of the file that are no gold mentions, each by the reason, such as
         "optional".
+      evaluation_span: half-open character offsets of the part whose mentions are labelled; None:
+        all of the text.
     """
 
     id: str
@@ -86,6 +88,7 @@ class Question:
     token_mentions: tuple[tuple[int, int], ...] | None = None
     neutral: tuple[Span, ...] = ()
     left_out: tuple[str, ...] = ()
+    evaluation_span: Span | None = None
 
 
 _Row = Annotated[int, msgspec.Meta(ge=OUT_OF_CATALOGUE, lt=2**31)]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _RECORDS, _REPORT = "examples.array_record", "report.json"
 _COUNTS, _NEUTRAL_COUNTS = "mention_counts.npy", "neutral_counts.npy"
 _INPUTS = "inputs.json"
-_FORMAT = 2  # Raised when records, or the way that questions become examples, change.
+_FORMAT = 3  # Raised when records, or the way that questions become examples, change.
 
 
 class StoredExamples(Sequence[TrainingExample]):

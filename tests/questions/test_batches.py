@@ -269,7 +269,9 @@ def test_examples_of_plain_questions(tokenizer):
     assert len(long) > 9_990
     examples, report = make_examples(questions, tokenizer, 16)
     [dune] = tokenizer.encode_questions(["dune"], 8)
-    assert [len(example.ids) for example in examples] == [6, 16, 6, 5]
+    assert [len(example.ids) for example in examples][::2] == [6, 6]
+    assert 6 < len(examples[1].ids) <= 16
+    assert len(examples[3].ids) == 5
     assert [example.rows.tolist() for example in examples] == [[4], [-1], [1], []]
     for example in examples[:2]:
         [(first, last)] = example.bounds
@@ -280,6 +282,49 @@ def test_examples_of_plain_questions(tokenizer):
     assert report.left_out == ["q"]
     assert "2 misaligned" in report.summary()
     assert "1 questions left out" in report.summary()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_windows_of_a_long_text_have_all_mentions_in_their_places(tokenizer, seed):
+    """Against the tokens of a text of words with one token each, in a loop over all windows."""
+    rng = np.random.default_rng(seed)
+    words = [*rng.choice(["who", "wrote", "dune", ".", "in"], 90)]
+    starts = np.cumsum([0, *(len(word) + 1 for word in words)]).tolist()
+    text, longest, width = " ".join(words), 20, 4
+    places = sorted(rng.choice(range(0, 88, 3), 12, replace=False).tolist())
+    ends = [place + int(rng.integers(1, 4)) for place in places]
+    mentions = tuple(
+        Mention(starts[i], starts[j] - 1, row)
+        for row, (i, j) in enumerate(zip(places, ends, strict=True))
+    )
+    first, last = (0, 90) if seed % 2 else (11, 71)
+    question = Question("q", text, mentions, neutral=((starts[30], starts[31] - 1),))
+    if not seed % 2:
+        question = dataclasses.replace(question, evaluation_span=(starts[first], starts[last] - 1))
+    [encoded] = tokenizer.encode_questions([text], None)
+    assert len(encoded.ids) == 92
+    examples, report = make_examples([question], tokenizer, longest, width)
+    seen = set()
+    inside = [n for n in range(12) if first <= places[n] and ends[n] <= last]
+    for example in examples:
+        ids = example.ids[1:-1].tolist()
+        offsets = [
+            k
+            for k in range(first, last - len(ids) + 1)
+            if encoded.ids[k + 1 : k + 1 + len(ids)].tolist() == ids
+            and [places[row] + 1 - k for row in example.rows] == example.bounds[:, 0].tolist()
+        ]
+        assert len(ids) <= longest - 2
+        [offset] = offsets
+        stop = offset + len(ids)
+        assert example.rows.tolist() == [
+            n for n in inside if offset <= places[n] and ends[n] <= stop
+        ]
+        assert (example.bounds[:, 1] + offset).tolist() == [ends[row] for row in example.rows]
+        assert example.neutral.tolist() == [[31 - offset] * 2] * (offset <= 30 < stop)
+        seen |= {*example.rows.tolist()}
+    assert sorted(seen) == inside
+    assert {problem.mention for problem in report.problems} == {*range(12)} - {*inside}
 
 
 def test_mentions_that_are_too_wide_are_named_and_stay(tokenizer):
@@ -332,12 +377,12 @@ def test_stored_examples_are_those_of_a_list(tokenizer, tmp_path):
     questions = many_questions(2500)  # more than are tokenised together
     expected, report = make_examples(questions, tokenizer, 20, 3)
     stored = store_examples(questions, tmp_path / "train", tokenizer, 20, 3, source="a")
-    assert len(stored) == len(expected) == 1875
+    assert len(stored) == len(expected) == report.examples >= 1875  # Some are several windows.
     assert stored.mention_counts.tolist() == [len(example.rows) for example in expected]
     for number in (0, 1, 1023, 1024, 1874, -1):
         assert_same_example(stored[number], expected[number])
     with pytest.raises(IndexError):
-        stored[1875]
+        stored[len(expected)]
     assert stored.report == report
     assert (report.num_left_out, len(report.left_out)) == (625, 100)
     assert report.counts["misaligned"] == 625

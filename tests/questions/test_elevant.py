@@ -69,6 +69,7 @@ def test_what_is_outside_of_the_evaluation_span_is_neutral(read):
     question, report = read(evaluation_span=[start, end])
     assert quoted(question) == ["Babbage"]
     assert set(question.neutral) == {tuple(span("1833")), (0, start), (end, len(TEXT))}
+    assert question.evaluation_span == (start, end)
     assert report.left_out == {"outside the evaluation span": 8, "optional": 1}
     question, _ = read(evaluation_span=[0, len(TEXT)])
     assert (0, 0) not in question.neutral
