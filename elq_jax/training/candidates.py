@@ -106,7 +106,7 @@ def _thresholds(run: Run, linker: EntityLinker, weights: CandidateWeights) -> di
 
 def linker_of(run: Run, settings: LinkingSettings) -> EntityLinker:
     """Returns the linker that a run has trained so far, with exact search."""
-    return EntityLinker(
+    linker = EntityLinker(
         run.model,
         run.catalogue,
         exact_index(run.embeddings(), run.devices, products=run.config.joint.dtype),
@@ -116,6 +116,8 @@ def linker_of(run: Run, settings: LinkingSettings) -> EntityLinker:
         candidate_scorer=run.candidate_scorer,
         devices=run.devices,
     )
+    linker.scorer.few_lengths = True  # Compiling takes longer than what padding adds.
+    return linker
 
 
 def choose_threshold(run: Run) -> None:

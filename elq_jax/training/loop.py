@@ -277,6 +277,7 @@ def dev_evaluation(run: Run, table: Table, dtype: str) -> Callable[[Any], dict[s
     linker = EntityLinker(
         run.model, run.catalogue, index, settings, dtype=dtype, devices=run.devices
     )
+    linker.scorer.few_lengths = True  # Compiling takes longer than what padding adds.
 
     def evaluate(params: Any) -> dict[str, Evaluation]:
         trained, floor = linker.with_params(params), run.config.eval.threshold_floor
