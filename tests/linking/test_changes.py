@@ -7,6 +7,9 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -372,3 +375,36 @@ def test_killed_writers(plain):
     assert done.returncode == 0, done.stderr
     assert "10 kills during" in done.stdout
     assert "; 0 times the catalogue was neither" in done.stdout
+
+
+def test_readers_never_see_half_a_change(folder, encoded):
+    """Rows shift when the catalogue is compacted; an id always has its own title."""
+    linker = opened(folder)
+    titles = {each.id: each.title for each in linker.catalogue.entities(range(ROWS))}
+    titles |= {f"n{number}": f"Zorblax {number}" for number in range(8)}
+    wrong, counts, done = [], [0, 0], threading.Event()
+
+    def read(number):
+        while not done.is_set():
+            for links in linker(QUESTIONS):
+                counts[number] += 1
+                for each in (each for link in links for each in (link, *link.candidates)):
+                    if titles[each.id] != each.title:
+                        wrong.append(each)
+
+    with ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(read, number) for number in range(2)]
+        linker.remove_entities(linker.catalogue.ids([3]))
+        for number in range(8):
+            linker.add_entities([entity(f"Zorblax {number}", id=f"n{number}")])
+            if number == 4:
+                linker.compact()
+        seen = list(counts)
+        while not all(now > before + 2 for now, before in zip(counts, seen, strict=True)):
+            if any(reader.done() for reader in readers):
+                break
+            time.sleep(0.01)
+        done.set()
+        for reader in readers:
+            reader.result()
+    assert not wrong

@@ -1,0 +1,214 @@
+"""Measures what a change of a catalogue costs, for docs/living-catalogue.md.
+
+    python -m benchmarks.living_catalogue --linker runs/refit/linker
+    python -m benchmarks.living_catalogue --linker runs/refit/linker --time_split 0.1 \\
+        --questions data/questions/webqsp/dev.jsonl --only time
+
+changes copies of the linker, never itself, and prints tables:
+
+    add      seconds to add 16 entities, until the next question is linked to one of them, in this
+             process and in another linker that has the directory open
+    search   searches with rows in small segments and with deleted rows, in alternation with the
+             same search over one segment: time relative to it, and recall
+    time     a share of the entities, drawn by their ids, is removed and then added again: accuracy
+             of the questions about them and about the others, before, between and after
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from benchmarks.options import LINKER, ONLY, QUESTIONS, ROUNDS, SMALL
+from elq_jax.cli.run import run, start_jax
+
+_SHARE = flags.DEFINE_float("time_split", 0.1, "Share of the entities that come later.", 0, 1)
+_NEW, _K = 16, 10
+_QUERIES = (1, 64)
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the measurements whose names --only matches."""
+    del arguments
+    start_jax()
+    from elq_jax.core import machine
+    from elq_jax.storage.files import link_or_copy
+
+    print(machine.describe_machine()["cpu"])
+    for name, measure in (("add", _add), ("search", _search), ("time", _time)):
+        if not re.search(_which(), name):
+            continue
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = pathlib.Path(temporary) / "linker"
+            link_or_copy(LINKER.value, folder)
+            for line in measure(folder):
+                print(line, flush=True)
+
+
+def _which() -> str:
+    """Returns the expression of --only; without one, everything but what needs questions."""
+    return ONLY.value or ("add|search|time" if QUESTIONS.value else "add|search")
+
+
+def _timed(function: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Returns seconds and processor seconds that a call takes, and its result."""
+    started, cpu = time.perf_counter(), time.process_time()
+    result = function()
+    return time.perf_counter() - started, time.process_time() - cpu, result
+
+
+def _add(folder: pathlib.Path) -> Iterator[str]:
+    from elq_jax import EntityLinker
+
+    linker, other = EntityLinker.from_pretrained(folder), EntityLinker.from_pretrained(folder)
+    linker(["who directed zorblax nine?"]), other(["who directed zorblax nine?"])
+    yield f"add: {_NEW} entities to {len(linker.catalogue):,}"
+    for number in range(ROUNDS.value):
+        title = f"Zorblax {chr(ord('a') + number) * 3}"
+        entities = [
+            {"title": f"{title} {i}", "text": f"Film number {i} about robots on a planet. " * 3}
+            for i in range(_NEW)
+        ]
+        seconds, cpu, _ = _timed(lambda new=entities: linker.add_entities(new))
+        asked = f"who directed {title} 3?"
+        question, _, links = _timed(lambda text=asked: linker(text))
+        refresh, _, _ = _timed(other.refresh)
+        right = [f"{title} 3" in [link.title for link in found] for found in (links, other(asked))]
+        yield (
+            f"  call {number + 1}: {seconds:.3f} s ({cpu:.3f} s of processor time), next question "
+            f"{question:.3f} s, refresh of another linker {refresh:.3f} s; linked right: {right}"
+        )
+
+
+def _search(folder: pathlib.Path) -> Iterator[str]:
+    from elq_jax.entities.embeddings import Shard
+    from elq_jax.entities.segments import open_segments
+    from elq_jax.retrieval.exact import ExactIndex
+    from elq_jax.retrieval.measure import perturbed_rows, recall
+    from elq_jax.retrieval.segments import SegmentedIndex
+
+    embeddings = open_segments(folder).embeddings
+    queries, about = perturbed_rows(embeddings, 4 * max(_QUERIES), 0.7, 0)
+    first, rows = ExactIndex(embeddings), len(embeddings)
+    yield f"search: {rows:,} rows in the first segment, k = {_K}; {about}"
+    random = np.random.default_rng(0)
+    for size, share in ((0, 0), (10, 0), (1000, 0), (50_000, 0), (0, 0.1), (1000, 0.1)):
+        if SMALL.value:
+            size = min(size, 1000)
+        new = embeddings.rows(random.integers(0, rows, size)) + np.float32(0.01)
+        new = Shard(0, new).astype(embeddings.dtype).float32()
+        deleted = random.random(rows + size) < share
+        living = np.flatnonzero(~deleted)
+        whole = np.concatenate([embeddings[:], new])[living]
+        index = SegmentedIndex(first, _pieces(new), deleted if share else None)
+        compacted = ExactIndex(_written(folder / f"{size}-{share}", whole, embeddings))
+        del whole
+        found, exact = index.search(queries, _K)[1], living[compacted.search(queries, _K)[1]]
+        ratios = [_ratio(index, compacted, queries[:count]) for count in _QUERIES]
+        yield (
+            f"  {size:6,} rows in {len(_pieces(new))} small segments, {share:.0%} deleted: "
+            + ", ".join(
+                f"{count} queries {own * 1e3:.1f} ms, {own / other:.2f} of one segment"
+                for count, (own, other) in zip(_QUERIES, ratios, strict=True)
+            )
+            + f"; recall {recall(found, exact, _K):.4f}"
+        )
+
+
+def _written(folder: pathlib.Path, vectors: np.ndarray, like: Any) -> Any:
+    """Writes vectors in the form of other embeddings, and opens them."""
+    from elq_jax.entities.embeddings import EmbeddingsWriter
+
+    writer = EmbeddingsWriter(folder, *vectors.shape, like.dtype, like.shard_rows)
+    for shard in range(writer.num_shards):
+        writer.write_shard(shard, vectors[slice(*writer.shard_range(shard))])
+    return writer.finish()
+
+
+def _pieces(vectors: np.ndarray) -> list[np.ndarray]:
+    """Cuts vectors into segments as many small changes leave them: each twice the next one."""
+    pieces = []
+    while len(vectors):
+        size = 1 << (len(vectors).bit_length() - 1)
+        pieces.append(vectors[:size])
+        vectors = vectors[size:]
+    return pieces
+
+
+def _ratio(index: Any, other: Any, queries: np.ndarray) -> tuple[float, float]:
+    """Returns the fewest seconds of a search by two indexes, measured in alternation.
+
+    Other work on the machine only adds to them.
+    """
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for number in range(3 + 8 * ROUNDS.value):
+        for own, each in zip(seconds, (index, other), strict=True):
+            taken = _timed(lambda each=each: each.search(queries, _K))[0]
+            if number >= 3:
+                own.append(taken)
+    return min(seconds[0]), min(seconds[1])
+
+
+def _time(folder: pathlib.Path) -> Iterator[str]:
+    from elq_jax import EntityLinker
+    from elq_jax.linking.changes import CatalogueEditor
+
+    editor = CatalogueEditor(folder)
+    whole = {entity["id"]: entity for entity in editor.entities()}
+    later = [own for own in whole if _fraction(own) < _SHARE.value]
+    linker = EntityLinker.from_pretrained(folder)
+    questions = list(_known_mentions(linker))
+    yield f"time: {len(later):,} of {len(whole):,} entities come later"
+    yield f"  catalogue encoded at once: {_accuracy(linker, questions, later)}"
+    linker.remove_entities(later)
+    yield f"  before they are added: {_accuracy(linker, questions, later)}"
+    seconds, _, _ = _timed(lambda: linker.add_entities([whole[own] for own in later]))
+    yield f"  after, in {seconds:,.0f} s: {_accuracy(linker, questions, later)}"
+
+
+def _fraction(own: str) -> float:
+    from elq_jax.entities.catalogue import derived_id
+
+    return int(derived_id(own, "")[1:9], 16) / 16**8
+
+
+def _known_mentions(linker: Any) -> Iterator[tuple[str, list[tuple[int, int]], list[str]]]:
+    """Yields texts, spans and ids of the gold mentions whose entities the catalogue has."""
+    from elq_jax.questions.read import read_questions
+
+    for question in read_questions(QUESTIONS.value, linker.catalogue)[0]:
+        mentions = [m for m in question.mentions if m.row >= 0 and m.start >= 0]
+        if mentions:
+            ids = linker.catalogue.ids([mention.row for mention in mentions])
+            yield question.text, [(m.start, m.end) for m in mentions], ids
+
+
+def _accuracy(linker: Any, questions: list[Any], later: list[str]) -> str:
+    """Says which share of gold spans is linked right, of later and of other entities."""
+    from elq_jax.core.errors import ElqError
+
+    right: dict[bool, list[bool]] = {True: [], False: []}
+    wanted = set(later)
+    for text, spans, ids in questions:
+        try:
+            links = linker.disambiguate(text, spans)
+        except ElqError:  # A gold mention that is not of whole tokens.
+            continue
+        for link, own in zip(links, ids, strict=True):
+            right[own in wanted].append(link.id == own)
+    return ", ".join(
+        f"{name} entities {np.mean(right[is_later]):.1%} of {len(right[is_later]):,} gold spans"
+        for is_later, name in ((True, "later"), (False, "other"))
+        if right[is_later]
+    )
+
+
+if __name__ == "__main__":
+    run(main)
