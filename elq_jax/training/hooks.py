@@ -13,15 +13,15 @@ import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
 
 from elq_jax.core import devices as devices_lib
+from elq_jax.core import machine
 from elq_jax.core.errors import ElqError
-from elq_jax.core.machine import peak_flops
 from elq_jax.evaluation.matching import Metric
 from elq_jax.evaluation.scores import Evaluation
 from elq_jax.evaluation.sweep import best_common_threshold
@@ -157,6 +157,27 @@ class Shares:
         return f"{total / 60:.1f} min: {shares}" if total else "no time"
 
 
+class Pace:
+    """Takes one step at a time on CPUs, and keeps what memory the next one needs.
+
+    Steps that waited would each hold memory already. What compiling a step leaves is returned.
+
+    Args:
+      devices: devices that take the steps.
+    """
+
+    def __init__(self, devices: Sequence[jax.Device]):
+        self._is_on_cpu, self._shapes = devices[0].platform == "cpu", set[Hashable]()
+
+    def after_step(self, metrics: Any, shape: Hashable) -> None:
+        """Waits for a step; `shape` names the program that took it."""
+        if not self._is_on_cpu:
+            return
+        jax.block_until_ready(metrics)
+        machine.return_freed_memory(None if shape in self._shapes else 0)
+        self._shapes.add(shape)
+
+
 class Profile:
     """Traces some steps, for TensorBoard and XProf.
 
@@ -222,7 +243,7 @@ class Metrics:
     ):
         self._name, self._num_steps = name, num_steps
         self._learning_rate, self._writer, self._clock = learning_rate, writer, clock
-        peak = peak_flops(devices[0].device_kind, dtype)
+        peak = machine.peak_flops(devices[0].device_kind, dtype)
         self._peak = None if peak is None else peak * len(devices)
         self._restart()
 

@@ -27,12 +27,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 
 from elq_jax.core import devices as devices_lib
-from elq_jax.core import machine
 from elq_jax.core.errors import ElqError
 from elq_jax.core.strings import is_whole
 from elq_jax.evaluation.predict import predict
@@ -189,7 +187,7 @@ def train_stage(run: Run, stage: Stage, profile_steps: int = 0) -> TrainState:
     clock = hooks.Clock()
     profile = hooks.Profile(run.folder / stage.name / "profile", first_step, profile_steps, clock)
     after_step = [profile, *create_hooks(run, stage, start, table, clock)]
-    shares = hooks.Shares()
+    shares, pace = hooks.Shares(), hooks.Pace(devices)
 
     def params() -> Any:
         return devices_lib.unreplicate(state.params)
@@ -204,9 +202,7 @@ def train_stage(run: Run, stage: Stage, profile_steps: int = 0) -> TrainState:
                 state, metrics = take_step(
                     state, parts, table, seed, num_queries, not start.recipe.has_dropout(step - 1)
                 )
-                if devices[0].platform == "cpu":  # Steps that wait would each hold memory already.
-                    jax.block_until_ready(metrics)
-                    machine.return_freed_memory()
+                pace.after_step(metrics, (num_queries, parts["input_ids"].shape))
             stopping = preemption.requested(step)
             flops = step_flops(run, stage, objective, batch, num_queries)
             due = hooks.Due.after(step, num_steps, settings, stage.keeps_best, stopping)
