@@ -23,8 +23,6 @@ mentions outside the catalogue are neutral.
 from __future__ import annotations
 
 import collections
-import dataclasses
-import itertools
 import json
 import math
 import pathlib
@@ -307,12 +305,16 @@ def main(arguments: list[str]) -> None:
     statistics = Statistics(passages, linker.catalogue)
     rows = {}
     for name in LOOK_UPS:
-        parts = [_in_catalogue(look_up(name, part.questions, names, statistics)) for part in sets]
+        parts = [
+            look_up(name, part.questions, names, statistics).of_catalogue_mentions()
+            for part in sets
+        ]
         threshold, _ = best_common_threshold([part.sweep for part in parts])
         rows[name] = [_scores(part, threshold) for part in parts]
     floor = min(linker.settings.threshold, -8.0)
     parts = [
-        _in_catalogue(predict(linker, part.questions, floor, at_gold_spans=True)) for part in sets
+        predict(linker, part.questions, floor, at_gold_spans=True).of_catalogue_mentions()
+        for part in sets
     ]
     rows["this linker"] = [_scores(part, linker.settings.threshold) for part in parts]
     table = rich.table.Table("", "", "weak", "strong", "gold", caption=_caption(statistics))
@@ -342,23 +344,6 @@ def _caption(statistics: Statistics) -> str:
 def _scores(evaluation: Evaluation, threshold: float) -> tuple[float, float, float]:
     counts, at_gold = evaluation.counts(threshold), evaluation.disambiguation()
     return counts.weak_f1, counts.strong_f1, at_gold.accuracy if at_gold else 0.0
-
-
-def _in_catalogue(evaluation: Evaluation) -> Evaluation:
-    """Makes gold mentions outside the catalogue neutral: neither side can link them."""
-    results = []
-    for result in evaluation.results:
-        known = [gold.row >= 0 for gold in result.gold]
-        outside = ((gold.start, gold.end) for gold in result.gold if gold.row < 0)
-        results.append(
-            dataclasses.replace(
-                result,
-                gold=tuple(itertools.compress(result.gold, known)),
-                gold_candidates=tuple(itertools.compress(result.gold_candidates or (), known)),
-                neutral=(*result.neutral, *outside),
-            )
-        )
-    return Evaluation(results, evaluation.decoded_at)
 
 
 if __name__ == "__main__":

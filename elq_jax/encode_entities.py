@@ -44,7 +44,7 @@ _SETTINGS = SettingsFlags.define(EncodingSettings, "encoding")
 def main(arguments: list[str]) -> None:
     """Builds the catalogue if it does not exist, then encodes the missing entities."""
     del arguments
-    start_jax(several_processes=True, keep_memory=True)
+    start_jax(several_processes=True)
     from elq_jax.core.devices import say_dtype
     from elq_jax.entities.encode import encode_entities, open_encoder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,28 @@ class Evaluation:
         results = [r for r in self.results if all(gold.row >= 0 for gold in r.gold)]
         return Evaluation(results, self.decoded_at)
 
+    def of_catalogue_mentions(self) -> Evaluation:
+        """Returns the evaluation with gold mentions outside the catalogue as neutral spans.
+
+        Documents seldom have all their mentions in the catalogue. So linkers of different
+        catalogues are compared by the mentions that are: links elsewhere are neither right nor
+        wrong.
+        """
+        results = []
+        for result in self.results:
+            known = [gold.row >= 0 for gold in result.gold]
+            outside = ((gold.start, gold.end) for gold in result.gold if gold.row < 0)
+            candidates = result.gold_candidates
+            results.append(
+                dataclasses.replace(
+                    result,
+                    gold=tuple(itertools.compress(result.gold, known)),
+                    gold_candidates=candidates and tuple(itertools.compress(candidates, known)),
+                    neutral=(*result.neutral, *outside),
+                )
+            )
+        return Evaluation(results, self.decoded_at)
+
     def counts(self, threshold: float, part: Part = "links") -> Counts:
         """Counts the predictions with score > threshold.
 
@@ -155,8 +178,9 @@ class Evaluation:
     ) -> dict[str, Any]:
         """Returns all scores at a threshold as a JSON-able dict; `print_report` shows it.
 
-        Keys: threshold; all and in_catalogue (questions, gold, predicted, weak, strong; the last
-        two with correct, precision, recall, f1, f1_interval); mention_detection (the same, entities
+        Keys: threshold; all, in_catalogue and catalogue_mentions (questions, gold, predicted, weak,
+        strong; the last two with correct, precision, recall, f1, f1_interval), of all questions,
+        of `in_catalogue` and of `of_catalogue_mentions`; mention_detection (the same, entities
         ignored, all questions); nil (the same, for mentions of something outside the catalogue);
         disambiguation (None, or all and in_catalogue with total, accuracy and recall by number of
         candidates); calibration (weak and strong, see `calibration_report`); errors (number of each
@@ -183,6 +207,7 @@ class Evaluation:
             "threshold": float(threshold),
             "all": _show_counts(self, "links", *settings),
             "in_catalogue": _show_counts(in_catalogue, "links", *settings),
+            "catalogue_mentions": _show_counts(self.of_catalogue_mentions(), "links", *settings),
             "mention_detection": _show_counts(self, "mentions", *settings),
             "nil": _show_counts(self, "nil", *settings),
             "disambiguation": disambiguation,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00")
 LABELS = {
     "in_catalogue": "in catalogue",
+    "catalogue_mentions": "mentions in catalogue",
     "all": "all questions",
     "mention_detection": "mentions only",
 }
@@ -97,8 +98,10 @@ def _print_scores(console: rich.console.Console, report: dict[str, Any]) -> None
         f"Links with a score above {report['threshold']:.3f}",
         *("", "questions", "gold", "predicted", "match", "P", "R", "F1"),
     )
-    for key in ("in_catalogue", "all", "mention_detection"):
+    for key in ("in_catalogue", "catalogue_mentions", "all", "mention_detection"):
         part = report[key]
+        if key == "catalogue_mentions" and part["gold"] == report["in_catalogue"]["gold"]:
+            continue  # No question has mentions of both kinds.
         sizes = (str(part[name]) for name in ("questions", "gold", "predicted"))
         first_cells = [LABELS[key], *sizes]
         for metric in ("weak", "strong"):

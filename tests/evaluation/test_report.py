@@ -150,6 +150,10 @@ def test_scores():
     assert evaluation.counts(-10.0) == Counts(weak=3, strong=2, predicted=6, gold=6)
     known = evaluation.in_catalogue()
     assert known.counts(-10.0) == Counts(weak=2, strong=1, predicted=4, gold=4)
+    known = evaluation.of_catalogue_mentions()  # A link outside of these does not count.
+    assert known.counts(-10.0) == Counts(weak=3, strong=2, predicted=5, gold=5)
+    assert known.counts(-1.0) == Counts(weak=2, strong=1, predicted=4, gold=5)
+    assert [list(c) for c in known.results[-1].gold_candidates] == [[]]
     mentions = evaluation.counts(-1.0, part="mentions")
     assert mentions == Counts(weak=4, strong=3, predicted=5, gold=6)
 
