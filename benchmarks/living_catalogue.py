@@ -115,8 +115,9 @@ def _search(folder: pathlib.Path) -> Iterator[str]:
         yield (
             f"  {size:6,} rows in {len(_pieces(new))} small segments, {share:.0%} deleted: "
             + ", ".join(
-                f"{count} queries {own * 1e3:.1f} ms, {own / other:.2f} of one segment"
-                for count, (own, other) in zip(_QUERIES, ratios, strict=True)
+                f"{count} queries {least * 1e3:.1f} ms, {clock:.2f} of one segment "
+                f"({cpu:.2f} in processor time)"
+                for count, (least, clock, cpu) in zip(_QUERIES, ratios, strict=True)
             )
             + f"; recall {recall(found, exact, _K):.4f}"
         )
@@ -142,18 +143,21 @@ def _pieces(vectors: np.ndarray) -> list[np.ndarray]:
     return pieces
 
 
-def _ratio(index: Any, other: Any, queries: np.ndarray) -> tuple[float, float]:
-    """Returns the fewest seconds of a search by two indexes, measured in alternation.
+def _ratio(index: Any, other: Any, queries: np.ndarray) -> tuple[float, float, float]:
+    """Searches with two indexes in alternation.
 
-    Other work on the machine only adds to them.
+    Returns:
+      the fewest seconds of a search by the first, to which other work on the machine only adds, and
+      their ratios to those of the second: of the fewest seconds, and of all processor time.
     """
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for number in range(3 + 8 * ROUNDS.value):
-        for own, each in zip(seconds, (index, other), strict=True):
-            taken = _timed(lambda each=each: each.search(queries, _K))[0]
-            if number >= 3:
-                own.append(taken)
-    return min(seconds[0]), min(seconds[1])
+    taken = np.array(
+        [
+            [_timed(lambda each=each: each.search(queries, _K))[:2] for each in (index, other)]
+            for _ in range(3 + 8 * ROUNDS.value)
+        ]
+    )[3:]
+    (least, least_of_other), (cpu, cpu_of_other) = taken[:, :, 0].min(0), taken[:, :, 1].sum(0)
+    return least, least / least_of_other, cpu / cpu_of_other
 
 
 def _time(folder: pathlib.Path) -> Iterator[str]:

@@ -219,7 +219,7 @@ class Catalogue:
         start = 0
         for batch in self.batches():
             rows = np.arange(start, start + batch.num_rows)
-            living = self._is_living(rows)
+            living = self.are_living(rows)
             yield rows[living], batch if living.all() else batch.filter(pa.array(living))
             start += batch.num_rows
 
@@ -364,11 +364,11 @@ class Catalogue:
                 places.append(np.array([derived[value] for value in own], np.int64))
                 rows.append(start + local)
         place, row = np.concatenate(places), np.concatenate(rows)
-        living = np.flatnonzero(self._is_living(row))
+        living = np.flatnonzero(self.are_living(row))
         order = living[np.argsort(row[living], kind="stable")]
         return place[order], row[order]
 
-    def _is_living(self, rows: np.ndarray) -> np.ndarray:
+    def are_living(self, rows: np.ndarray) -> np.ndarray:
         """Returns whether rows [n] are not deleted, [n] bool."""
         return np.ones(len(rows), bool) if self.deleted is None else ~self.deleted[rows]
 
@@ -423,7 +423,7 @@ class Catalogue:
             titles = batch.column("title")
             folded = _folded(titles)
             places = np.flatnonzero(pc.starts_with(folded, beginning).to_numpy(False))
-            places = places[self._is_living(start + places)]
+            places = places[self.are_living(start + places)]
             titles, folded = titles.take(pa.array(places)), folded.take(pa.array(places))
             rows.append(start + places)
             sizes.append(pc.utf8_length(titles).to_numpy(False))
@@ -486,7 +486,7 @@ class Catalogue:
         for batch, start in batches if ranks else ():
             matches = pc.index_in(normalise(batch.column(column)), value_set=values)
             places = np.flatnonzero(matches.is_valid().to_numpy(zero_copy_only=False))
-            living = self._is_living(start + places)
+            living = self.are_living(start + places)
             places, matches = places[living], matches.drop_null().to_numpy()[living]
             hits, first, times = np.unique(matches, return_index=True, return_counts=True)
             new = rows[hits] < 0

@@ -22,9 +22,9 @@ import itertools
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -46,6 +46,8 @@ from elq_jax.storage.files import (
     sync_folder,
     write_json,
 )
+
+T = TypeVar("T")
 
 FIRST = "."
 UNFINISHED = "unfinished"  # segment that is being written
@@ -238,13 +240,25 @@ def open_segments(
     Raises:
       ElqError: a segment is missing or damaged, or does not belong to the list.
     """
-    folder = pathlib.Path(folder)
+    folder, parts = pathlib.Path(folder), {part.name: part for part in known}
+    return opened_again(folder, lambda: _open(folder, parts, encoder, read_stamp(folder)))
+
+
+def opened_again(folder: pathlib.Path, opens: Callable[[], T]) -> T:
+    """Opens something in a linker directory, and again if its list of segments was replaced.
+
+    A writer may remove a segment after its name was read and before it is opened.
+
+    Args:
+      folder: linker directory.
+      opens: function that opens segments.
+    """
     while True:
         stamp = read_stamp(folder)
         try:
-            return _open(folder, {part.name: part for part in known}, encoder, stamp)
+            return opens()
         except (ElqError, OSError):
-            if read_stamp(folder) == stamp:  # Else a writer has removed what is no longer named.
+            if read_stamp(folder) == stamp:
                 raise
 
 

@@ -190,7 +190,7 @@ def describe_linker(linker: EntityLinker) -> dict[str, Any]:
     """Returns what a report says of the linker that was measured."""
     return {
         "index": linker.index.name,
-        "entities": len(linker.catalogue),
+        "entities": linker.catalogue.num_entities,
         "max_mentions": linker.settings.max_mentions,
         "num_candidates": linker.settings.num_candidates,
         "dtype": linker.scorer.dtype,

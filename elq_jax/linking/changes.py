@@ -294,7 +294,7 @@ class CatalogueEditor:
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         message = (
-            f"{self.folder}: another process is changing its catalogue; wait for its end, and run "
+            f"{self.folder}: another process or thread is changing its catalogue; wait, and run "
             "again"
         )
         with folder_lock(self.folder, message), full_disk(self.folder):

@@ -17,7 +17,7 @@ import numpy as np
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.embeddings import Embeddings
 from elq_jax.entities.name_index import JoinedNames, NameIndex
-from elq_jax.entities.segments import Segment, Segments, open_segments
+from elq_jax.entities.segments import Segment, Segments, open_segments, opened_again
 from elq_jax.entities.word_index import WordIndex
 from elq_jax.linking.candidates import CandidateScorer, CandidateWeights
 from elq_jax.retrieval import open_index
@@ -122,6 +122,18 @@ def open_knowledge(
     Raises:
       ElqError: a part is missing or damaged, or the parts do not belong together.
     """
+    arguments = folder, index, devices, dtype, encoder, before
+    return opened_again(folder, lambda: _open(*arguments))
+
+
+def _open(
+    folder: pathlib.Path,
+    index: str,
+    devices: Sequence[jax.Device],
+    dtype: str,
+    encoder: str,
+    before: Knowledge | None,
+) -> Knowledge:
     known = before.segments.parts if before and before.segments else ()
     segments = open_segments(folder, known, encoder)
     part = segments.parts[0]

@@ -109,7 +109,7 @@ class Session:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 (gives `input` a history and editing keys)
         self._print(
-            f"{len(self._linker.catalogue):,} entities, threshold {self._threshold:g}; "
+            f"{self._linker.catalogue.num_entities:,} entities, threshold {self._threshold:g}; "
             ":h for help, an empty line to end"
         )
         while True:

@@ -144,6 +144,7 @@ def _rows_of(
     trusted = labels >= 0
     if catalogue is not None:
         trusted &= labels < len(catalogue)
+        trusted[trusted] = catalogue.are_living(labels[trusted])
         if not trust_rows:
             places = np.flatnonzero(trusted & (titles != None))  # noqa: E711 (elementwise)
             trusted[places] = np.array(catalogue.titles(labels[places]), object) == titles[places]

@@ -93,7 +93,7 @@ def about(linker: Any) -> dict[str, Any]:
     """
     settings = linker.settings
     return {
-        "entities": len(linker.catalogue),
+        "entities": linker.catalogue.num_entities,
         "probability": settings.decoding.needs_confidence,
         "slider": slider_of(settings),
         "examples": examples_of(linker.catalogue),

@@ -109,7 +109,7 @@ def _jobs(linker: EntityLinker, settings: ServeSettings) -> Iterator[Callable[[]
     widths = [width for width in _KNOWN_WIDTHS if width < 8 * widest]
     for shape, width in itertools.product(shapes(longest, KNOWN_BATCH), widths):
         yield functools.partial(encode, *shape, KNOWN_BATCH, width)
-    count = min(linker.settings.num_candidates, len(linker.catalogue))
+    count = min(linker.settings.num_candidates, linker.catalogue.num_entities)
     random = np.random.default_rng(0)
     for number in _QUERIES:
         queries = random.standard_normal((number, linker.index.shape[1]), np.float32)
