@@ -39,6 +39,25 @@ def fixtures() -> pathlib.Path:
     return FIXTURES
 
 
+@pytest.fixture(scope="module")
+def folder(request, tmp_path_factory) -> pathlib.Path:
+    """Directory of a tiny linker, with the threshold `THRESHOLD` of the test file."""
+    from tiny import tiny_linker_directory
+
+    threshold = request.module.THRESHOLD
+    return tiny_linker_directory(tmp_path_factory.mktemp("linker"), threshold=threshold)
+
+
+@pytest.fixture(scope="module")
+def linker(folder):
+    """The tiny linker of `folder`, on one device."""
+    import jax
+
+    from elq_jax.linking.linker import EntityLinker
+
+    return EntityLinker.from_pretrained(folder, devices=jax.devices()[:1])
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiled_as_for_users(request) -> Iterator[None]:
     """What is compared with the original's numbers is compiled with all optimisations."""

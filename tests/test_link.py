@@ -15,12 +15,9 @@ import sys
 import threading
 import time
 
-import jax
 import pytest
 from rich.console import Console
-from tiny import tiny_linker_directory
 
-from elq_jax import EntityLinker
 from elq_jax.cli.flags import LinkerFlags
 from elq_jax.core.errors import ElqError
 from elq_jax.linking import output as output_lib
@@ -29,18 +26,9 @@ from elq_jax.linking import terminal
 from elq_jax.questions import rows as inputs
 from elq_jax.storage import part_file
 
+THRESHOLD = -6.0
 WORDS = ["who", "obama", "cote", "paris", "ohio", "born", "café", "東京", "dune", "👩‍👧"]
 ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_linker_directory(tmp_path_factory.mktemp("linker"), threshold=-6.0)
-
-
-@pytest.fixture(scope="module")
-def linker(folder):
-    return EntityLinker.from_pretrained(folder, devices=jax.devices()[:1])
 
 
 @pytest.fixture

@@ -18,11 +18,13 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
+import math
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 _ASKED_AFTER = 0.02  # seconds of waiting, after which callers are asked whether they still wait
+_ASKED_AGAIN = 1.0  # seconds after which all are asked again, where the queue is full
 _IN_STAGES = 2  # batches: one in each stage
 
 Gone = Callable[[], Awaitable[bool]]
@@ -115,6 +117,7 @@ class Batcher:
         self._busy = 0  # batches in the stages
         self._seconds_per_item = 0.0
         self._last_size = 0  # items of the last batch
+        self._last_asked = -math.inf  # time when all callers were asked whether they still wait
         self._last_change = 0.0  # time of the last arrival, or of the last answers
 
     @property
@@ -165,13 +168,13 @@ class Batcher:
             raise StoppedError
         if not values:
             return []
+        loop = asyncio.get_running_loop()
         if len(self._queue) + len(values) > self._max_waiting:
-            self._queue = collections.deque(
-                entry for entry in self._queue if not entry[0].future.done()
-            )
+            await self._drop_unwanted()
             if self._queue and len(self._queue) + len(values) > self._max_waiting:
                 raise QueueFullError(self._seconds_per_item * len(self._queue))
-        loop = asyncio.get_running_loop()
+            if self._stopped:
+                raise StoppedError
         job = _Job(
             key,
             values,
@@ -184,11 +187,12 @@ class Batcher:
         self._queue.extend((job, place) for place in range(len(values)))
         self._last_change = job.arrived
         self._changed.set()
+        deadline = None if timeout is None else loop.call_later(timeout, _expire, job.future)
         try:
-            async with asyncio.timeout(timeout):
-                return await job.future
-        except TimeoutError:
-            raise DeadlineError from None
+            return await job.future
+        finally:
+            if deadline is not None:
+                deadline.cancel()
 
     async def _run(self) -> None:
         while True:
@@ -267,6 +271,17 @@ class Batcher:
         self._queue.extendleft(reversed(others))
         return items
 
+    async def _drop_unwanted(self) -> None:
+        """Takes from the queue what nobody waits for; asks the callers once a second at most."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._last_asked + _ASKED_AGAIN:
+            self._last_asked = now
+            for job in {id(job): job for job, _ in self._queue}.values():
+                await self._is_wanted(job)
+        self._queue = collections.deque(
+            entry for entry in self._queue if not entry[0].future.done()
+        )
+
     async def _is_wanted(self, job: _Job) -> bool:
         """Returns whether a caller still waits for its items."""
         if job.future.done():
@@ -319,6 +334,12 @@ class Batcher:
                 continue
             for (_, place), result in zip(own, results, strict=True):
                 _put(job, place, result)
+
+
+def _expire(future: asyncio.Future[Any]) -> None:
+    """Tells a caller that its items were not finished in time."""
+    if not future.done():
+        future.set_exception(DeadlineError())
 
 
 def _put(job: _Job, place: int, result: Any) -> None:

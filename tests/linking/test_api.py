@@ -13,24 +13,15 @@ import huggingface_hub
 import jax
 import numpy as np
 import pytest
-from tiny import arrays, tiny_linker_directory, tiny_params
+from tiny import arrays, tiny_params
 
 from elq_jax import EntityLinker
 from elq_jax.core.errors import ElqError
 from elq_jax.model.bundle import Model
 from elq_jax.retrieval.exact import ExactIndex
 
+THRESHOLD = -9.0
 TEXTS = ["who is obama", "", "paris in ohio 2011", "spoken in Côte d'Ivoire?"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_linker_directory(tmp_path_factory.mktemp("linker"), threshold=-9.0)
-
-
-@pytest.fixture(scope="module")
-def linker(folder):
-    return EntityLinker.from_pretrained(folder, devices=jax.devices()[:1])
 
 
 def test_a_link_as_json_values(linker):

@@ -14,16 +14,20 @@ from elq_jax.serving.batching import (
     StoppedError,
 )
 
+PATIENCE = 300  # seconds, on a busy machine
+
 
 class Worker:
     """Two stages that square numbers, and write down what they were given."""
 
     def __init__(self, seconds=0.0):
         self.seconds, self.batches, self.free = seconds, [], threading.Event()
+        self.num_begun = 0
         self.free.set()
 
     def first(self, items, key):
-        self.free.wait(10)
+        self.num_begun += 1
+        assert self.free.wait(PATIENCE)
         self.batches.append((key, list(items)))
         time.sleep(self.seconds)
         if "bad" in items:
@@ -35,6 +39,12 @@ class Worker:
         if "worse" in items:
             raise ZeroDivisionError
         return [item * item for item in items]
+
+
+async def begun(worker, count=1):
+    """Waits until some batches have begun."""
+    while worker.num_begun < count:
+        await asyncio.sleep(0.001)
 
 
 def run(scenario, worker=None, **options):
@@ -90,17 +100,20 @@ def test_an_idle_worker_starts_at_once_and_a_busy_one_collects():
 
 def test_a_batch_smaller_than_the_one_before_waits_for_those_who_were_answered():
     async def client(batcher, number):
-        await asyncio.sleep(0.01 if number else 0)
+        if number:
+            await begun(batcher.worker)
         for _ in range(5):
             await batcher([number])
-            await asyncio.sleep(0.002)
+            for _ in range(5):  # The next question takes a while, but not as long as the wait.
+                await asyncio.sleep(0)
 
     async def scenario(batcher, worker):
+        batcher.worker = worker
         await asyncio.gather(*(client(batcher, number) for number in range(4)))
         return [len(items) for _, items in worker.batches]
 
     # The first is alone, since an idle worker starts at once; from then on all are together.
-    sizes = run(scenario, Worker(0.02), wait=0.2, batch_size=100)
+    sizes = run(scenario, Worker(0.02), wait=PATIENCE, batch_size=100)
     assert sizes == [1, 3, 4, 4, 4, 4]
 
 
@@ -111,7 +124,7 @@ def test_a_single_client_never_waits():
             await batcher([number])
         return time.monotonic() - started
 
-    assert run(scenario, wait=5.0) < 1.0
+    assert run(scenario, wait=PATIENCE) < PATIENCE
 
 
 def test_a_batch_that_nobody_joins_begins_after_the_wait():
@@ -121,17 +134,24 @@ def test_a_batch_that_nobody_joins_begins_after_the_wait():
         await batcher([3])
         return time.monotonic() - started
 
-    assert 0.08 < run(scenario, wait=0.1) < 5.0
+    assert 0.08 < run(scenario, wait=0.1) < PATIENCE
 
 
 def test_stages_overlap():
-    async def scenario(batcher, worker):
-        started = time.monotonic()
-        await asyncio.gather(*(batcher([i] * 4) for i in range(10)))
-        return time.monotonic() - started
+    """The second stage of a batch ends only after the first stage of the next one has begun."""
 
-    # 10 batches of twice 50 ms take 0.55 s side by side, and 1 s one after the other.
-    assert run(scenario, Worker(0.05)) < 0.8
+    class Overlapping(Worker):
+        def second(self, items):
+            end = time.monotonic() + PATIENCE
+            while self.num_begun < min(5, items[0] + 2) and time.monotonic() < end:
+                time.sleep(0.001)
+            assert time.monotonic() < end
+            return super().second(items)
+
+    async def scenario(batcher, worker):
+        return await asyncio.gather(*(batcher([i] * 4) for i in range(5)))
+
+    assert run(scenario, Overlapping()) == [[i * i] * 4 for i in range(5)]
 
 
 def test_a_batch_has_one_key():
@@ -174,7 +194,8 @@ def test_a_full_queue_is_refused_and_says_when_to_come_back():
         tasks = []
         for i in range(3):
             tasks.append(asyncio.create_task(batcher([i] * 3)))
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0)
+            await begun(worker)
         # 3 are worked on, 6 wait.
         with pytest.raises(QueueFullError) as refused:
             await batcher([1, 2])
@@ -189,11 +210,40 @@ def test_a_full_queue_is_refused_and_says_when_to_come_back():
     assert run(scenario, max_waiting=7) >= 0
 
 
+def test_a_full_queue_has_no_room_for_those_who_went_away():
+    here, asked = {3}, []
+
+    async def scenario(batcher, worker):
+        def gone(number):
+            async def is_gone():
+                asked.append(number)
+                return number not in here
+
+            return is_gone
+
+        worker.free.clear()
+        tasks = [asyncio.create_task(batcher([0]))]
+        await begun(worker)
+        tasks += [asyncio.create_task(batcher([i], gone=gone(i))) for i in (1, 2, 3)]
+        await asyncio.sleep(0.05)  # Callers are asked after 20 ms.
+        tasks.append(asyncio.create_task(batcher([4, 5])))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError):  # All were asked just now.
+            await batcher([6])
+        worker.free.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    first, *absent, present, later = run(scenario, max_waiting=3)
+    assert (first, present, later) == ([0], [9], [16, 25])
+    assert [type(error) for error in absent] == [GoneError] * 2
+    assert asked.count(1) == asked.count(2) == 1
+
+
 def test_a_deadline_and_a_cancelled_caller_leave_the_others_alone():
     async def scenario(batcher, worker):
         worker.free.clear()
         running = asyncio.create_task(batcher([1]))
-        await asyncio.sleep(0.01)
+        await begun(worker)
         cancelled = asyncio.create_task(batcher([2]))
         late = asyncio.create_task(batcher([3], timeout=0.02))
         other = asyncio.create_task(batcher([4]))
@@ -222,7 +272,7 @@ def test_what_nobody_waits_for_is_not_computed():
     async def scenario(batcher, worker):
         worker.free.clear()
         tasks = [asyncio.create_task(batcher([1]))]
-        await asyncio.sleep(0.01)
+        await begun(worker)
         tasks.append(asyncio.create_task(batcher([2, 3], gone=gone)))
         tasks.append(asyncio.create_task(batcher([4], gone=here)))
         await asyncio.sleep(0.05)

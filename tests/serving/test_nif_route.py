@@ -35,7 +35,9 @@ def linker(tmp_path_factory):
 def ask(linker):
     def ask(body, path="/nif", headers=None, **settings):
         async def run():
-            app = make_app(linker, ServeSettings(access_log=False, **settings))
+            app = make_app(
+                linker, ServeSettings(**{"access_log": False, "timeout": 300} | settings)
+            )
             await app.state.service.start(warm=False)
             transport = httpx.ASGITransport(app)
             try:

@@ -93,7 +93,8 @@ def service(linkers):
     from elq_jax.serving.settings import ServeSettings
 
     apps = {
-        name: make_app(linker, ServeSettings(access_log=False)) for name, linker in linkers.items()
+        name: make_app(linker, ServeSettings(access_log=False, timeout=300))
+        for name, linker in linkers.items()
     }
 
     @contextlib.asynccontextmanager
