@@ -10,6 +10,8 @@ changes copies of the linker, never itself, and prints tables:
              process and in another linker that has the directory open
     search   searches with rows in small segments and with deleted rows, in alternation with the
              same search over one segment: time relative to it, and recall
+    readers  entities are added one by one, while two threads link without pause: wrong links,
+             errors, and memory
     time     a share of the entities, drawn by their ids, is removed and then added again: accuracy
              of the questions about them and about the others, before, between and after
 """
@@ -19,8 +21,10 @@ from __future__ import annotations
 import pathlib
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -30,6 +34,7 @@ from benchmarks.options import LINKER, ONLY, QUESTIONS, ROUNDS, SMALL
 from elq_jax.cli.run import run, start_jax
 
 _SHARE = flags.DEFINE_float("time_split", 0.1, "Share of the entities that come later.", 0, 1)
+_ONE_BY_ONE = flags.DEFINE_integer("one_by_one", 10_000, "Number of entities while others read.", 1)
 _NEW, _K = 16, 10
 _QUERIES = (1, 64)
 
@@ -42,7 +47,7 @@ def main(arguments: list[str]) -> None:
     from elq_jax.storage.files import link_or_copy
 
     print(machine.describe_machine()["cpu"])
-    for name, measure in (("add", _add), ("search", _search), ("time", _time)):
+    for name, measure in _MEASURES.items():
         if not re.search(_which(), name):
             continue
         with tempfile.TemporaryDirectory() as temporary:
@@ -160,6 +165,49 @@ def _ratio(index: Any, other: Any, queries: np.ndarray) -> tuple[float, float, f
     return least, least / least_of_other, cpu / cpu_of_other
 
 
+def _readers(folder: pathlib.Path) -> Iterator[str]:
+    from elq_jax import EntityLinker
+
+    linker = EntityLinker.from_pretrained(folder)
+    asked = "who directed zorblax aaa 0?"
+    linker(asked)
+    titles = {
+        each.id: each.title for each in linker.catalogue.entities(range(len(linker.catalogue)))
+    }
+    counts, wrong, done = [0, 0], [0, 0], threading.Event()
+
+    def read(number: int) -> None:
+        while not done.is_set():
+            counts[number] += 1
+            for link in linker(asked):
+                candidates = (link, *link.candidates)
+                wrong[number] += any(titles[each.id] != each.title for each in candidates)
+
+    yield f"readers: {_ONE_BY_ONE.value:,} entities added to {len(titles):,}, while 2 threads link"
+    with ThreadPoolExecutor(2) as pool:
+        readers = [pool.submit(read, number) for number in range(2)]
+        started = time.perf_counter()
+        for number in range(_ONE_BY_ONE.value):
+            title, own = f"Zorblax aaa {number}", f"new-{number}"
+            titles[own] = title
+            linker.add_entities([{"title": title, "text": "A film about robots.", "id": own}])
+            if number in (_ONE_BY_ONE.value // 4, _ONE_BY_ONE.value - 1):
+                seconds = time.perf_counter() - started
+                yield (
+                    f"  after {number + 1:,}: {seconds:,.0f} s, {sum(counts):,} questions, "
+                    f"{sum(wrong)} wrong links, {_resident():.2f} GiB of memory in use"
+                )
+        done.set()
+        for reader in readers:
+            reader.result()
+
+
+def _resident() -> float:
+    """Returns the memory of this process without mapped files, in GiB."""
+    text = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(r"RssAnon:\s+(\d+)", text)[1]) / 2**20
+
+
 def _time(folder: pathlib.Path) -> Iterator[str]:
     from elq_jax import EntityLinker
     from elq_jax.linking.changes import CatalogueEditor
@@ -213,6 +261,8 @@ def _accuracy(linker: Any, questions: list[Any], later: list[str]) -> str:
         if right[is_later]
     )
 
+
+_MEASURES = {"add": _add, "search": _search, "readers": _readers, "time": _time}
 
 if __name__ == "__main__":
     run(main)

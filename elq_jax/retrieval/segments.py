@@ -13,6 +13,7 @@ from elq_jax.retrieval.base import Index, check_queries
 from elq_jax.retrieval.exact import largest
 
 _SCORES = 1 << 24  # inner products that are held at a time
+_TOGETHER = 1 << 14  # rows of small segments that are compared together
 
 
 class SegmentedIndex(Index):
@@ -39,6 +40,7 @@ class SegmentedIndex(Index):
     ):
         rows, width = first.shape
         self.first, self.settings = first, first.settings
+        others = _together(others)
         self._starts = np.cumsum([0, rows, *map(len, others)])
         self.shape = (int(self._starts[-1]), width)
         self._vectors = others
@@ -91,6 +93,20 @@ class SegmentedIndex(Index):
         scores, rows = (np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True))
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+def _together(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Joins vectors [n, D] of neighbouring segments that are small, to compare all of them at once.
+
+    The memory is copied.
+    """
+    joined: list[np.ndarray] = []
+    for part in parts:
+        if joined and len(joined[-1]) + len(part) <= _TOGETHER:
+            joined[-1] = np.concatenate([joined[-1], part])
+        else:
+            joined.append(part)
+    return joined
 
 
 def _first_nearest(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from elq_jax.core.errors import ElqError
+from elq_jax.retrieval import segments
 from elq_jax.retrieval.base import Index
 from elq_jax.retrieval.exact import ExactIndex
 from elq_jax.retrieval.segments import SegmentedIndex
@@ -40,8 +41,9 @@ def slowly(vectors, deleted, queries, k):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_equal_to_a_search_over_the_living_rows(seed):
+def test_equal_to_a_search_over_the_living_rows(seed, monkeypatch):
     """Whole numbers, so that many scores are equal and all of them are exact."""
+    monkeypatch.setattr(segments, "_TOGETHER", seed)
     random = np.random.default_rng(seed)
     rows, width = int(random.integers(1, 60)), 4
     vectors = random.integers(-3, 4, (rows, width)).astype(np.float32)
