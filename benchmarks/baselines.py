@@ -33,8 +33,8 @@ from typing import Any
 import rich.table
 from rich.console import Console
 
-from benchmarks.options import LINKER, SETS
-from elq_jax.cli.run import define_path, define_paths, run, start_jax
+from benchmarks.options import LINKER, OUTPUT, SETS
+from elq_jax.cli.run import define_paths, run, start_jax
 from elq_jax.core.errors import ElqError
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.name_index import NameIndex
@@ -47,7 +47,6 @@ from elq_jax.questions.records import Question
 from elq_jax.storage.lines import read_jsonl
 
 _PASSAGES = define_paths("passages", "Passages of a Wikipedia dump (.jsonl, .jsonl.gz).")
-_OUTPUT = define_path("output", "File for the scores (.json); it must not exist.")
 
 MOST_WORDS = 8
 _WORD = re.compile(r"\w+(?:['’.-]\w+)*")
@@ -295,8 +294,8 @@ def main(arguments: list[str]) -> None:
 
     if not LINKER.value or not _PASSAGES.value or not SETS.value:
         raise ElqError("--linker, --passages, --sets: expected a value for each")
-    if _OUTPUT.value and _OUTPUT.value.exists():
-        raise ElqError(f"{_OUTPUT.value}: exists; give another file")
+    if OUTPUT.value and OUTPUT.value.exists():
+        raise ElqError(f"{OUTPUT.value}: exists; give another file")
     start_jax()
     linker = EntityLinker.from_pretrained(LINKER.value)
     sets = read_sets(linker.catalogue, SETS.value)
@@ -324,13 +323,11 @@ def main(arguments: list[str]) -> None:
             table.add_row("" if place else part.name, name, *scores)
         table.add_section()
     Console(width=100).print(table)
-    if _OUTPUT.value:
+    if OUTPUT.value:
         report = {
             name: dict(zip([s.name for s in sets], v, strict=True)) for name, v in rows.items()
         }
-        pathlib.Path(_OUTPUT.value).write_text(
-            json.dumps(report, indent=2) + "\n", encoding="utf-8"
-        )
+        pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def _caption(statistics: Statistics) -> str:

@@ -38,7 +38,7 @@ from elq_jax.questions.read import read_questions
 from elq_jax.questions.records import Question
 from elq_jax.questions.rows import Row, open_rows
 
-_TOKENS = flags.DEFINE_integer("tokens", None, "Number of tokens to link, in this process.", 1)
+_TOKENS = flags.DEFINE_integer("text_tokens", None, "Number of tokens to link, in this process.", 1)
 _MOST = flags.DEFINE_integer("most", 1_000_000, "Largest number of tokens.", 1)
 _SEAMS = flags.DEFINE_bool("seams", False, "Move mentions over the ends of windows instead.")
 _MENTIONS = flags.DEFINE_integer("mentions", 100, "Number of mentions that are moved.", 1)
@@ -171,7 +171,13 @@ def _costs(linker: EntityLinker, texts: Sequence[str], sizes: Sequence[int]) -> 
             yield cost_of(linker, text_of(linker, texts, tokens), tokens)
             continue
         flag_values = (f"--linker={options.LINKER.value}", f"--questions={options.QUESTIONS.value}")
-        command = [sys.executable, "-m", "benchmarks.long_text", *flag_values, f"--tokens={tokens}"]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.long_text",
+            *flag_values,
+            f"--text_tokens={tokens}",
+        ]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         yield Cost(**json.loads(done.stdout))
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
+from benchmarks import options
 from elq_jax.cli.run import define_path, define_paths, run
 from elq_jax.core.errors import ElqError
 from elq_jax.entities.catalogue import Catalogue
@@ -24,7 +25,6 @@ from elq_jax.storage import layout
 _CATALOGUE = define_path("catalogue", "Folder that encode_entities wrote.", required=True)
 _TRAIN = define_paths("train", "Labelled questions of training (.jsonl).")
 _DIVIDE = define_paths("divide", "Labelled questions to divide (.jsonl).")
-_OUTPUT = define_path("output", "Folder for the parts; it must not exist.", required=True)
 
 
 def divide(
@@ -75,10 +75,12 @@ def divide(
 def main(arguments: list[str]) -> None:
     """Divides the questions and prints how many there are in each part."""
     del arguments
+    if not options.OUTPUT.value:
+        raise ElqError("--output: missing; give a folder for the parts")
     catalogue = Catalogue.open(_CATALOGUE.value / layout.CATALOGUE)
-    counts = divide(catalogue, _TRAIN.value, _DIVIDE.value, _OUTPUT.value)
+    counts = divide(catalogue, _TRAIN.value, _DIVIDE.value, options.OUTPUT.value)
     for name, count in counts.items():
-        print(f"{_OUTPUT.value / name}: {count:,} questions")
+        print(f"{options.OUTPUT.value / name}: {count:,} questions")
 
 
 if __name__ == "__main__":
