@@ -1,7 +1,8 @@
-"""Measures the service: throughput, latency under load, latency of one client, and a long soak.
+"""Measures the service: throughput, latency under load and of one client, memory, a long soak.
 
     python -m benchmarks.serve --linker runs/demo/linker
     python -m benchmarks.serve --linker runs/demo/linker --soak 10
+    python -m benchmarks.serve --linker runs/demo/linker --memory
 
 The service, the clients and the linker that is called directly are three processes on the same
 cores. In each of `--rounds` rounds the ways take turns, so ratios change less with other load than
@@ -42,6 +43,9 @@ _DEFAULT_QUESTIONS = pathlib.Path("demo/train.jsonl")
 _COUNT = flags.DEFINE_integer("count", 1024, "Number of questions of a round.", 64)
 _CLIENTS = flags.DEFINE_integer("clients", 32, "Number of clients that send at once.", 1)
 _SOAK = flags.DEFINE_float("soak", 0.0, "Minutes of mixed load, in place of the other numbers.", 0)
+_MEMORY = flags.DEFINE_bool(
+    "memory", False, "Whether to print the memory of 1, 2 and 4 processes instead."
+)
 _WORKERS = flags.DEFINE_integer("workers", 1, "Number of processes of the service.", 1)
 
 
@@ -234,6 +238,16 @@ def soak(service: Served, texts: list[str], client: object, minutes: float) -> N
     )
 
 
+def memory_of_workers(texts: list[str], client: object) -> None:
+    """Prints the memory of 1, 2 and 4 processes after each has linked questions."""
+    for count in (1, 2, 4):
+        with served(options.LINKER.value, f"--workers={count}") as service:
+            load = http_load.closed_loop, service.host, service.port, texts * count, 8 * count
+            client.submit(*load).result()
+            sizes = (f"{kind} {service.memory(kind) / 2**20:,.0f} MiB" for kind in ("Pss", "Rss"))
+            print(f"memory of {count} process(es): {', '.join(sizes)}", flush=True)
+
+
 def main(arguments: list[str]) -> None:
     """Prints the numbers."""
     del arguments
@@ -243,17 +257,16 @@ def main(arguments: list[str]) -> None:
         texts = [row.text for row in rows][: _COUNT.value]
     print(f"{machine.cpu_model()}, {os.cpu_count()} cores, shared by all; {len(texts)} questions")
     spawn = multiprocessing.get_context("spawn")
-    with (
-        concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as client,
-        served(options.LINKER.value, f"--workers={_WORKERS.value}") as service,
-    ):
-        sizes = (f"{kind} {service.memory(kind) / 2**20:.0f} MiB" for kind in ("Rss", "Pss"))
-        print(f"memory of {_WORKERS.value} worker(s): {', '.join(sizes)}", flush=True)
-        if _SOAK.value:
-            soak(service, texts, client, _SOAK.value)
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as client:
+        if _MEMORY.value:
+            memory_of_workers(texts, client)
             return
-        linker = EntityLinker.from_pretrained(options.LINKER.value)
-        measure(service, linker, texts, client)
+        with served(options.LINKER.value, f"--workers={_WORKERS.value}") as service:
+            if _SOAK.value:
+                soak(service, texts, client, _SOAK.value)
+                return
+            linker = EntityLinker.from_pretrained(options.LINKER.value)
+            measure(service, linker, texts, client)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from elq_jax.core.errors import ElqError
+from elq_jax.core.machine import return_freed_memory
 from elq_jax.core.settings import check_settings
 from elq_jax.linking.changes import Changes
 from elq_jax.linking.linker import EntityLinker
@@ -31,6 +32,7 @@ from elq_jax.serving.warm_up import KNOWN_BATCH, share_programs, warm_up
 
 _DEFAULT = LinkOptions()
 _LOOKED_EVERY = 0.5  # seconds between two looks for changes of the catalogue
+_TIDIED_EVERY = 60.0  # seconds after which freed memory is returned
 _LINKERS = 64  # with settings of requests, remembered
 _CHARACTERS_PER_TOKEN = 4
 
@@ -73,7 +75,7 @@ class Service:
         self.is_ready = self._is_stopped = self._is_warm = False
         share_programs(linker, self.settings.batch_size)
         self.refused = ""
-        self._watching: asyncio.Task[None] | None = None
+        self._beside: list[asyncio.Task[None]] = []  # tasks beside the requests
         self._changing = asyncio.Lock()
         self._linker_of = functools.lru_cache(_LINKERS)(self._with_options)
         self._batcher = Batcher(
@@ -98,7 +100,7 @@ class Service:
           warm: whether to compile; without, the first requests of each shape wait for it.
         """
         self._batcher.start()
-        self._watching = asyncio.create_task(self._watch())
+        self._beside = [asyncio.create_task(task) for task in (self._watch(), _tidy())]
         if warm and not self._is_warm:
             await asyncio.to_thread(self.warm_up)
         self.is_ready = not self._is_stopped
@@ -113,8 +115,8 @@ class Service:
     async def stop(self) -> None:
         """Answers what waits, and stops the worker."""
         self._is_stopped = True
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in self._beside:
+            task.cancel()
         await self._batcher.stop()
         self.is_ready = False
 
@@ -281,3 +283,13 @@ class Service:
     def _finish(self, batch: EncodedBatch) -> Sequence[Linked]:
         """Finds the entities; the second stage of the batcher."""
         return link_encoded(*batch)
+
+
+async def _tidy() -> None:
+    """Returns freed memory to the system now and then; glibc would keep all that was ever used.
+
+    Texts of many sizes leave holes in which the next ones have no room, so that this grows.
+    """
+    while True:
+        await asyncio.sleep(_TIDIED_EVERY)
+        await asyncio.to_thread(return_freed_memory, 0)

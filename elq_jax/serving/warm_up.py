@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
 import gc
 import itertools
@@ -13,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from elq_jax.core.machine import return_freed_memory
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.scoring import Search
 from elq_jax.retrieval.exact import QUERY_BUCKETS
@@ -79,14 +78,8 @@ def warm_up(
         return
     linker(["who wrote dune?"] * 2)
     linker.disambiguate("who wrote dune?", [(10, 14)])
-    _give_back_memory()
-
-
-def _give_back_memory() -> None:
-    """Returns the memory that compiling took and freed to the system, which glibc would keep."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    return_freed_memory(0)  # What compiling took.
 
 
 def _jobs(linker: EntityLinker, settings: ServeSettings) -> Iterator[Callable[[], Any]]:
