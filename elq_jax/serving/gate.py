@@ -88,10 +88,11 @@ class Gate:
             await send(message)
 
         try:
-            if _declared_size(scope) > most:
-                raise TooLargeError
             if route := self._direct.get((scope["method"], scope["path"])):
                 scope["route"] = route
+            if _declared_size(scope) > most:
+                raise TooLargeError
+            if route:
                 answer = await route.endpoint(self._request(scope, limited_receive))
                 await answer(scope, limited_receive, watched_send)
             else:
