@@ -20,8 +20,8 @@ from elq_jax.text.padding import LENGTH_BUCKETS
 from elq_jax.text.tokenization import EncodedQuestion
 
 KNOWN_BATCH = 1  # questions encoded together if their mentions are known: few programs
-_SIZES = (1, 4, 8, 16, 24, 32, 64, 128, 256)  # numbers of questions
-_SHORT, _MANY = (10, 14, 20), 8  # lengths, in tokens, of at least so many questions
+_SIZES = (1, 4, 16, 32, 64, 128, 256)  # numbers of questions
+_SHORT, _MANY = (10, 14), 16  # lengths, in tokens, of at least so many questions
 _TOKENS = 16  # of a full batch, per question
 _KNOWN_WIDTHS = (8, 64, 512)  # numbers of known mentions that questions are padded to
 # Numbers of queries whose batches, few and many, have all sizes that exact search is compiled for.
@@ -38,9 +38,10 @@ def share_programs(linker: EntityLinker, batch_size: int) -> None:
 def shapes(longest: int, batch_size: int) -> list[tuple[int, int]]:
     """Lists what the encoder is compiled for: numbers of questions, and tokens of each.
 
-    Every question fits by itself, and as many together as have `_TOKENS` per question of a batch;
-    more at a time would be hardly faster. Many short questions have more shapes, since most
-    questions are short and padding is what their batches cost most.
+    Every question fits by itself, and half a batch of short ones fits together: more at a time
+    would be hardly faster, and their lengths differ. Most questions are short, and padding is what
+    costs most, so there are more lengths for many short ones. A program costs 15 MB of memory and
+    seconds to compile, so there are few of others.
 
     Args:
       longest: largest T.
@@ -50,7 +51,7 @@ def shapes(longest: int, batch_size: int) -> list[tuple[int, int]]:
       pairs of B and T.
     """
     pairs = []
-    for size in sorted({*(size for size in _SIZES if size < batch_size), batch_size}):
+    for size in (size for size in _SIZES if size <= min(batch_size, max(batch_size // 2, 4))):
         lengths = sorted({*LENGTH_BUCKETS, *(_SHORT if size >= _MANY else ())})
         for length in (*(length for length in lengths if length < longest), longest):
             if size == 1 or size * length <= _TOKENS * batch_size:
