@@ -368,6 +368,23 @@ class Catalogue:
         order = living[np.argsort(row[living], kind="stable")]
         return place[order], row[order]
 
+    def find_ids(self, ids: Sequence[str | None], *, normalised: bool = False) -> Matches:
+        """Finds entities by their ids; None is not looked for.
+
+        Args:
+          ids: n ids.
+          normalised: argument without effect, since an id has one form only.
+        """
+        del normalised
+        known = [*dict.fromkeys(value for value in ids if value)]
+        numbers = {value: number for number, value in enumerate(known)}
+        places, rows = self.rows_of_ids(known)
+        first, counts = np.full(len(known) + 1, -1), np.zeros(len(known) + 1, np.int64)
+        np.add.at(counts, places, 1)
+        first[places[::-1]] = rows[::-1]
+        own = np.array([numbers.get(value, -1) for value in ids], np.int64)  # The last one is none.
+        return Matches(first[own], counts[own])
+
     def are_living(self, rows: np.ndarray) -> np.ndarray:
         """Returns whether rows [n] are not deleted, [n] bool."""
         return np.ones(len(rows), bool) if self.deleted is None else ~self.deleted[rows]

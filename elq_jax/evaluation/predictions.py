@@ -32,10 +32,10 @@ class LinkRecords:
     """
 
     def __init__(self, rows: Iterable[int], catalogue: Catalogue | None):
-        self._names: dict[int, tuple[str | None, str | None]] = {}
+        self._names: dict[int, tuple[str | None, str | None, str | None]] = {}
         rows = sorted({row for row in rows if row >= 0})
         if catalogue is not None and rows:
-            columns = catalogue.titles(rows), catalogue.wikidata_ids(rows)
+            columns = catalogue.titles(rows), catalogue.wikidata_ids(rows), catalogue.ids(rows)
             self._names = dict(zip(rows, zip(*columns, strict=True), strict=True))
 
     def __call__(self, link: Gold | Predicted, text: str) -> dict[str, Any]:
@@ -43,12 +43,13 @@ class LinkRecords:
 
         The row of a prediction of something outside the catalogue is None, that of gold -1.
         """
-        title, wikidata_id = self._names.get(link.row, (getattr(link, "title", None), None))
+        unknown = getattr(link, "title", None), None, None
+        title, wikidata_id, own = self._names.get(link.row, unknown)
         is_gold = isinstance(link, Gold)
         row = link.row if is_gold or link.row >= 0 else None
         mention = text[link.start : link.end]
         record = msgspec.to_builtins(
-            LinkRow(link.start, link.end, mention, title, wikidata_id, row)
+            LinkRow(link.start, link.end, mention, title, wikidata_id, row, own)
         )
         if not is_gold:
             record["score"] = round(link.score, 6)

@@ -241,12 +241,14 @@ def _parse_links(
                 f"[{link.start}, {link.end}); offsets count characters from 0, not bytes"
             )
         row = link.row
-        if not link.title and not link.wikidata_id and not isinstance(row, int):
+        named = link.title or link.wikidata_id or link.id
+        if not named and not isinstance(row, int):
             if row is msgspec.UNSET:
                 raise ElqError(f"{place}: {_NO_GOLD}")
             row = OUT_OF_CATALOGUE
         rows.append(row if isinstance(row, int) else None)
-        mentions.append(_mention((link.start, link.end), link.title, link.wikidata_id))
+        mention = _mention((link.start, link.end), link.title, link.wikidata_id)
+        mentions.append(replace(mention, entity_id=link.id))
     return replace(question, mentions=tuple(mentions)), rows
 
 

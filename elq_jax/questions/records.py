@@ -3,10 +3,12 @@
 A line that `elq_jax.link` writes is
 
     {"id": 1, "text": "who wrote dune?", "links": [{"start": 10, "end": 14, "mention": "dune",
-     "title": "Dune (novel)", "wikidata_id": "Q190192", "row": 17, "score": -0.21, ...}]}
+     "title": "Dune (novel)", "wikidata_id": "Q190192", "row": 17, "score": -0.21, ...,
+     "id": "Q190192"}]}
 
-and is read as a labelled question. A link of something that is not in the catalogue has neither
-title nor Wikidata id, and its row is null. A shorter form, for people to write, is
+and is read as a labelled question. The id names the entity, also after the catalogue has changed. A
+link of something that is not in the catalogue has neither title nor Wikidata id, and its row is
+null. A shorter form, for people to write, is
 
     {"id": 1, "text": "who wrote dune?", "mentions": [[10, 14]], "title": ["Dune (novel)"]}
 
@@ -53,6 +55,7 @@ class Mention:
       row: row of the entity in the catalogue; -1 if it is not in there.
       title: title of the entity in the file.
       wikidata_id: Wikidata id of the entity in the file.
+      entity_id: id of the entity in the file, which is the same in every catalogue with the entity.
     """
 
     start: int
@@ -60,6 +63,7 @@ class Mention:
     row: int = OUT_OF_CATALOGUE
     title: str | None = None
     wikidata_id: str | None = None
+    entity_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,7 @@ class LinkRow(msgspec.Struct, frozen=True):
     title: str | None = None
     wikidata_id: str | None = None
     row: _Row | msgspec.UnsetType | None = msgspec.UNSET
+    id: str | None = None
 
 
 class LinksRow(msgspec.Struct, frozen=True):

@@ -25,12 +25,12 @@ class ResolutionReport:
     Attributes:
       path: path of the file.
       questions: number of questions read.
-      counts: number of mentions by the way their entity was decided: "row", "wikidata_id",
+      counts: number of mentions by the way their entity was decided: "row", "id", "wikidata_id",
         "title"; "wikidata_id_normalised" (a URL was cut to its id); "title_normalised" (Unicode
         normal form, underscores or the case of the first letter differ); "out_of_catalogue" (the
         row is -1); "unresolved" (the catalogue has neither the id nor the title); "unchecked"
         (there is neither a row nor a catalogue). Three more counts overlap with these:
-        "row_refused" (the row does not exist or has another title, so other fields decided);
+        "row_refused" (the row does not exist or has another title or id, so other fields decided);
         "ambiguous_title" (several entities have the title, and the first was taken); "no_offsets"
         (the character offsets of the mention cannot be used).
       left_out: number of labels that are no gold mentions, by the reason, see `Question.left_out`.
@@ -138,6 +138,7 @@ def _rows_of(
     """
     titles = np.array([mention.title for mention in mentions], object)
     wikidata_ids = np.array([mention.wikidata_id for mention in mentions], object)
+    ids = np.array([mention.entity_id for mention in mentions], object)
     rows = np.full(len(mentions), OUT_OF_CATALOGUE)
     how = np.full(len(mentions), "unresolved" if catalogue is not None else "unchecked", object)
     how[labels == OUT_OF_CATALOGUE] = "out_of_catalogue"
@@ -148,11 +149,14 @@ def _rows_of(
         if not trust_rows:
             places = np.flatnonzero(trusted & (titles != None))  # noqa: E711 (elementwise)
             trusted[places] = np.array(catalogue.titles(labels[places]), object) == titles[places]
+            places = np.flatnonzero(trusted & (ids != None))  # noqa: E711 (elementwise)
+            trusted[places] = np.array(catalogue.ids(labels[places]), object) == ids[places]
     rows[trusted], how[trusted] = labels[trusted], "row"
     report.counts["row_refused"] += int(((labels >= 0) & ~trusted).sum())
     if catalogue is None:
         return rows, how
     for name, values, find in (
+        ("id", ids, catalogue.find_ids),
         ("wikidata_id", wikidata_ids, catalogue.find_wikidata_ids),
         ("title", titles, catalogue.find_titles),
         ("wikidata_id_normalised", wikidata_ids, catalogue.find_wikidata_ids),

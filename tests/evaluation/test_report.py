@@ -257,6 +257,9 @@ def test_errors(tmp_path):
         def wikidata_ids(self, rows):
             return [f"Q{row}" if row % 2 else None for row in rows]
 
+        def ids(self, rows):
+            return [f"id {row}" for row in rows]
+
     names = Names()
     errors = Evaluation(example()).errors(-1.0, names)
     assert names.lookups == 1
@@ -265,7 +268,8 @@ def test_errors(tmp_path):
     def record(start, end, row, title, **score):
         place = dict(start=start, end=end, mention=TEXT[start:end])
         wikidata_id = f"Q{row}" if row > 0 and row % 2 else None
-        return dict(**place, title=title, wikidata_id=wikidata_id, row=row, **score)
+        own = f"id {row}" if row > 0 else None
+        return dict(**place, title=title, wikidata_id=wikidata_id, row=row, id=own, **score)
 
     assert shown == [
         (

@@ -33,6 +33,11 @@ class Names:
     def wikidata_ids(self, rows):
         return [f"Q{row}" for row in rows]
 
+    ids = wikidata_ids
+
+    def are_living(self, rows):
+        return np.ones(len(rows), bool)
+
     def find_titles(self, titles, normalised=False):
         rows = [int(t.split()[-1]) if t.startswith("title ") else 99 for t in titles]
         rows = np.array([row if row < 10 else -1 for row in rows])
@@ -40,6 +45,8 @@ class Names:
 
     def find_wikidata_ids(self, ids, normalised=False):
         return self.find_titles([f"title {id_.removeprefix('Q')}" for id_ in ids])
+
+    find_ids = find_wikidata_ids
 
 
 def example(shift=0):
@@ -142,13 +149,13 @@ def test_predictions_are_in_the_one_form_and_come_back(tmp_path):
     assert lines[0]["links"] == [
         {
             **{"start": 10, "end": 14, "mention": "dune", "title": "title 1"},
-            **{"wikidata_id": "Q1", "row": 1, "score": -0.1},
+            **{"wikidata_id": "Q1", "row": 1, "id": "Q1", "score": -0.1},
         }
     ]
     [nil] = lines[3]["links"]  # The other link has a lower score.
     assert nil == {
         **{"start": 27, "end": 32, "mention": "paris", "title": None, "wikidata_id": None},
-        **{"row": None, "score": -0.5, "probability": 0.5},
+        **{"row": None, "id": None, "score": -0.5, "probability": 0.5},
     }
     questions, report = read_questions(path, Names())
     assert report.counts["row"] == 3

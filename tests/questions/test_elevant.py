@@ -83,10 +83,15 @@ def test_an_unknown_name_is_not_looked_up(read):
         def find(self, values, normalised=False):
             raise AssertionError(values)
 
-        find_titles = find_wikidata_ids = find
+        find_titles = find_wikidata_ids = find_ids = find
+
+        def are_living(self, rows):
+            return [True] * len(rows)
 
         def titles(self, rows):
             return [""] * len(rows)
+
+        ids = titles
 
         def __len__(self):
             return 1

@@ -201,6 +201,20 @@ def test_links_are_gold(write, catalogue):
     assert read_questions(write(linked(title=None, wikidata_id=None)))[0][0].mentions[0].row == 0
 
 
+def test_links_to_entities_that_were_renamed_or_moved(write, catalogue):
+    """The id of a link says which entity is meant, whatever its row and title have become."""
+    changes = {"title": "an older title", "wikidata_id": None}
+    rows = [
+        linked(id="Q190192", row=1, **changes),
+        linked(id="Q190192", row=1, title=catalogue.titles([1])[0], wikidata_id=None),
+        linked(id="nothing", row=0),
+    ]
+    questions, report = read_questions(write(*rows), catalogue)
+    assert [question.mentions[0].row for question in questions] == [0, 0, 0]
+    assert report.counts == {"id": 2, "wikidata_id": 1, "row_refused": 3}
+    assert catalogue.find_ids(["Q190192", None, "nothing"]).counts.tolist() == [1, 0, 0]
+
+
 def test_a_link_to_nothing_is_gold_outside_the_catalogue(write, catalogue):
     nil = linked(row=None, title=None, wikidata_id=None)
     questions, report = read_questions(write(nil, linked(row=None)), catalogue)
