@@ -14,7 +14,6 @@ that it moves over all places of a window, and compares its link with that witho
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
 import sys
@@ -47,6 +46,7 @@ _STEP = flags.DEFINE_integer("step", 1, "Number of words that each move adds.", 
 _AROUND = 600  # characters around a mention that is moved
 _WORD = "so "
 _LARGEST_GRID = 1 << 30  # bytes
+_COMPILED_WITH = 10_000  # tokens, at most, that are linked once before the time is taken
 
 
 class Cost(NamedTuple):
@@ -267,11 +267,11 @@ def main(arguments: list[str]) -> None:
         return
     with open_rows(options.QUESTIONS.value, with_mentions=False) as (rows, _):
         texts = [row.text for row in rows]
-    compile_programs = functools.partial(cost_of, linker, text_of(linker, texts, 5000), 5000)
-    if _TOKENS.value:
-        compile_programs()
-        text = text_of(linker, texts, _TOKENS.value)
-        print(json.dumps(cost_of(linker, text, _TOKENS.value)._asdict()))
+    if tokens := _TOKENS.value:
+        size = min(tokens, _COMPILED_WITH)
+        cost_of(linker, text_of(linker, texts, size), size)
+        cost = cost_of(linker, text_of(linker, texts, tokens), tokens)
+        print(json.dumps(cost._asdict()))
         return
     sizes = [100, 1000] if options.SMALL.value else [10**power for power in range(2, 7)]
     costs = list(_costs(linker, texts, [size for size in sizes if size <= _MOST.value]))

@@ -3,8 +3,8 @@
 Purpose: a linker for documents (docs/long-text.md) that is as good on questions as that of webqsp.
 Passages are labelled by their links, and by later mentions of a text that was linked before; names
 of the catalogue that are neither are neutral. Long passages are cut to windows as in linking.
-Hardware: CPU or one GPU. Time: not measured as a whole; see docs/long-text.md for a short run.
-Score: not measured as a whole; see docs/long-text.md for a short run.
+Hardware: CPU or one GPU. Time: not measured.
+Score: not measured. The linker of configs/webqsp.py is the one to compare with: docs/long-text.md.
 Data: data/entities.jsonl.gz, data/questions/{webqsp,simplequestions,lcquad1}/ and the dump below.
 Pages whose number ends in 7 are held out, for the choice of step and threshold.
 Command: python -m elq_jax.encode_entities --catalogue data/entities.jsonl.gz --pooling mean \\

@@ -33,6 +33,7 @@ OnError = Literal["stop", "skip"]
 LineForm = Literal["json", "simple-jsonl"]
 _SHOWN = 20  # messages of one kind
 _AHEAD = 2  # chunks: one that the encoder reads, and one that waits
+_AT_ONCE = 1 << 16  # characters of long texts that are linked together
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -192,7 +193,8 @@ def _link_chunks(
             if is_written(chunk):
                 yield chunk, None
                 continue
-            for parts in chunks(_parts_of(linker, chunk, on_error), math.inf, length_of):
+            parts_of_chunk = _parts_of(linker, chunk, on_error)
+            for parts in chunks(parts_of_chunk, math.inf, length_of, _AT_ONCE):
                 yield [part.owner for part in parts if part.is_last], parts
 
     def encode(item: tuple[Any, Sequence[Part[Row]] | None]) -> EncodedRows | None:

@@ -37,25 +37,29 @@ CHUNK_CHARACTERS = 1 << 18  # so do these; their windows are about as many batch
 
 
 def chunks(
-    items: Iterable[T], batch_size: float, length: Callable[[T], int] = len
+    items: Iterable[T],
+    batch_size: float,
+    length: Callable[[T], int] = len,
+    characters: int = CHUNK_CHARACTERS,
 ) -> Iterator[list[T]]:
     """Cuts a stream of texts, or of rows, into chunks that are linked together.
 
     A chunk is 16 batches, so that texts of similar length are encoded together, or fewer if they
-    have more than `CHUNK_CHARACTERS` characters. With a `batch_size` of 1 it is one text, so that
-    each is answered as soon as it is read.
+    have too many characters. With a `batch_size` of 1 it is one text, so that each is answered as
+    soon as it is read.
 
     Args:
       items: stream.
       batch_size: number of texts encoded at a time; inf: characters alone decide.
       length: function that returns the number of characters of an item.
+      characters: largest number of characters of a chunk of several items.
     """
     most = 1 if batch_size == 1 else BATCHES_IN_FLIGHT * batch_size
     chunk: list[T] = []
     size = 0
     for item in items:
         size += length(item)
-        if chunk and size > CHUNK_CHARACTERS:
+        if chunk and size > characters:
             yield chunk
             chunk, size = [], length(item)
         chunk.append(item)

@@ -12,7 +12,7 @@ import numpy as np
 
 from elq_jax.core.errors import check_count
 
-PART_CHARACTERS = 1 << 16
+PART_CHARACTERS = 1 << 15
 _OVERLAP = 512  # characters; more than any word that BERT reads
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？][”’」』）]*\s*|\n+")
 _BLANK = re.compile(r"\s+")

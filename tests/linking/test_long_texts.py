@@ -13,7 +13,7 @@ from tiny import tiny_linker_directory
 from elq_jax import EntityLinker
 from elq_jax.core.errors import ElqError
 from elq_jax.linking import parts as parts_module
-from elq_jax.linking import scoring
+from elq_jax.linking import rows as rows_module
 from elq_jax.linking.arguments import whole_tokens
 from elq_jax.linking.output import open_output
 from elq_jax.linking.rows import link_file, link_rows
@@ -161,7 +161,7 @@ def test_only_windows_with_known_mentions_are_read(linker, texts):
 @pytest.fixture
 def small_parts(monkeypatch):
     monkeypatch.setattr(parts_module, "PART_CHARACTERS", 2100)
-    monkeypatch.setattr(scoring, "CHUNK_CHARACTERS", 3000)
+    monkeypatch.setattr(rows_module, "_AT_ONCE", 3000)
 
 
 def test_parts_give_the_links_of_the_whole(linker, small_parts):
