@@ -15,7 +15,7 @@ LENGTH_BUCKETS = (12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 BATCH_BUCKETS = (1, 4, 16, 32, 64)
 
 _BATCH_COST = 30
-"""Tokens whose encoding takes as long as what each batch costs besides: 29 to 60 on CPUs with
+"""Tokens whose encoding takes as long as what each batch costs besides: 20 to 70 on CPUs with
 bfloat16, from the times of MiniLM with 4 to 64 questions of 12 to 24 tokens."""
 
 
