@@ -1,6 +1,7 @@
 """benchmarks/link_stages.py: a stage is timed without the stages it calls, and all stages exist."""
 
 import time
+import types
 
 import pytest
 
@@ -47,12 +48,15 @@ def test_all_timed_functions_exist():
             object.__setattr__(made, name, value)
         return made
 
+    known = types.SimpleNamespace(
+        index=without_init(ExactIndex),
+        candidate_scorer=without_init(CandidateScorer, names=without_init(NameIndex)),
+    )
     linker = without_init(
         EntityLinker,
         tokenizer=without_init(Tokenizer),
         scorer=without_init(Scorer),
-        index=without_init(ExactIndex),
-        candidate_scorer=without_init(CandidateScorer, names=without_init(NameIndex)),
         link_scorer=without_init(LinkScorer),
+        _entities=types.SimpleNamespace(known=known),
     )
     assert len(list(link_stages.patches(link_stages.Stages(), linker))) == 12

@@ -83,7 +83,7 @@ def test_programs_that_are_not_there():
         2,
         "error: lnik: no such program; did you mean link?\n",
     )
-    assert "expected one of build_index, convert, " in elq_jax("qqq").stderr
+    assert "expected one of build_index, catalogue, " in elq_jax("qqq").stderr
 
 
 def test_verify(tmp_path):
