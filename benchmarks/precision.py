@@ -84,7 +84,7 @@ def gold_vectors(linker: EntityLinker, part: QuestionSet) -> np.ndarray:
         align_mentions(question, tokens, width).bounds
         for question, tokens in zip(part.questions, encoded, strict=True)
     ]
-    longest = max(len(question.ids) for question in encoded)
+    longest = linker.max_question_tokens
     found = [known.in_order() for _, known in linker.scorer(encoded, longest, 64, known=bounds)]
     order = np.argsort(np.concatenate([spans.question for spans in found]), kind="stable")
     return np.concatenate([spans.vectors for spans in found])[order]
