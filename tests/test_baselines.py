@@ -5,6 +5,7 @@ import math
 import pytest
 
 from benchmarks import baselines
+from elq_jax.entities.build import build_catalogue
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.name_index import NameIndex
 from elq_jax.questions.records import Mention, Question
@@ -32,8 +33,6 @@ PASSAGES = [
 
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory):
-    from elq_jax.entities.build import build_catalogue
-
     folder = tmp_path_factory.mktemp("baselines")
     lines = "".join(f'{{"title": "{title}", "text": "x"}}\n' for title in TITLES)
     (folder / "entities.jsonl").write_text(lines)

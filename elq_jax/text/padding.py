@@ -162,6 +162,17 @@ def cheapest_batches(
     return batches[::-1]
 
 
+def few_shapes(longest: int, batch_size: int = 64) -> list[tuple[int, int]]:
+    """Lists shapes for `cheapest_batches` where compiling would take longer than padding adds.
+
+    Args:
+      longest: largest T.
+      batch_size: B of all batches.
+    """
+    lengths = *(length for length in LENGTH_BUCKETS if length < longest), longest
+    return [(batch_size, length) for length in lengths]
+
+
 def _next_size(count: int, batch_size: int) -> int:
     """Returns the size of the next batch for `count` questions; those not full come first.
 

@@ -26,6 +26,7 @@ from elq_jax.retrieval import exact_index
 from elq_jax.storage import layout
 from elq_jax.storage.checksums import read_json
 from elq_jax.storage.files import atomic_folder, write_json
+from elq_jax.text.padding import few_shapes
 from elq_jax.training.hooks import dev_scores, say
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def linker_of(run: Run, settings: LinkingSettings) -> EntityLinker:
         candidate_scorer=run.candidate_scorer,
         devices=run.devices,
     )
-    linker.scorer.few_lengths = True  # Compiling takes longer than what padding adds.
+    linker.scorer.shapes = few_shapes(linker.max_question_tokens)
     return linker
 
 

@@ -40,6 +40,7 @@ from elq_jax.linking.settings import LinkingSettings
 from elq_jax.retrieval import exact_index
 from elq_jax.retrieval.table import Table
 from elq_jax.storage.remote import Workdir
+from elq_jax.text.padding import few_shapes
 from elq_jax.training import configuration, hooks
 from elq_jax.training.candidates import choose_threshold, fit_candidate_scorer
 from elq_jax.training.checkpoints import Checkpoints
@@ -273,7 +274,7 @@ def dev_evaluation(run: Run, table: Table, dtype: str) -> Callable[[Any], dict[s
     linker = EntityLinker(
         run.model, run.catalogue, index, settings, dtype=dtype, devices=run.devices
     )
-    linker.scorer.few_lengths = True  # Compiling takes longer than what padding adds.
+    linker.scorer.shapes = few_shapes(linker.max_question_tokens)
 
     def evaluate(params: Any) -> dict[str, Evaluation]:
         trained, floor = linker.with_params(params), run.config.eval.threshold_floor

@@ -16,7 +16,12 @@ from elq_jax.questions.read import read_questions
 from elq_jax.questions.records import Mention, Question
 from elq_jax.questions.stored import store_examples
 from elq_jax.text import padding
-from elq_jax.text.padding import cheapest_batches, length_sorted_batches, pad_tokens
+from elq_jax.text.padding import (
+    cheapest_batches,
+    few_shapes,
+    length_sorted_batches,
+    pad_tokens,
+)
 from elq_jax.text.tokenization import Tokenizer
 from elq_jax.text.windows import question_window
 
@@ -100,6 +105,16 @@ def test_padding_of_real_lengths():
     batches = length_sorted_batches(lengths, 64)
     assert sum(batch.size * batch.length for batch in batches) < 1.12 * lengths.sum()
     assert len({(batch.size, batch.length) for batch in batches}) <= 8
+
+
+def test_few_shapes():
+    lengths = np.random.default_rng(0).integers(2, 41, 300).tolist()
+    batches = cheapest_batches(lengths, few_shapes(40))
+    assert sorted(i for batch in batches for i in batch.indices) == list(range(300))
+    assert {batch.size for batch in batches} == {64}
+    assert {batch.length for batch in batches} <= {12, 16, 24, 32, 40}
+    for batch in batches:
+        assert max(lengths[i] for i in batch.indices) <= batch.length
 
 
 def test_cheapest_batches_cost_no_more_than_any_other():
