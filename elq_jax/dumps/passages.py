@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from elq_jax.dumps.settings import WikipediaSettings
 from elq_jax.dumps.wikitext import Block
+from elq_jax.entities.names import QUALIFIED
+from elq_jax.text.scripts import BETWEEN_WORDS, MARKS
 
 # Outcome and title of a link's target, by the target.
 Answers = Mapping[str, tuple[str, str]]
 
 ENTITY = "entity"
+
+# Where a name may begin and end.
+_BEGIN = re.compile(rf"(?<![\w{MARKS}])|{BETWEEN_WORDS}")
+_END = re.compile(rf"(?![\w{MARKS}])|{BETWEEN_WORDS}")
 
 
 def make_passages(
@@ -83,7 +89,7 @@ def make_passages(
 
 def _own_name(title: str) -> str:
     """Returns the title of a page without what tells it from others of the same name."""
-    return re.sub(r" \([^()]*\)$", "", title)
+    return re.sub(QUALIFIED, r"\1", title)
 
 
 _Mention = tuple[int, int, str, str]
@@ -115,12 +121,25 @@ def _with_repeats(
     known = [name for name, entity in names.items() if entity is not None and name in text]
     if not known:
         return mentions
-    longest_first = sorted(known, key=len, reverse=True)
-    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
     repeats = []
-    for match in pattern.finditer(text):
-        start, end = match.span()
+    for start, end in _whole_names(text, known):
         if not any(s < end and start < e for s, e in taken):
-            source = "own_title" if match[0] == own_name else "repeat"
-            repeats.append((start, end, str(names[match[0]]), source))
+            name = text[start:end]
+            source = "own_title" if name == own_name else "repeat"
+            repeats.append((start, end, str(names[name]), source))
     return sorted([*mentions, *repeats])
+
+
+def _whole_names(text: str, names: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yields where names stand in a text between words, the longest first; none overlap."""
+    longest_first = sorted(names, key=len, reverse=True)
+    pattern, end = re.compile("|".join(map(re.escape, longest_first))), 0
+    while match := pattern.search(text, end):
+        start, end = match.start(), match.start() + 1
+        if not _BEGIN.match(text, start):
+            continue
+        for name in longest_first:
+            if text.startswith(name, start) and _END.match(text, start + len(name)):
+                end = start + len(name)
+                yield start, end
+                break

@@ -26,7 +26,7 @@ from elq_jax.core.errors import DiskFullError, ElqError
 from elq_jax.dumps import reading
 from elq_jax.dumps.reading import Damage, Split
 from elq_jax.dumps.rules import read_rules
-from elq_jax.dumps.sandbox import SandboxError
+from elq_jax.dumps.runs import UnfinishedError
 from elq_jax.dumps.settings import WikipediaSettings
 from elq_jax.dumps.siteinfo import SiteInfo, read_siteinfo
 from elq_jax.dumps.stages import STAGES, Job, added, missing_tasks, read_reports, run_task
@@ -220,6 +220,7 @@ def run_stage(job: Job, stage: str, beam_arguments: Sequence[str]) -> None:
 
     Raises:
       ElqError: a task failed because of its input, or the disk is full.
+      UnfinishedError: a task failed for another reason.
     """
     missing = missing_tasks(job, stage)
     if not missing:
@@ -232,7 +233,8 @@ def run_stage(job: Job, stage: str, beam_arguments: Sequence[str]) -> None:
         else:
             _run_beam(job, stage, missing, beam_arguments)
     if still := missing_tasks(job, stage):
-        raise ElqError(f"{job.folder}: {len(still)} tasks of the stage {stage} left no report")
+        message = f"{job.folder}: {len(still)} tasks of the stage {stage} left no report"
+        raise UnfinishedError(f"{message}; run the same command again, which resumes")
 
 
 def _run_beam(job: Job, stage: str, tasks: Sequence[int], beam_arguments: Sequence[str]) -> None:
@@ -258,14 +260,12 @@ def _run_beam(job: Job, stage: str, tasks: Sequence[int], beam_arguments: Sequen
             )
     except Exception as error:
         # Beam gives errors of workers as text.
-        told = re.findall(
-            r"elq_jax\.core\.errors\.(\w+): (.+?)(?: \[while running|$)", str(error), re.M
-        )
+        told = re.findall(_TOLD, str(error), re.MULTILINE)
         if not told:
             raise
         kind, message = told[-1]
         # What is done is kept after the first two, since they are no fault of the input.
-        kinds = {"DiskFullError": DiskFullError, "SandboxError": SandboxError}
+        kinds = {"DiskFullError": DiskFullError, "UnfinishedError": UnfinishedError}
         raise kinds.get(kind, ElqError)(message) from error
     finally:
         threading.excepthook = hook

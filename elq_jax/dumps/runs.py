@@ -14,13 +14,16 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from elq_jax.core.errors import DataError
 from elq_jax.storage.files import atomic_write
 
 T = TypeVar("T")
 
 _BUFFERED = 16 << 20
 _encode = msgspec.msgpack.encode
+
+
+class UnfinishedError(OSError):
+    """Error: a task cannot be done now, whatever its input; a later run can resume."""
 
 
 def partition(title: str, count: int) -> int:
@@ -91,7 +94,7 @@ def read_section(path: str | os.PathLike[str], section: int, kind: type[T]) -> I
       kind: type of the records.
 
     Raises:
-      DataError: the file is damaged.
+      UnfinishedError: the file is damaged.
     """
     decode = msgspec.msgpack.Decoder(list[kind]).decode
     try:
@@ -106,8 +109,8 @@ def read_section(path: str | os.PathLike[str], section: int, kind: type[T]) -> I
     except (OSError, zlib.error, msgspec.DecodeError, IndexError) as error:
         if isinstance(error, OSError) and error.errno and error.filename:
             raise
-        message = f"damaged ({error}); remove its folder and run the same command again"
-        raise DataError(message, path) from None
+        message = f"{path}: damaged ({error}); remove its folder and run the same command again"
+        raise UnfinishedError(message) from None
 
 
 def read_sections(paths: Iterable[pathlib.Path], section: int, kind: type[T]) -> Iterator[T]:

@@ -17,6 +17,7 @@ from typing import BinaryIO, cast
 
 import msgspec
 
+from elq_jax.dumps.runs import UnfinishedError
 from elq_jax.dumps.wikitext import PageText, Wiki, read_wikitext
 
 _FAILURES = {"MemoryError": "memory", "RecursionError": "nesting"}
@@ -28,10 +29,6 @@ class GivenUp(Exception):
 
     It is "time", "memory", "nesting" (too deep), or "crash".
     """
-
-
-class SandboxError(OSError):
-    """Error: no process can be started that reads wikitext; a later run can resume."""
 
 
 class Sandbox:
@@ -58,7 +55,7 @@ class Sandbox:
 
         Raises:
           GivenUp: the page needs more time or memory than allowed, or ends the process.
-          SandboxError: the child process cannot be started.
+          UnfinishedError: the child process cannot be started.
         """
         is_fresh = self._child is None
         failure, page = self._ask(text, title)
@@ -106,7 +103,7 @@ class Sandbox:
             status = child.returncode
             message = f"the process that reads wikitext did not start (status {status})"
             advice = "pip install 'elq_jax[wikipedia]', or give it more memory"
-            raise SandboxError(f"{message}; {advice}") from error
+            raise UnfinishedError(f"{message}; {advice}") from error
 
     def _end(self) -> str:
         """Ends the process, if there is one; returns why it had ended itself."""

@@ -8,14 +8,15 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
 from elq_jax.core.errors import DataError
 
 FILE, CATEGORY, TEMPLATE = 6, 14, 10
-# What every MediaWiki understands besides its own names, in the form of a siteinfo file.
+# What every MediaWiki understands besides its own names, in the form of a siteinfo file, and the
+# prefixes of Wikimedia's wikis.
 _EVERY_WIKI = pathlib.Path(__file__).with_name("mediawiki.json")
 
 
@@ -41,6 +42,15 @@ class SiteInfo:
     interwiki: Mapping[str, bool]
     link_trail: str
 
+    @property
+    def prefix(self) -> str:
+        """Returns the interwiki prefix that leads to this wiki itself.
+
+        It is not always the language: the database "simplewiki" is in English, its prefix "simple".
+        """
+        own = self.database.removesuffix("wiki")
+        return self.language if own == self.database else own.replace("_", "-")
+
     def name(self, number: int) -> str:
         """Returns a name of a namespace, for reports."""
         return next((name for name, n in self.namespaces.items() if n == number), str(number))
@@ -57,8 +67,9 @@ def read_siteinfo(
     """Reads the siteinfo of a dump.
 
     The XML has no aliases of namespaces, no interwiki prefixes and no link trail. A file
-    `siteinfo-namespaces.json.gz`, which is published beside the dump, has them; without it, only
-    those are known that every MediaWiki has.
+    `siteinfo-namespaces.json.gz`, which is published beside the dump, has the aliases and the link
+    trail; an answer of the wiki's API may have the prefixes too. What is missing is that of every
+    MediaWiki, and the prefixes of Wikimedia's wikis.
 
     Args:
       head: beginning of the dump, with its element `siteinfo`.
@@ -93,13 +104,20 @@ def read_siteinfo(
         base=root.findtext("base") or "",
         namespaces=namespaces,
         first_letter=frozenset(n for n in {*cases, 0} if cases.get(n, default) == "first-letter"),
-        interwiki={
-            entry["prefix"].lower(): "language" in entry
-            for query in queries
-            for entry in query.get("interwikimap") or ()
-        },
+        interwiki=_interwiki(queries),
         link_trail=link_trail(general["linktrail"]),
     )
+
+
+def _interwiki(queries: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
+    """Returns the prefixes of the wiki's own siteinfo, or else those of Wikimedia's wikis."""
+    for query in queries[1:]:
+        if entries := query.get("interwikimap"):
+            return {entry["prefix"].lower(): "language" in entry for entry in entries}
+    languages, others = (
+        " ".join(queries[0][name]).split() for name in ("languages", "other wikis")
+    )
+    return dict.fromkeys(others, False) | dict.fromkeys(languages, True)
 
 
 def _aliases(query: Mapping[str, Any]) -> Iterable[tuple[int, str]]:

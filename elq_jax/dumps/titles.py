@@ -66,7 +66,7 @@ def parse_target(text: str, site: SiteInfo) -> Target:
             number, text = site.namespaces[name], rest.strip()
         elif name in site.interwiki:
             kind, language, text = "interwiki", site.interwiki[name], rest.strip()
-            if name == folded(site.language) and not number:  # A link to this very wiki.
+            if name == site.prefix and not number:  # A link to this very wiki.
                 kind, language, is_named = "article", False, True
                 prefix, colon, rest = text.removeprefix(":").partition(":")
                 continue

@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 
 from elq_jax.core.strings import made_whole
 from elq_jax.entities.catalogue import Catalogue
-from elq_jax.entities.names import normal_names
+from elq_jax.entities.names import QUALIFIED, normal_names
 from elq_jax.storage.array_folder import ArrayFolder
 from elq_jax.storage.checksums import Sha256
 
@@ -41,7 +41,6 @@ _AGAIN = (
     "copy the folder again, or make it again in Python: NameIndex.build(Catalogue.open("
     '"catalogue.arrow")).save("names")'
 )
-_QUALIFIED = r"^(.*\S)\s+\([^()]+\)$"
 _DTYPES = {
     "keys": np.uint64,
     "rows": np.int32,
@@ -109,7 +108,7 @@ class NameIndex:
         first = 0
         for batch in catalogue.batches():
             titles, aliases = batch.column("title"), batch.column("aliases")
-            plain = pc.replace_substring_regex(titles, _QUALIFIED, r"\1")
+            plain = pc.replace_substring_regex(titles, QUALIFIED, r"\1")
             names += _names_of(titles, plain, aliases, first)
             title_words = words_of(plain)
             words.append(title_words.words)

@@ -8,6 +8,10 @@ import unicodedata
 import pyarrow as pa
 import pyarrow.compute as pc
 
+QUALIFIED = r"^(.*\S)(?:\s+\([^()]+\)|\s*（[^（）]+）)$"
+"""Regular expression, of `re` and of Arrow, for a title and the qualifier in parentheses behind it:
+"Dune (novel)", "雷神（電影）"."""
+
 WIKIDATA_ID = re.compile(r"Q[1-9]\d*", re.ASCII)
 
 _WRITTEN_ID = re.compile(
@@ -48,16 +52,24 @@ def _composed(texts: pa.Array) -> pa.Array:
 _PLAIN_LETTERS = {
     **{"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "ł": "l"},
     **{"ħ": "h", "ı": "i", "ς": "σ"},
+    # Persian letters, and one of Arabic, which keyboards mix up.
+    **{"ی": "ي", "ى": "ي", "ک": "ك"},
 }
+# Accents of Latin, Greek and Cyrillic, points of Hebrew, vowels, hamzas and tatweel of Arabic.
+_DIACRITICS = (
+    r"[\x{300}-\x{36f}\x{591}-\x{5bd}\x{5bf}\x{5c1}\x{5c2}\x{5c4}\x{5c5}\x{5c7}"
+    r"\x{610}-\x{61a}\x{640}\x{64b}-\x{65f}\x{670}\x{6d6}-\x{6dc}\x{6df}-\x{6e8}\x{6ea}-\x{6ed}]+"
+)
 
 
 def normal_names(names: pa.Array) -> pa.Array:
     """Rewrites names so that the ways in which people write a name become equal.
 
     In this order: Unicode NFKD, lower case, no diacritics (a few letters such as "ø" are replaced
-    by plain ones), "and" for "&", a blank for everything but letters, digits, "+" and "#", and no
-    leading "the", "a" or "an" if something follows it. A name of nothing but punctuation stays, in
-    lower case. "The Beyoncé-Knowles" becomes "beyonce knowles", "C++" becomes "c++".
+    by plain ones; vowel signs such as those of Hindi stay), "and" for "&", a blank for everything
+    but letters, digits, "+" and "#", and no leading "the", "a" or "an" if something follows it. A
+    name of nothing but punctuation stays, in lower case. "The Beyoncé-Knowles" becomes "beyonce
+    knowles", "C++" becomes "c++".
 
     Args:
       names: [n] strings without nulls.
@@ -72,7 +84,7 @@ def normal_names(names: pa.Array) -> pa.Array:
     if not is_ascii:
         for letter, plain in _PLAIN_LETTERS.items():
             names = pc.replace_substring(names, letter, plain)
-        names = pc.replace_substring_regex(names, r"[\x{300}-\x{36f}]+", "")
+        names = pc.replace_substring_regex(names, _DIACRITICS, "")
     names = pc.replace_substring(names, "&", " and ")
     # The classes of Unicode take milliseconds to compile.
     letters = "a-z0-9" if is_ascii else r"\p{L}\p{N}\p{M}"

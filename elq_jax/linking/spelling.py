@@ -11,6 +11,9 @@ a slip. All words that one slip leads to it are compared with the word itself, i
                 inside of a sentence, as names have, how short it is, and how few words the
                 catalogue has: a small one does not know most names
 
+Scripts that are written without blanks between words are left alone. So is a word with diacritics,
+if the encoder reads them, since corrections have none.
+
 A word of three letters, or one that is in a name of the catalogue already, is corrected only if it
 then forms a name with a neighbour. The constants come from a conditional logit, which was fitted on
 the training questions of WebQSP, SimpleQuestions and LC-QuAD with one typo each, and on names as
@@ -37,6 +40,7 @@ from elq_jax.entities.word_index import NAME_WEIGHT, Counts, WordIndex, word_key
 from elq_jax.questions.noise import NEIGHBOURS
 from elq_jax.questions.words import FUNCTION_WORDS
 from elq_jax.text.corrections import Correction, glued_symbols
+from elq_jax.text.scripts import MARKS, UNSPACED
 from elq_jax.text.tokenization import Tokenizer
 
 _SURE = 0.9  # probability that a correction needs
@@ -49,7 +53,7 @@ _NO_SLIP, _KNOWN, _CAPITAL, _LETTER, _SMALLER = 2.3, 4.0, 2.5, -0.3, 0.6
 _WORDS_OF_COUNTS = 1e7
 _SHORT, _LONG = 3, 32  # letters
 
-_WORD = re.compile(r"[\w\u0300-\u036f]+")
+_WORD = re.compile(rf"(?:[^\W{UNSPACED}]+[{MARKS}]*)+")
 _JOINT = re.compile(r"[\s\-.'’]*")  # between words that may be neighbours in a name
 _CONTRACTIONS = re.compile(  # written without their apostrophe
     "(i|you|he|she|it|we|they|that|there|who|what|where|when|why|how)(re|ve|ll|d|m)"
@@ -159,6 +163,8 @@ class Speller:
             normal = _normal(written)
             if not self._may_be_slip(normal) or (written.isupper() and not shouts):
                 continue
+            if not self._is_read_as(written, normal):
+                continue
             before = after = ""
             if place and _JOINT.fullmatch(text, places[place - 1][1], start):
                 before = _normal(text[slice(*places[place - 1])])
@@ -171,6 +177,17 @@ class Speller:
         """Returns whether the vocabulary has a word in lower case; lists it only if need be."""
         is_listed = word.isascii() and self._tokenizer.is_whole_word(word)
         return is_listed or word in self._vocabulary
+
+    def _is_read_as(self, written: str, normal: str) -> bool:
+        """Returns whether the encoder reads a word without its diacritics alike.
+
+        Otherwise a correction, which has none, would lose them.
+        """
+        if written.isascii():
+            return True
+        texts = [made_whole(written), _in_case_of(written, normal)]
+        ids, normal_ids = (e.ids for e in self._tokenizer.encode_questions(texts, None))
+        return np.array_equal(ids, normal_ids)
 
     def _may_be_slip(self, normal: str) -> bool:
         known = self._vocabulary

@@ -1,11 +1,14 @@
-"""Lists English words that are no names, and finds the words of a text."""
+"""Lists English words that are no names, and finds the words of a text in any language."""
 
 from __future__ import annotations
 
 import re
 
-# A word begins and ends with a letter or digit: "o'brien," is "o'brien", "(at&t)" is "at&t".
-WORD = re.compile(r"\w(?:\S*\w)?")
+from elq_jax.text.scripts import MARKS, UNSPACED
+
+# A word begins and ends with a letter or digit: "o'brien," is "o'brien", "(at&t)" is "at&t". In
+# scripts that are written without blanks, each letter is a word.
+WORD = re.compile(rf"[{UNSPACED}][{MARKS}]*|\w[^\s{UNSPACED}]*(?<=[\w{MARKS}])")
 
 ARTICLES = frozenset({"the", "a", "an"})
 

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,10 +25,14 @@ from elq_jax.core.strings import made_whole
 from elq_jax.storage.files import atomic_write, check_not_a_pointer
 from elq_jax.storage.hub import resolve_encoder
 from elq_jax.text.corrections import Correction, corrected, original_offsets
+from elq_jax.text.scripts import BETWEEN_WORDS, MARKS
 
-ENTITY_TAG = "[unused2]"  # between an entity's title and its text
+# Between an entity's title and its text; [SEP] in vocabularies that lack it.
+ENTITY_TAG = "[unused2]"
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _SYMBOLS = r"[\p{So}\p{Sk}\p{Cn}\p{Cs}]"  # Unicode categories; most emoji are So
+_BETWEEN_WORDS = re.compile(BETWEEN_WORDS)
+_MARKS = re.compile(f"[{MARKS}]+")
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class EncodedQuestion:
         (0, 0) for [CLS] and [SEP]. Tokens of one character (decomposed Hangul) share its offsets.
       words: [T] int32, number of the word that each token is a part of, counted from 0; -1 for
         [CLS] and [SEP]. BERT ends a word at white space, at punctuation, and at every Chinese
-        character: "[CLS] d ' iv ##oire [SEP]" gives [-1, 0, 1, 2, 2, -1].
+        character: "[CLS] d ' iv ##oire [SEP]" gives [-1, 0, 1, 2, 2, -1]. In scripts that are
+        written without blanks, such as Thai and Japanese, each token is a word.
       truncated_at: character offset of the first token that was cut off; None if none was.
       corrections: words that the tokens spell in another way than the original string. All tokens
         of such a word have its offsets.
@@ -65,14 +71,15 @@ class Tokenizer:
       sep_id: id of [SEP].
       pad_id: id of [PAD].
       unk_id: id of [UNK].
-      entity_tag_id: id of [unused2], which stands between an entity's title and its text.
+      entity_tag_id: id of the token between an entity's title and its text: [unused2], or [SEP] if
+        the vocabulary lacks it.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, source: str = "tokenizer"):
         """Wraps a BERT tokenizer of the `tokenizers` library and changes its settings.
 
         Args:
-          backend: WordPiece tokenizer whose vocabulary has the special tokens and [unused2].
+          backend: WordPiece tokenizer whose vocabulary has the special tokens.
           source: path or name that it was read from, for error messages.
 
         Raises:
@@ -89,7 +96,7 @@ class Tokenizer:
             if token_id is None:
                 raise ElqError(
                     f"{source}: the vocabulary has no {token}; give the tokenizer of a BERT "
-                    "(its vocabulary has [CLS], [SEP], [PAD], [UNK] and [unused2])"
+                    "(its vocabulary has [CLS], [SEP], [PAD] and [UNK])"
                 )
             return token_id
 
@@ -98,7 +105,8 @@ class Tokenizer:
         self.sep_id = id_of("[SEP]")
         self.pad_id = id_of("[PAD]")
         self.unk_id = id_of("[UNK]")
-        self.entity_tag_id = id_of(ENTITY_TAG)
+        tag_id = self._backend.token_to_id(ENTITY_TAG)
+        self.entity_tag_id: int = self.sep_id if tag_id is None else tag_id
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str]) -> Tokenizer:
@@ -204,6 +212,8 @@ class Tokenizer:
         self, text: str, encoding: tokenizers.Encoding, room: float, whole_words: bool
     ) -> EncodedQuestion:
         ids, offsets, words = encoding.ids, encoding.offsets, encoding.word_ids
+        if not text.isascii():
+            words = _without_long_words(text, offsets, words)
         end = min(len(ids), room)
         if whole_words and end < len(ids) and words[end] != words[0]:
             while words[end - 1] == words[end]:
@@ -260,12 +270,12 @@ class Tokenizer:
         return [
             token
             for token in sorted(vocabulary, key=vocabulary.__getitem__)
-            if len(token) > 1 and token.isalpha()
+            if len(token) > 1 and _is_word(token)
         ]
 
     def is_whole_word(self, word: str) -> bool:
         """Returns whether `whole_words` has a word, without listing them."""
-        return len(word) > 1 and word.isalpha() and self._backend.token_to_id(word) is not None
+        return len(word) > 1 and _is_word(word) and self._backend.token_to_id(word) is not None
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Looks up the tokens of ids: [2054, 2015] are ["what", "##s"]."""
@@ -316,6 +326,24 @@ def _check_texts(texts: Sequence[str], argument: str) -> list[str]:
             raise ElqError(f"{argument}[{number}]: found {kind}, expected a string")
         checked.append(made_whole(text))
     return checked
+
+
+def _is_word(token: str) -> bool:
+    """Returns whether a token is letters and their marks alone."""
+    return token.isalpha() or _MARKS.sub("", token).isalpha()
+
+
+def _without_long_words(
+    text: str, offsets: Sequence[tuple[int, int]], words: Sequence[int]
+) -> list[int]:
+    """Numbers words again, so that each token of a script without blanks is a word."""
+    numbers: list[int] = []
+    for place, (start, _) in enumerate(offsets):
+        is_inside = place > 0 and words[place] == words[place - 1]
+        if is_inside and start >= offsets[place - 1][1] and _BETWEEN_WORDS.match(text, start):
+            is_inside = False
+        numbers.append((numbers[-1] if numbers else -1) + (not is_inside))
+    return numbers
 
 
 def _with_combining_marks(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:

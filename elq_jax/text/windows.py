@@ -14,7 +14,8 @@ from elq_jax.core.errors import check_count
 
 PART_CHARACTERS = 1 << 15
 _OVERLAP = 512  # characters; more than any word that BERT reads
-_SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s+|[。！？][”’」』）]*\s*|\n+")
+# Full stops of Urdu, then of Chinese, Hindi, Amharic, Burmese and Khmer, which need no blank.
+_SENTENCE_END = re.compile(r"[.!?…؟۔][\"'”’»)\]]*\s+|[。！？｡।॥።။។]+[”’」』）》]*\s*|\n+")
 _BLANK = re.compile(r"\s+")
 
 

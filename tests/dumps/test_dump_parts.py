@@ -13,7 +13,7 @@ from elq_jax.dumps import runs, sql
 from elq_jax.dumps.pipeline import Inputs, read_wikipedia
 from elq_jax.dumps.redirects import resolve
 from elq_jax.dumps.rules import printed, read_rules
-from elq_jax.dumps.runs import SectionWriter, partition, read_section
+from elq_jax.dumps.runs import SectionWriter, UnfinishedError, partition, read_section
 from elq_jax.dumps.settings import WikipediaSettings
 
 HEAD = "-- MySQL dump\nCREATE TABLE `page_props` (\n  `pp_page` int(10)\n);\n"
@@ -133,7 +133,7 @@ def test_sections(tmp_path, monkeypatch):
         assert list(read_section(path, section, tuple[str, int])) == expected
         assert expected
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ElqError, match="damaged"):
+    with pytest.raises(UnfinishedError, match="damaged"):
         list(read_section(path, 3, tuple[str, int]))
 
 

@@ -23,6 +23,7 @@ pytest.importorskip("mwparserfromhell", reason="needs elq_jax[wikipedia]")
 
 from elq_jax.core.errors import DiskFullError, ElqError
 from elq_jax.dumps.pipeline import Inputs, read_wikipedia
+from elq_jax.dumps.runs import UnfinishedError
 from elq_jax.dumps.settings import WikipediaSettings
 from elq_jax.entities.build import build_catalogue
 from elq_jax.entities.catalogue import Catalogue
@@ -419,16 +420,17 @@ def test_counts_of_real_dumps(tmp_path, name, spaces, differences):
             assert anchor == anchor.strip() != ""
 
 
-def test_a_full_disk_keeps_what_is_done(made, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [DiskFullError, UnfinishedError])
+def test_what_is_no_fault_of_the_input_keeps_what_is_done(made, tmp_path, monkeypatch, error):
     """The first run fails in a worker of Beam; the second one goes on with its tasks."""
     inputs = Inputs(made / "dump.xml.bz2")
 
     def full(*_):
-        raise DiskFullError("x: not written, the disk is full; free some space")
+        raise error("x: not written, the disk is full; free some space")
 
     with monkeypatch.context() as patch:
         patch.setattr("elq_jax.dumps.stages.passages.make_passages", full)
-        with pytest.raises(DiskFullError, match=r"x: not written, the disk is full"):
+        with pytest.raises(error, match=r"x: not written, the disk is full"):
             read_wikipedia(inputs, tmp_path / "out", SMALL, IN_PROCESS)
     assert sorted((tmp_path / "out.partial/work/parse").glob("*.json"))
 

@@ -65,6 +65,11 @@ def site(language="en", names=ENGLISH, path=None):
         ("de:Thor", "interwiki", "Thor", False),
         (":de:Thor", "interwiki", "Thor", True),
         ("wikt:thor", "interwiki", "thor", True),
+        ("Be-Tarask:Тор", "interwiki", "Тор", False),
+        ("simple:Thor", "interwiki", "Thor", False),
+        ("wikt:de:Thor", "interwiki", "de:Thor", True),
+        ("iso639-3:eng", "interwiki", "eng", True),
+        ("Hanna:Thor", "article", "Hanna:Thor", True),
         ("en:thor", "article", "Thor", True),
     ],
 )
@@ -100,6 +105,15 @@ def test_capitals_of_other_languages():
     assert parse_target("москва", site("ru")).title == "Москва"
 
 
+def test_the_prefix_of_a_wiki_is_not_always_its_language():
+    simple = head().replace("enwiki", "simplewiki").replace("en.wiki", "simple.wiki").encode()
+    simple = read_siteinfo(simple, "dump.xml")
+    assert parse_target("simple:thor", simple).kind == "article"
+    assert parse_target("en:thor", simple).kind == "interwiki"
+    old = read_siteinfo(head("be_x_old").encode(), "dump.xml")
+    assert parse_target("be-x-old:тор", old).title == "Тор"
+
+
 def test_case_sensitive_wiki():
     wiktionary = head().replace("first-letter", "case-sensitive").encode()
     assert parse_target("thor", read_siteinfo(wiktionary, "dump.xml")).title == "thor"
@@ -119,6 +133,7 @@ def test_siteinfo_file(tmp_path):
     assert parse_target("bild:x.png", german).kind == "file"
     assert parse_target("zzz:Foo", german).is_shown
     assert not parse_target("yyy:Foo", german).is_shown
+    assert parse_target("fr:Foo", german).kind == "article"  # since its list has no such prefix
     assert german.link_trail == "[a-zäöüß]+"
     path.write_text("[]")
     with pytest.raises(ElqError, match="not a siteinfo file"):

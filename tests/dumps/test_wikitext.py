@@ -8,7 +8,8 @@ from dumps.made import head
 pytest.importorskip("mwparserfromhell", reason="needs elq_jax[wikipedia]")
 
 from elq_jax.dumps.rules import read_rules
-from elq_jax.dumps.sandbox import GivenUp, Sandbox, SandboxError
+from elq_jax.dumps.runs import UnfinishedError
+from elq_jax.dumps.sandbox import GivenUp, Sandbox
 from elq_jax.dumps.siteinfo import read_siteinfo
 from elq_jax.dumps.wikitext import Wiki, cleaned, first_paragraph, read_wikitext
 
@@ -233,5 +234,5 @@ def test_deep_nesting(sandbox, text):
 
 def test_a_process_that_cannot_start_is_no_fault_of_the_page(monkeypatch):
     monkeypatch.setattr("elq_jax.dumps.sandbox.sys.executable", "/bin/false")
-    with Sandbox(WIKI, 1, 512) as box, pytest.raises(SandboxError, match=r"did not start"):
+    with Sandbox(WIKI, 1, 512) as box, pytest.raises(UnfinishedError, match=r"did not start"):
         box.read("a", "T")
