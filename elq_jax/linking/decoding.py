@@ -33,6 +33,8 @@ DECODERS: Registry[type[Decoder]] = Registry("decoder", "elq_jax.linking.decodin
 
 # Roles that a token may have in a mention; a token has a sum of them.
 INSIDE, FIRST, LAST, MEANINGFUL = 1, 2, 4, 8
+_BRACKETS = ["()", "[]", "{}", "“”", "‘’", "«»", "（）", "「」", "『』", "《》", "【】"]
+_QUOTES = "\"'"
 _BLOCK = 1024  # places of a text whose mentions are kept in one number, see `accept`
 
 
@@ -206,9 +208,9 @@ class Confident(Joint):
     2. Their scores are log-probabilities that the link is right, and must be above the threshold.
        So a higher threshold leaves links out and changes no other.
 
-    Emoji and other symbols at the ends of a mention are left out of it. Spans are considered above
-    `floor`, whatever the threshold, since the probabilities depend on the other spans of a
-    question. Spans whose score is NaN are dropped.
+    Emoji, commas and unpaired brackets at the ends of a mention are left out of it, see
+    `trim_ends`. Spans are considered above `floor`, whatever the threshold, since the probabilities
+    depend on the other spans of a question. Spans whose score is NaN are dropped.
 
     A search costs much more than anything else that is done for a span. So unlikely spans are
     compared only with the entities that have them as a name, and not with the whole catalogue.
@@ -254,9 +256,7 @@ class Confident(Joint):
         by_score = by_score[scores[order[by_score]] > threshold]
         order, characters = order[by_score], characters[by_score]
         texts = [spans.texts[number] for number in spans.question[order].tolist()]
-        trimmed = [
-            trim_symbols(*place) for place in zip(texts, *characters.T.tolist(), strict=True)
-        ]
+        trimmed = [trim_ends(*place) for place in zip(texts, *characters.T.tolist(), strict=True)]
         characters = np.array(trimmed, np.int64).reshape(-1, 2)
         joint, mention_scores = joint_scores(spans)
         return dataclasses.replace(
@@ -509,18 +509,33 @@ def character_spans(spans: ScoredSpans, order: np.ndarray) -> np.ndarray:
     return extents
 
 
-def trim_symbols(text: str, start: int, end: int) -> tuple[int, int]:
-    """Returns the offsets of a mention without emoji, symbols and blanks at its ends.
+def trim_ends(text: str, start: int, end: int) -> tuple[int, int]:
+    """Returns the offsets of a mention without what is no part of a name at its ends.
 
-    A mention of nothing else stays as it is.
+    That is emoji and other symbols, blanks, commas, colons, semicolons, and brackets and quotes
+    whose counterpart is not in the mention. A mention of nothing else stays as it is.
 
-    Example: trim_symbols("who wrote 🎉dune?", 10, 15) -> (11, 15).
+    Example: trim_ends("who wrote 🎉dune?", 10, 15) -> (11, 15).
     """
-    if text[start : start + 1].isalnum() and text[end - 1 : end].isalnum():
-        return start, end
-    symbols = [character in JOINERS or _is_symbol(character) for character in text[start:end]]
-    inner = [start + place for place, is_symbol in enumerate(symbols) if not is_symbol]
-    return (inner[0], inner[-1] + 1) if inner else (start, end)
+    first, last = start, end
+    while first < last and _is_loose(text[first:last], 0):
+        first += 1
+    while first < last and _is_loose(text[first:last], -1):
+        last -= 1
+    return (first, last) if first < last else (start, end)
+
+
+def _is_loose(mention: str, end: int) -> bool:
+    """Returns whether the first (`end` 0) or last (-1) character is no part of a name."""
+    character = mention[end]
+    if character.isalnum():
+        return False
+    if character in _QUOTES:
+        return mention.count(character) % 2 == 1
+    for pair in _BRACKETS:
+        if character == pair[end]:
+            return mention.count(character) > mention.count(pair[-1 - end])
+    return character in ",;:" or character in JOINERS or _is_symbol(character)
 
 
 def _is_symbol(character: str) -> bool:

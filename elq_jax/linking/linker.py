@@ -567,8 +567,9 @@ class EntityLinker:
         search = Search.of(encoded, settings, self.tokenizer.unk_id) if find else None
         if bounds is not None:
             bounds = arguments.check_bounds(encoded, bounds)
+        longest, overlap = self.max_question_tokens, settings.overlap_tokens
         with self._encoding:
-            return list(self.scorer(encoded, self.max_question_tokens, batch_size, search, bounds))
+            return list(self.scorer(encoded, longest, batch_size, search, bounds, overlap))
 
     def score_spans(
         self,

@@ -220,6 +220,7 @@ class Scorer:
         batch_size: int,
         search: Search | None = None,
         known: Sequence[np.ndarray] | None = None,
+        overlap: int | None = None,
     ) -> Iterator[tuple[SpanVectors, SpanVectors]]:
         """Encodes questions once: finds spans, and reads the vectors of spans at known bounds.
 
@@ -232,13 +233,16 @@ class Scorer:
           batch_size: number of windows encoded at a time.
           search: conditions of the spans to find; None: no spans are found.
           known: arrays, one per question, [M, 2] int: inclusive bounds of spans to read.
+          overlap: number of tokens that two windows share, at least; None: those of the widest
+            mention, less one.
 
         Yields:
           found spans and spans at `known` bounds, of up to 16 batches. Batches hold questions of
           similar length; within a batch, spans are in the order of its questions.
         """
         self.place()
-        windows = windows_of(encoded, longest, self._max_width - 1, search, known)
+        overlap = self._max_width - 1 if overlap is None else overlap
+        windows = windows_of(encoded, longest, overlap, search, known)
         most = max((len(window.bounds) for window in windows), default=0)
         if most:
             most = 8 ** max(1, math.ceil(math.log(most, 8)))  # few widths, few compilations

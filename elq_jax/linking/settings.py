@@ -38,6 +38,9 @@ class LinkingSettings:
         them.
       max_question_tokens: largest T, [CLS] and [SEP] included; None: the model's own. A text of
         more tokens is read in windows of that many, unless the decoder cuts it.
+      overlap_tokens: number of tokens that two windows of a text share, at least, up to half a
+        window; None: as many as the widest mention has, less one, so that every mention is whole in
+        some window. With more, mentions have more context, and long texts take longer.
       decoder: name in `decoding.DECODERS` of the decoder, which chooses among scored spans.
       decoder_settings: settings of the decoder, by name.
       candidate_scoring: whether candidates are rescored by their names, in a linker that has the
@@ -51,6 +54,7 @@ class LinkingSettings:
     max_mentions: int = 10
     num_candidates: int = 10
     max_question_tokens: int | None = None
+    overlap_tokens: int | None = None
     decoder: str = "joint"
     decoder_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     candidate_scoring: bool = True
@@ -73,6 +77,8 @@ class LinkingSettings:
         check_count("num_candidates", self.num_candidates)
         if self.max_question_tokens is not None:
             check_count("max_question_tokens", self.max_question_tokens, least=3)
+        if self.overlap_tokens is not None:
+            check_count("overlap_tokens", self.overlap_tokens, least=0)
         if self.decoding.log_probabilities and 0 <= self.threshold < math.inf:
             raise ElqError(
                 f"threshold: {self.threshold:g}; scores are log-probabilities, below 0, so nothing "

@@ -10,7 +10,7 @@ from scipy.special import log_expit, log_softmax
 
 from elq_jax.core.errors import ElqError
 from elq_jax.linking import decoding
-from elq_jax.linking.decoding import FIRST, INSIDE, LAST, MEANINGFUL, Joint, trim_symbols
+from elq_jax.linking.decoding import FIRST, INSIDE, LAST, MEANINGFUL, Joint, trim_ends
 from elq_jax.linking.links import ScoredSpans
 from elq_jax.linking.settings import LinkingSettings
 from elq_jax.original.decoding import THRESHOLD_TYPES, Original, triples
@@ -362,8 +362,31 @@ def test_character_spans_of_all_spans_at_once():
 @pytest.mark.parametrize("symbol", ["🎉", "❤️", "👍🏽", "🇫🇷", "👨‍👩‍👧", "™", "® ", "°"])
 def test_symbols_at_the_ends_of_a_mention_are_left_out(symbol):
     text = f"who wrote {symbol}dune {symbol} two{symbol}?"
-    start, end = trim_symbols(text, 10, len(text) - 1)
+    start, end = trim_ends(text, 10, len(text) - 1)
     assert text[start:end] == f"dune {symbol} two"
-    assert trim_symbols(text, 0, 9) == (0, 9)
-    assert trim_symbols(text, 10, 10 + len(symbol)) == (10, 10 + len(symbol))
-    assert trim_symbols("c++ ke$ha", 0, 3) == (0, 3)
+    assert trim_ends(text, 0, 9) == (0, 9)
+    assert trim_ends(text, 10, 10 + len(symbol)) == (10, 10 + len(symbol))
+    assert trim_ends("c++ ke$ha", 0, 3) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "mention", "rest"),
+    [
+        ("played by Jake Wood) in", "Jake Wood)", "Jake Wood"),
+        ("as (will.i.am), who", "will.i.am),", "will.i.am"),
+        ("the bassist of Prince (musician), who", "Prince (musician),", "Prince (musician)"),
+        ('called "Alive"; it', '"Alive";', '"Alive"'),
+        ('called "Alive" it', 'Alive"', "Alive"),
+        ("the Saints' coach", "Saints'", "Saints"),
+        ("von «Die Welt» und", "Die Welt»", "Die Welt"),
+        ("看《红楼梦》吗", "红楼梦》", "红楼梦"),
+        ("in Washington, D.C. and", "Washington, D.C.", "Washington, D.C."),
+        ("Rock 'n' Roll", "'n'", "'n'"),
+        ('a "(" b', '"("', '"("'),
+        ("f(x);", "(", "("),
+    ],
+)
+def test_unpaired_brackets_and_commas_at_the_ends_of_a_mention_are_left_out(text, mention, rest):
+    start = text.index(mention)
+    start, end = trim_ends(text, start, start + len(mention))
+    assert text[start:end] == rest

@@ -276,6 +276,7 @@ def test_settings_of_the_directory_and_of_the_caller(folder):
         ({"decoder": "best"}, "decoder: 'best'; expected one of .*joint"),
         ({"threshold": 0.5}, "threshold: 0.5; scores are log-probabilities, below 0"),
         ({"max_question_tokens": 2}, "max_question_tokens: 2; expected an integer, at least 3"),
+        ({"overlap_tokens": -1}, "overlap_tokens: -1; expected an integer, at least 0"),
     ],
 )
 def test_settings_that_cannot_be(folder, linker, copy, settings, message):

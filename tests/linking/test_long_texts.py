@@ -43,11 +43,12 @@ def texts():
     return [" ".join(rng.choice(WORDS, size)) for size in (90, 3, 41, 7)]
 
 
-def test_spans_are_those_of_the_windows(linker, texts):
+@pytest.mark.parametrize("overlap_tokens", [None, 2])
+def test_spans_are_those_of_the_windows(linker, texts, overlap_tokens):
     """Each window as a question of its own; of its spans, those that no other window owns."""
-    linker = linker.with_settings(max_mentions=1000)
+    linker = linker.with_settings(max_mentions=1000, overlap_tokens=overlap_tokens)
     encoded = linker.encode(texts)
-    overlap = linker.config.max_mention_width - 1
+    overlap = overlap_tokens or linker.config.max_mention_width - 1
     lengths = [len(question.ids) for question in encoded]
     windows = text_windows(lengths, [q.sentences for q in encoded], LONGEST, overlap)
     assert len(windows) > len(texts) + 3
