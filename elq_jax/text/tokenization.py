@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import tokenizers
-from tokenizers import pre_tokenizers
+from tokenizers import normalizers, pre_tokenizers
 
 from elq_jax.core.errors import ElqError, check_count
 from elq_jax.core.strings import made_whole
@@ -90,6 +90,12 @@ class Tokenizer:
         self._backend.no_padding()
         # Literal special tokens in a text are ordinary text.
         self._backend.encode_special_tokens = True
+        self._reader = self._backend
+        if backend.normalizer and not _ignores_marks(backend.normalizer):
+            # The vocabulary has "é", and texts may have "e" with a mark.
+            self._reader = copy.deepcopy(self._backend)
+            self._reader.encode_special_tokens = True
+            self._reader.normalizer = normalizers.Sequence([normalizers.NFC(), backend.normalizer])
 
         def id_of(token: str) -> int:
             token_id = self._backend.token_to_id(token)
@@ -191,7 +197,7 @@ class Tokenizer:
         Raises:
           ElqError: `texts` is not a sequence of strings, or `max_length` is below 3.
         """
-        backend = self._backend_with_special_tokens if special_tokens_in_text else self._backend
+        backend = self._backend_with_special_tokens if special_tokens_in_text else self._reader
         read = texts = _check_texts(texts, "texts")
         if correct is not None:
             corrections = correct(texts)
@@ -253,8 +259,8 @@ class Tokenizer:
         room = max_length - 2
         named = _check_texts([title or "" for title in titles], "titles")
         # Offsets are not needed here, and the fast variant leaves them out.
-        title_encodings = self._backend.encode_batch_fast(named, add_special_tokens=False)
-        text_encodings = self._backend.encode_batch_fast(
+        title_encodings = self._reader.encode_batch_fast(named, add_special_tokens=False)
+        text_encodings = self._reader.encode_batch_fast(
             _check_texts(texts, "texts"), add_special_tokens=False
         )
         entities = []
@@ -328,6 +334,11 @@ def _check_texts(texts: Sequence[str], argument: str) -> list[str]:
     return checked
 
 
+def _ignores_marks(normalizer: normalizers.Normalizer) -> bool:
+    """Returns whether accents are read alike, however they are written."""
+    return normalizer.normalize_str("e\u0301") == normalizer.normalize_str("\u00e9")
+
+
 def _is_word(token: str) -> bool:
     """Returns whether a token is letters and their marks alone."""
     return token.isalpha() or _MARKS.sub("", token).isalpha()
@@ -346,15 +357,20 @@ def _without_long_words(
     return numbers
 
 
+def _is_letter_part(character: str) -> bool:
+    """Returns whether a character is a mark, or a vowel or last letter of a Hangul syllable."""
+    return unicodedata.category(character) in ("Mn", "Mc") or "\u1160" <= character <= "\u11ff"
+
+
 def _with_combining_marks(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ends each token behind the combining marks that normalization stripped after it.
+    """Ends each token behind the parts of its last letter that normalization left out or composed.
 
     Otherwise the last letter of a decomposed "cafe\u0301" would lose its accent.
     """
     moved = []
     next_starts = [start for start, _ in offsets[1:]] + [len(text)]
     for (start, end), next_start in zip(offsets, next_starts, strict=False):
-        while end < next_start and unicodedata.category(text[end]) == "Mn":
+        while end < next_start and _is_letter_part(text[end]):
             end += 1
         moved.append((start, end))
     return moved

@@ -60,7 +60,7 @@ def unmarked(text):
 
 def wordpiece(text, lowercase, strip_accents, words=()):
     """A tokenizer for one text, without [unused2]: its characters and some words."""
-    forms = [text, text.lower(), *(unicodedata.normalize("NFD", t) for t in (text, text.lower()))]
+    forms = [unicodedata.normalize(f, t) for f in ("NFC", "NFD") for t in (text, text.lower())]
     letters = sorted({letter for form in forms for letter in form if not letter.isspace()})
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words, *letters, *("##" + x for x in letters)]
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
@@ -88,7 +88,7 @@ def test_offsets_are_exact(language, lowercase, strip_accents):
             written = "".join(c for c in written if unicodedata.category(c) != "Mn")
             assert token.removeprefix("##") in written  # which is several letters in Hangul
         else:
-            assert token.removeprefix("##") == written
+            assert token.removeprefix("##") == unicodedata.normalize("NFC", written)
     mentions = [Mention(start, end, number) for number, (start, end) in enumerate(spans)]
     question = Question("q", text, tuple(mentions))
     bounds, _, problems = align_mentions(question, encoded)
@@ -107,6 +107,19 @@ def test_offsets_are_exact(language, lowercase, strip_accents):
         for first, last in example.bounds.tolist():
             seen.add(tuple(example.ids[first : last + 1].tolist()))
     assert seen == {tuple(encoded.ids[first : last + 1].tolist()) for first, last in bounds}
+
+
+def test_decomposed_text_is_read_like_composed():
+    """With a vocabulary of composed letters; offsets are those in the text as it is written."""
+    text = "Ré ēz 가 각 को কো"
+    tokenizer = wordpiece(text, False, False, text.split())
+    decomposed = unicodedata.normalize("NFD", text)
+    [composed_tokens, tokens] = tokenizer.encode_questions([text, decomposed], None)
+    assert tokens.ids.tolist() == composed_tokens.ids.tolist()
+    quoted = [decomposed[start:end] for start, end in tokens.offsets[1:-1]]
+    assert quoted == decomposed.split()
+    [entity] = tokenizer.encode_entities([decomposed], [""], 16)
+    assert entity[1:-2].tolist() == tokens.ids[1:-1].tolist()
 
 
 def test_a_vocabulary_without_the_tag():
