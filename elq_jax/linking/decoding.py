@@ -35,6 +35,7 @@ DECODERS: Registry[type[Decoder]] = Registry("decoder", "elq_jax.linking.decodin
 INSIDE, FIRST, LAST, MEANINGFUL = 1, 2, 4, 8
 _BRACKETS = ["()", "[]", "{}", "“”", "‘’", "«»", "（）", "「」", "『』", "《》", "【】"]
 _QUOTES = "\"'"
+_COMMAS = ",;:，、；：،؛"
 _BLOCK = 1024  # places of a text whose mentions are kept in one number, see `accept`
 
 
@@ -535,7 +536,7 @@ def _is_loose(mention: str, end: int) -> bool:
     for pair in _BRACKETS:
         if character == pair[end]:
             return mention.count(character) > mention.count(pair[-1 - end])
-    return character in ",;:" or character in JOINERS or _is_symbol(character)
+    return character in _COMMAS or character in JOINERS or _is_symbol(character)
 
 
 def _is_symbol(character: str) -> bool:

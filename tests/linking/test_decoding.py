@@ -384,6 +384,9 @@ def test_symbols_at_the_ends_of_a_mention_are_left_out(symbol):
         ("Rock 'n' Roll", "'n'", "'n'"),
         ('a "(" b', '"("', '"("'),
         ("f(x);", "(", "("),
+        ("في القاهرة، مصر", "القاهرة،", "القاهرة"),
+        ("去北京、上海", "北京、", "北京"),
+        ("नई दिल्ली है", "नई दिल्ली", "नई दिल्ली"),
     ],
 )
 def test_unpaired_brackets_and_commas_at_the_ends_of_a_mention_are_left_out(text, mention, rest):
