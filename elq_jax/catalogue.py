@@ -53,12 +53,16 @@ def main(arguments: list[str]) -> None:
     if command == "remove":
         print(editor.remove(rest).summary(), file=sys.stderr)
     elif command == "sync":
-        editor.sync(
+        changes = editor.sync(
             user_path(rest[0]),
             retire=_RETIRE.value,
             dry_run=_DRY_RUN.value,
-            report=lambda changes: print(changes.summary(), file=sys.stderr, flush=True),
+            report=lambda changes: print(changes.preview(), file=sys.stderr, flush=True),
         )
+        done = (
+            "nothing was changed, since this is a dry run" if _DRY_RUN.value else changes.summary()
+        )
+        print(done, file=sys.stderr)
     elif command in _WITH_FILE:
         path = user_path(rest[0])
         entities = (record for _, record in read_jsonl(path))

@@ -25,8 +25,8 @@ from elq_jax.storage.lines import LineReader, open_lines, parse_object
 from elq_jax.storage.progress import progress
 from elq_jax.storage.resume import ResumeRecord
 
-_ROWS_PER_BATCH = 32768
-_BYTES_PER_BATCH = 64 << 20  # of strings; an Arrow batch can hold 2 GiB
+ROWS_PER_BATCH = 32768
+BYTES_PER_BATCH = 64 << 20  # of strings; an Arrow batch can hold 2 GiB
 _BYTES_PER_ROW = 256 << 20
 
 
@@ -107,7 +107,7 @@ def _build(
                 id_hashes.append(hash(entity["id"]))
             empty_texts += not entity["text"]
             collected += entity["size"]
-            if len(columns["title"]) == _ROWS_PER_BATCH or collected >= _BYTES_PER_BATCH:
+            if len(columns["title"]) == ROWS_PER_BATCH or collected >= BYTES_PER_BATCH:
                 writer.write(record_batch(columns))
                 collected = 0
                 advance(lines.position - read)

@@ -22,7 +22,7 @@ import itertools
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 
 from elq_jax.core.errors import DataError, ElqError
+from elq_jax.entities.build import BYTES_PER_BATCH, ROWS_PER_BATCH
 from elq_jax.entities.catalogue import Catalogue, CatalogueWriter, Fingerprint
 from elq_jax.entities.embeddings import Embeddings, EmbeddingsWriter
 from elq_jax.storage import layout
@@ -161,15 +162,18 @@ class Segments:
         return [*itertools.accumulate((len(part.catalogue) for part in self.parts), initial=0)]
 
     def summary(self) -> str:
-        """Returns a line with the numbers of entities, segments and deleted rows."""
+        """Returns lines with the numbers of entities, segments, deleted rows and changes."""
         rows = [len(part.catalogue) for part in self.parts]
-        text = (
-            f"{self.folder}: {self.catalogue.num_entities:,} entities; rows of the segments: "
-            f"{', '.join(f'{number:,}' for number in rows)}; {len(self.deleted):,} rows deleted"
-        )
-        if sum(rows[1:]) + len(self.deleted) > 0.1 * sum(rows):
-            text += "; compact makes linking faster"
-        return text
+        is_worth_it = sum(rows[1:]) + len(self.deleted) > 0.1 * sum(rows)
+        lines = {
+            "entities": f"{self.catalogue.num_entities:,}",
+            "segments": f"{len(rows)}, of {' + '.join(f'{number:,}' for number in rows)} rows",
+            "deleted rows": f"{len(self.deleted):,}",
+            "changes": f"{self.number:,} since the catalogue was built",
+            "vectors": f"{self.embeddings.shape[1]} x {self.embeddings.dtype}",
+            "compact": "makes linking faster" if is_worth_it else "not needed",
+        }
+        return "\n".join(f"{name:12}  {text}" for name, text in lines.items())
 
     def embeddings_writer(
         self, folder: pathlib.Path, rows: int, fingerprint: str, shard_rows: int
@@ -435,10 +439,28 @@ def write_catalogue(path: pathlib.Path, batches: Sequence[pa.RecordBatch]) -> st
     fingerprint = fingerprint_of(batches)
     with atomic_write(path) as file:
         writer = CatalogueWriter(file)
-        for batch in batches:
+        for batch in _joined(batches):
             writer.write(batch)
         writer.finish(fingerprint)
     return fingerprint
+
+
+def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Joins batches that follow each other up to the size of those of a built catalogue.
+
+    Every pass over a catalogue takes time for each batch, and entities that are added one by one
+    are batches of one row.
+    """
+    group: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in batches:
+        rows, size = rows + batch.num_rows, size + batch.nbytes
+        if group and (rows > ROWS_PER_BATCH or size > BYTES_PER_BATCH):
+            yield pa.concat_batches(group)
+            group, rows, size = [], batch.num_rows, batch.nbytes
+        group.append(batch)
+    if group:
+        yield pa.concat_batches(group)
 
 
 def fingerprint_of(batches: Iterable[pa.RecordBatch]) -> str:

@@ -54,6 +54,7 @@ from elq_jax.storage.progress import progress
 _COMPACTING = "compacting"  # the segment of all entities that is being written
 _SHARD_ROWS = 1024  # of a segment: so many vectors are lost when a writer is killed
 _CHUNK = 16384  # entities of a file that are compared with the catalogue at a time
+_EXAMPLES = 5  # ids that are printed
 _FEW, _MANY = 1, 16  # sizes of batches that are encoded
 _FIELDS = ("title", "text", "wikidata_id", "aliases", "id")
 
@@ -79,11 +80,30 @@ class Changes:
     encoded: int = 0
 
     def summary(self) -> str:
-        """Returns a line about the change."""
-        return (
-            f"{len(self.added):,} added, {len(self.updated):,} updated, "
-            f"{len(self.removed):,} removed, {self.unchanged:,} unchanged; {self.encoded:,} encoded"
-        )
+        """Returns a line about the change after it is made."""
+        numbers = {
+            "added": len(self.added),
+            "updated": len(self.updated),
+            "removed": len(self.removed),
+            "unchanged": self.unchanged,
+        }
+        text = ", ".join(f"{number:,} {name}" for name, number in numbers.items() if number)
+        return f"{text or 'nothing changed'}; {self.encoded:,} encoded"
+
+    def preview(self) -> str:
+        """Returns lines about the change before it is made, with some ids of each kind."""
+        lines = []
+        for name, ids in (
+            ("to add", self.added),
+            ("to update", self.updated),
+            ("to remove", self.removed),
+        ):
+            line = f"{len(ids):9,} {name}"
+            if ids:
+                line += f": {', '.join(ids[:_EXAMPLES])}" + ", ..." * (len(ids) > _EXAMPLES)
+            lines.append(line)
+        lines.append(f"{self.unchanged:9,} unchanged")
+        return "\n".join([*lines, f"{self.encoded:9,} to encode"])
 
 
 @dataclasses.dataclass
@@ -294,8 +314,8 @@ class CatalogueEditor:
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         message = (
-            f"{self.folder}: another process or thread is changing its catalogue; wait, and run "
-            "again"
+            f"{self.folder}: another process or thread is changing its catalogue, so nothing was "
+            "changed here; run this again when it has ended"
         )
         with folder_lock(self.folder, message), full_disk(self.folder):
             yield

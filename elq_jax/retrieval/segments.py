@@ -123,7 +123,8 @@ def _first_nearest(
     if not k:
         return best_scores, best_rows
     missing = np.arange(len(queries))
-    for count in _counts(k, num_deleted, rows_in_all):
+    least = index.least_k if index.is_compiled else 1
+    for count in _counts(k, num_deleted, rows_in_all, least):
         scores, rows = index.search(queries[missing], count)
         living = (rows >= 0) & ~mask[rows]
         enough = living.sum(axis=1) >= k
@@ -137,15 +138,16 @@ def _first_nearest(
     return best_scores, best_rows
 
 
-def _counts(k: int, deleted: int, rows: int) -> list[int]:
+def _counts(k: int, deleted: int, rows: int, least: int) -> list[int]:
     """Lists for how many rows to ask: k times powers of two, up to k + `deleted`.
 
-    The first is k, unless so many rows are deleted that they would be among most results. Few
-    different numbers are asked for, since an index may be compiled for each.
+    The first is k, or what the index searches for at least, unless so many rows are deleted that
+    they would be among most results. Few different numbers are asked for, since an index may be
+    compiled for each.
     """
     most = k + deleted
     powers = itertools.takewhile(lambda count: count < most, (k << i for i in range(32)))
-    counts = [*powers, most]
+    counts = [count for count in powers if count >= least] + [most]
     expected = k / (1 - deleted / rows)
     if expected > 1.02 * k:
         counts = [count for count in counts if count > 1.2 * expected] or [most]

@@ -42,7 +42,7 @@ def build(tmp_path, records, **options):
 @pytest.fixture(params=[2, 7, 32768])
 def small_batches(request, monkeypatch):
     """Several record batches, a last one that is full or not, and a single one."""
-    monkeypatch.setattr(build_module, "_ROWS_PER_BATCH", request.param)
+    monkeypatch.setattr(build_module, "ROWS_PER_BATCH", request.param)
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -242,7 +242,7 @@ def test_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, room)
     names = sorted(path.name for path in tmp_path.iterdir())
     fdopen = files.os.fdopen
     monkeypatch.setattr(files.os, "fdopen", lambda *a, **k: FullDisk(fdopen(*a, **k), room))
-    monkeypatch.setattr(build_module, "_ROWS_PER_BATCH", 10)
+    monkeypatch.setattr(build_module, "ROWS_PER_BATCH", 10)
     with pytest.raises(ElqError, match=r"catalogue\.arrow: not written, the disk is full"):
         build(tmp_path, [entity(f"new {i}") for i in range(1000)])
     monkeypatch.undo()
@@ -398,7 +398,7 @@ def test_one_string_is_no_list_of_titles(tmp_path):
 
 
 def test_batches_are_cut_by_bytes_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(build_module, "_BYTES_PER_BATCH", 1000)
+    monkeypatch.setattr(build_module, "BYTES_PER_BATCH", 1000)
     monkeypatch.setattr(build_module, "_BYTES_PER_ROW", 3000)
     texts = ["x" * size for size in (1, 400, 400, 400, 2900, 1, 999, 1)]
     _, catalogue = build(tmp_path, [entity(f"t{i}", text) for i, text in enumerate(texts)])

@@ -223,8 +223,9 @@ def test_adding_again_and_other_content(folder, encoded):
     assert segments_lib.read_stamp(folder) == before
 
 
-def test_rows_stay_until_the_catalogue_is_compacted(folder, encoded):
-    """Small segments are merged, so that there are few."""
+def test_rows_stay_until_the_catalogue_is_compacted(folder, encoded, monkeypatch):
+    """Small segments are merged, so that there are few; so are the batches of their rows."""
+    monkeypatch.setattr(segments_lib, "ROWS_PER_BATCH", 12)
     editor = CatalogueEditor(folder)
     for number in range(20):
         editor.add([entity(f"new {number}", id=f"n{number}")])
@@ -232,6 +233,16 @@ def test_rows_stay_until_the_catalogue_is_compacted(folder, encoded):
             editor.remove(["n5"])
     parts = editor.segments()
     assert [len(part.catalogue) for part in parts.parts] == [ROWS, 16, 4]
+    batches = [[batch.num_rows for batch in part.catalogue.batches()] for part in parts.parts[1:]]
+    assert batches == [[12, 4], [4]]
+    assert parts.summary() == (
+        "entities      59\n"
+        "segments      3, of 40 + 16 + 4 rows\n"
+        "deleted rows  1\n"
+        "changes       21 since the catalogue was built\n"
+        "vectors       64 x float32\n"
+        "compact       makes linking faster"
+    )
     assert parts.catalogue.titles(range(ROWS, ROWS + 20)) == [f"new {i}" for i in range(20)]
     assert parts.deleted.tolist() == [ROWS + 5]
     assert parts.catalogue.find_titles(["new 5", "new 6"]).rows.tolist() == [-1, ROWS + 6]
@@ -296,6 +307,13 @@ def test_a_file_is_synchronised(folder, encoded, tmp_path, monkeypatch):
 
     reported = []
     assert editor.sync(path, dry_run=True, report=reported.append) == reported[0]
+    assert reported[0].preview().split("\n") == [
+        "        5 to add: n0, n1, n2, n3, n4",
+        f"        2 to update: {ids[0]}, {ids[1]}",
+        f"        1 to remove: {ids[9]}",
+        "       37 unchanged",
+        "        6 to encode",
+    ]
     assert contents(folder) == before
     assert not encoded
     # The second of three shards is not written, since the process is stopped.
@@ -320,7 +338,7 @@ def test_a_file_is_synchronised(folder, encoded, tmp_path, monkeypatch):
     after = contents(folder)
     assert after.keys() == before.keys() - {ids[9]} | {f"n{i}" for i in range(5)}
     assert after[ids[0]] == (*before[ids[0]][:3], ("another name",), before[ids[0]][4])
-    assert editor.sync(path).unchanged == len(lines)
+    assert editor.sync(path).summary() == f"{len(lines)} unchanged; 0 encoded"
 
     path.write_text(json.dumps(lines[3]))
     assert editor.sync(path, retire=False).removed == []
@@ -331,7 +349,7 @@ def test_a_file_is_synchronised(folder, encoded, tmp_path, monkeypatch):
         editor.sync(path)
 
 
-def test_a_full_disk(folder, encoded, monkeypatch):
+def test_a_full_disk(folder, encoded, monkeypatch, tmp_path):
     """Wherever the disk is full, the catalogue is as before, and then takes the change."""
     before, real, room = contents(folder), os.fsync, [0]
 
@@ -342,11 +360,14 @@ def test_a_full_disk(folder, encoded, monkeypatch):
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    editor = CatalogueEditor(folder)
+    editor, path = CatalogueEditor(folder), tmp_path / "all.jsonl"
+    lines = [*editor.entities(), entity("newer", id="2")]
+    path.write_text("\n".join(map(json.dumps, lines)))
     steps = (
         lambda: editor.add([entity("new", id="1")]),
         lambda: editor.update([{"id": "1", "text": "other"}]),
         lambda: editor.remove(["1"]),
+        lambda: editor.sync(path),
         lambda: editor.compact(),
     )
     for step in steps:
@@ -370,7 +391,7 @@ def test_killed_writers(plain):
     """Ten are ended by SIGKILL at random moments; the whole story is in the benchmark."""
     root = pathlib.Path(__file__).parent.parent.parent
     command = [sys.executable, "-m", "benchmarks.catalogue_kills", "--linker", plain]
-    options = ["--catalogue_kills=10", "--kills_random_vectors", "--kills_longest=0.4"]
+    options = ["--catalogue_kills=10", "--kills_random_vectors"]
     done = subprocess.run([*command, *options], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "10 kills during" in done.stdout
