@@ -60,9 +60,13 @@ def explain(error: msgspec.ValidationError, value: Any) -> str:
             value = value[step["name"] if step["number"] is None else int(step["number"])]
         except (KeyError, IndexError, TypeError):  # a key that was not a string
             break
-    if missing := re.fullmatch("Object missing required field `(.*)`", message):
-        field = f"{path}.{missing[1]}".removeprefix(".")
-        return f"field {field!r}: missing"
+    for problem, words in (
+        ("Object missing required field", "missing"),
+        ("Object contains unknown field", "no such field"),
+    ):
+        if named := re.fullmatch(f"{problem} `(.*)`", message):
+            field = f"{path}.{named[1]}".removeprefix(".")
+            return f"field {field!r}: {words}"
     found = f"found {_shown(value)}, "
     expected = re.sub(r"^Expected ", "expected ", message)
     expected = re.sub(r", got `[^`]*`$", "", expected)

@@ -3,6 +3,7 @@
 # Without `from __future__ import annotations`, as in routes.py.
 
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -62,13 +63,11 @@ def make_app(linker: EntityLinker, settings: ServeSettings | None = None) -> "Fa
         nif_route.nif_router,
     ):
         app.include_router(make_router())
-    token = changes_route.read_token(settings.token_file) if settings.token_file else None
-    app.include_router(changes_route.changes_router(token))
+    app.include_router(changes_route.changes_router(settings.token()))
 
     @app.exception_handler(HTTPException)
     async def known_error(request: Request, error: HTTPException) -> Response:
-        del request
-        return _error(error.status_code, str(error.detail), error.headers)
+        return _error(error.status_code, _of_address(request, error), error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def bad_argument(request: Request, error: RequestValidationError) -> Response:
@@ -117,9 +116,26 @@ def _error(status: int, message: str, headers: Any = None) -> Any:
     return Response(body, status, headers=headers, media_type="application/json")
 
 
+def _of_address(request: Any, error: Any) -> str:
+    """Returns a sentence about an address, or a method, that the service does not have."""
+    if error.detail == "Not Found":
+        return f"{request.url.path}: no such address; /docs lists them all"
+    if error.detail == "Method Not Allowed":
+        expected = (error.headers or {}).get("Allow", "another method")
+        return f"{request.method} {request.url.path}: expected {expected}; /docs says more"
+    return str(error.detail)
+
+
 def _in_words(problem: dict[str, Any]) -> str:
     """Returns a sentence about a wrong argument in the address of a request."""
     name = ".".join(map(str, problem["loc"][1:]))
     if problem["type"] == "missing":
         return f"{name}: missing; give ?{name}=..."
-    return f"{name}: {problem['input']!r}; {problem['msg']}"
+    expected = re.sub(r"^\w+ should (be|have) |, unable to .*", "", problem["msg"])
+    for pydantic, words in (
+        ("a valid integer", "an integer"),
+        ("greater than or equal to", "at least"),
+        ("less than or equal to", "at most"),
+    ):
+        expected = expected.replace(pydantic, words)
+    return f"{name}: {problem['input']!r}; expected {expected}"

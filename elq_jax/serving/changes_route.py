@@ -3,41 +3,19 @@
 # Without `from __future__ import annotations`, as in routes.py.
 
 import hmac
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from elq_jax.core.errors import ElqError
 from elq_jax.linking.changes import Changes
 from elq_jax.serving import openapi
 from elq_jax.serving.routes import as_json, body_of, service_of
 from elq_jax.serving.schemas import AddRequest, ChangesAnswer, UpdateRequest, read
-from elq_jax.storage.files import user_path
 
 if TYPE_CHECKING:
     from fastapi import APIRouter, Response
 
 _JSON = "application/json"
-_LEAST_LETTERS = 16
-
-
-def read_token(path: str | os.PathLike[str]) -> str:
-    """Reads the token of a file, one line.
-
-    Raises:
-      ElqError: there is no such file, or it holds no token of at least 16 ASCII letters or digits.
-    """
-    path = user_path(path)
-    if not path.is_file():
-        raise ElqError(f"--token_file: {path}: no such file")
-    token = path.read_text(encoding="utf-8", errors="replace").strip()
-    if len(token) < _LEAST_LETTERS or not token.isascii() or not token.isprintable():
-        raise ElqError(
-            f"--token_file: {path}: expected one line of {_LEAST_LETTERS} ASCII letters or "
-            "digits at least, as `openssl rand -hex 32` prints"
-        )
-    return token
 
 
 def changes_router(token: str | None) -> "APIRouter":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import sys
 import time
@@ -97,7 +98,7 @@ class Gate:
                 await answer(scope, limited_receive, watched_send)
             else:
                 await self._app(scope, limited_receive, watched_send)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             if status:  # The answer is on its way; the server breaks the connection.
                 raise
             code, headers, answer = self._answer_to(error)
@@ -110,7 +111,9 @@ class Gate:
             self._service.metrics.count_request(path, status or GONE, seconds)
             self._log.write(scope, status or GONE, seconds, error_id, scope.get("elq_texts"))
 
-    def _answer_to(self, error: Exception) -> tuple[int, list[tuple[bytes, bytes]], ErrorAnswer]:
+    def _answer_to(
+        self, error: BaseException
+    ) -> tuple[int, list[tuple[bytes, bytes]], ErrorAnswer]:
         """Returns the status, headers and body that tell a client about an exception."""
         settings = self._service.settings
         if isinstance(error, LockedError):
@@ -129,7 +132,8 @@ class Gate:
         if isinstance(error, NotReadyError):
             message = "the model is being compiled; try again when /ready answers 200"
             return 503, [(b"retry-after", b"5")], ErrorAnswer(message)
-        if isinstance(error, StoppedError):
+        # The server cancels what is not answered in time when it stops.
+        if isinstance(error, StoppedError | asyncio.CancelledError):
             return 503, [(b"retry-after", b"5")], ErrorAnswer("the service is stopping")
         if isinstance(error, TooLargeError):
             message = f"body: expected at most {settings.max_body:,} bytes; send several requests"

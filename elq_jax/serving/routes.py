@@ -148,11 +148,13 @@ def state_router() -> "APIRouter":
 
     router = APIRouter(tags=["state"])
 
+    @router.head("/health", include_in_schema=False)
     @router.get("/health")
     async def health() -> dict[str, str]:
         """Answers as long as the process lives."""
         return {"status": "ok"}
 
+    @router.head("/ready", include_in_schema=False)
     @router.get("/ready", responses={503: {"description": "Programs are being compiled."}})
     async def ready(request: Request) -> dict[str, str]:
         """Answers 200 when texts are linked at once, and 503 while programs are compiled."""

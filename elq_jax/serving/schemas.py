@@ -239,9 +239,9 @@ def read(body: bytes, kind: type[T]) -> T:
       ElqError: it is not JSON, or a value is not of its type.
     """
     try:
-        return _DECODERS[kind](body, _PLACE, 1)
+        return _DECODERS[kind](body, _PLACE)
     except ElqError as error:
-        raise ElqError(str(error).removeprefix(f"{_PLACE}:1: ")) from None
+        raise ElqError(str(error).removeprefix(f"{_PLACE}: ")) from None
 
 
 def check_texts(texts: list[str], settings: ServeSettings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -36,9 +37,11 @@ def serve(
       exit status: 0; that of a worker that cannot start.
 
     Raises:
-      ElqError: the address is taken, or not one of this machine.
+      ElqError: the address is taken, or not one of this machine; or the file of the token cannot be
+        used.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until there are requests to finish
+    settings.token()  # Before a large linker is opened, it is said what is wrong with the file.
     inherited = workers.inherited_socket()
     if inherited is None and settings.workers > 1:
         workers.check_platform()
@@ -73,9 +76,11 @@ def bound_socket(settings: ServeSettings) -> socket.socket:
         listening.listen(_BACKLOG)  # Who comes before the linker is open, waits.
     except OSError as error:
         listening.close()
+        hint = "give an address of this machine, such as --host=127.0.0.1"
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            hint = "give another --port, or --port=0 for a free one"
         raise ElqError(
-            f"--host={settings.host} --port={settings.port}: {error.strerror or error}; give "
-            "another --port, or --port=0 for a free one"
+            f"--host={settings.host} --port={settings.port}: {error.strerror or error}; {hint}"
         ) from error
     return listening
 

@@ -9,9 +9,11 @@ import msgspec
 
 from elq_jax.core.errors import ElqError
 from elq_jax.serving.nif import EntityUris
+from elq_jax.storage.files import user_path
 
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0)]
+_LEAST_LETTERS = 16  # of a token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,3 +76,23 @@ class ServeSettings:
     def origins(self) -> list[str]:
         """Returns the origins of `cors`."""
         return [origin.strip() for origin in self.cors.split(",") if origin.strip()]
+
+    def token(self) -> str | None:
+        """Reads the token of `token_file`; None where none is given, so nobody may change anything.
+
+        Raises:
+          ElqError: there is no such file, or it holds no token of at least 16 ASCII letters or
+            digits.
+        """
+        if not self.token_file:
+            return None
+        path = user_path(self.token_file)
+        if not path.is_file():
+            raise ElqError(f"--token_file: {path}: no such file")
+        token = path.read_text(encoding="utf-8", errors="replace").strip()
+        if len(token) < _LEAST_LETTERS or not token.isascii() or not token.isprintable():
+            raise ElqError(
+                f"--token_file: {path}: expected one line of {_LEAST_LETTERS} ASCII letters or "
+                "digits at least, as `openssl rand -hex 32` prints"
+            )
+        return token

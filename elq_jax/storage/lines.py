@@ -173,7 +173,13 @@ _OLD_MAC_LINE_ENDS = (
 def parse_object(
     line: bytes | str, path: str | os.PathLike[str], number: int | None = None
 ) -> dict[str, Any]:
-    """Parses one line as a JSON object, or raises a DataError naming the place and what to do."""
+    """Parses a JSON object, or raises a DataError naming the place and what to do.
+
+    Args:
+      line: line of a file, or all of a document.
+      path: path of the file, for the message.
+      number: number of the line, from 1; None: it is all of the document.
+    """
     try:
         text = line.decode("utf-8") if isinstance(line, bytes) else line
         value = json.loads(text)
@@ -181,7 +187,7 @@ def parse_object(
         message = f"not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"
         raise DataError(message, path, number) from None
     except json.JSONDecodeError as error:
-        raise DataError(_not_json(error, text), path, number) from None
+        raise DataError(_not_json(error, text, number is not None), path, number) from None
     except (RecursionError, ValueError) as error:
         deep = isinstance(error, RecursionError)
         reason = "it is nested too deeply" if deep else "a number has thousands of digits"
@@ -189,18 +195,20 @@ def parse_object(
         raise DataError(message, path, number) from None
     if not isinstance(value, dict):
         message = f"expected a JSON object {{...}}, found {type(value).__name__}"
-        if isinstance(value, list):
+        if isinstance(value, list) and number is not None:
             message += "; write one object a line, not an array (jq -c '.[]')"
         raise DataError(message, path, number)
     return value
 
 
-def _not_json(error: json.JSONDecodeError, text: str) -> str:
-    """Describes why a line is not JSON, and what else the file may be."""
+def _not_json(error: json.JSONDecodeError, text: str, is_line: bool) -> str:
+    """Describes why a line or a document is not JSON, and what else the file may be."""
     stripped = text.strip()
     message = f"invalid JSON ({error.msg} at column {error.colno}): {stripped[:60]!r}"
     if "\0" in text:
         return f"{message}; found a NUL, as in UTF-16; {_SAVE_AS_UTF_8}"
+    if not is_line:
+        return message
     if "\r" in stripped:
         return f"{message}; {_OLD_MAC_LINE_ENDS}"
     if stripped.startswith("["):
@@ -211,14 +219,14 @@ def _not_json(error: json.JSONDecodeError, text: str) -> str:
 
 
 class LineDecoder:
-    """Decodes JSON lines to a declared type (a msgspec Struct)."""
+    """Decodes JSON lines, or documents, to a declared type (a msgspec Struct)."""
 
     def __init__(self, kind: type[T]):
         self._kind = kind
         self._decode = msgspec.json.Decoder(kind).decode
 
-    def __call__(self, line: bytes, path: str | os.PathLike[str], number: int) -> Any:
-        """Decodes a line.
+    def __call__(self, line: bytes, path: str | os.PathLike[str], number: int | None = None) -> Any:
+        """Decodes a line; the arguments are those of `parse_object`.
 
         Raises:
           DataError: it is not a JSON object in UTF-8, or a value in it is not of its type.

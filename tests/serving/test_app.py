@@ -194,7 +194,7 @@ def test_entities(app, tiny_linker):
     ("body", "words"),
     [
         (b"", "JSON"),
-        (b"{", "JSON"),
+        (b"{", "double quotes at column 2): '{'"),
         (b"[]", "object"),
         (b"{}", "text, texts: neither is there"),
         (b'{"text": "x", "texts": ["y"]}', "both are there"),
@@ -202,7 +202,7 @@ def test_entities(app, tiny_linker):
         (b'{"text": 3}', "field 'text': found 3, expected a string"),
         (b'{"texts": ["x", null]}', "field 'texts[1]'"),
         (b'{"texts": "x"}', "field 'texts'"),
-        (b'{"text": "x", "treshold": -1}', "treshold"),
+        (b'{"text": "x", "treshold": -1}', "field 'treshold': no such field"),
         (b'{"text": "x", "threshold": NaN}', "threshold"),
         (b'{"text": "x", "threshold": Infinity}', "threshold"),
         (b'{"text": "x", "threshold": 1e999}', "threshold"),
@@ -223,6 +223,7 @@ def test_a_bad_body_is_refused_in_words(app, body, words):
     [answer] = ask(app, ("POST", "/link", {"content": body, "headers": headers}))
     assert answer.status_code == 422, answer.text
     assert words in answer.json()["error"]
+    assert "object a line" not in answer.json()["error"]  # As in files.
 
 
 def test_strange_texts_are_linked(app, tiny_linker):
@@ -245,8 +246,25 @@ def test_other_errors(app):
     assert "expected application/json" in typed.json()["error"]
     assert large.status_code == 413
     assert "2,097,152 bytes" in large.json()["error"]
-    assert (missing.status_code, method.status_code) == (404, 405)
-    assert method.headers["allow"] == "POST"
+    assert missing.status_code == 404
+    assert missing.json()["error"] == "/nothing: no such address; /docs lists them all"
+    assert (method.status_code, method.headers["allow"]) == (405, "POST")
+    assert method.json()["error"] == "GET /link: expected POST; /docs says more"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/entities/x", "row: 'x'; expected an integer"),
+        ("/entities?title=", "title: ''; expected at least 1 character"),
+        ("/entities?title=a&limit=0", "limit: '0'; expected at least 1"),
+        ("/entities?title=a&limit=101", "limit: '101'; expected at most 100"),
+        ("/entities?title=a&limit=x", "limit: 'x'; expected an integer"),
+    ],
+)
+def test_a_bad_address_is_refused_in_words(app, path, message):
+    [answer] = ask(app, ("GET", path, {}))
+    assert (answer.status_code, answer.json()) == (422, {"error": message})
 
 
 class Blocked:
@@ -291,6 +309,23 @@ def test_a_full_queue(tiny_linker, monkeypatch):
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert int(answers[2].headers["retry-after"]) >= 1
     assert 'elq_requests_total{path="/link",status="429"} 1.0' in metrics
+
+
+def test_a_request_that_the_server_cancels(app, monkeypatch):
+    """As it does with those that are not finished in time after SIGTERM."""
+    stage = Blocked(monkeypatch, app)
+
+    async def scenario(client):
+        request = asyncio.create_task(client.post("/link", json={"text": "x"}))
+        await until(lambda: stage.begun)
+        request.cancel()
+        answer = await request
+        stage.free.set()
+        return answer
+
+    answer = in_process(app, scenario)
+    assert (answer.status_code, answer.json()) == (503, {"error": "the service is stopping"})
+    assert answer.headers["retry-after"] == "5"
 
 
 def test_a_deadline(tiny_linker, monkeypatch):
@@ -389,6 +424,11 @@ def test_nothing_comes_from_elsewhere(app):
             assert "//" not in address
     assert "POST /disambiguate" in docs.text
     assert "<script" not in docs.text
+
+
+def test_monitors_may_ask_by_head(app):
+    answers = ask(app, ("HEAD", "/health", {}), ("HEAD", "/ready", {}))
+    assert [answer.status_code for answer in answers] == [200, 200]
 
 
 def test_metrics(tiny_linker):

@@ -16,7 +16,6 @@ from elq_jax.core.errors import ElqError
 from elq_jax.linking.changes import CatalogueEditor
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.serving.app import make_app
-from elq_jax.serving.changes_route import read_token
 from elq_jax.serving.settings import ServeSettings
 from elq_jax.storage.files import folder_lock
 
@@ -114,8 +113,9 @@ def test_what_another_process_changes(folder):
 @pytest.mark.parametrize("content", ["", "short\n", "0123456789 äöü xyz"])
 def test_a_file_without_a_token(tmp_path, content):
     path = tmp_path / "token"
+    settings = ServeSettings(token_file=str(path))
     with pytest.raises(ElqError, match="token: no such file"):
-        read_token(path)
+        settings.token()
     path.write_text(content)
     with pytest.raises(ElqError, match="expected one line of 16 ASCII letters"):
-        read_token(path)
+        settings.token()

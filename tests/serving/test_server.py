@@ -23,7 +23,10 @@ pytest.importorskip("uvicorn", reason="needs pip install 'elq_jax[serve]'")
 from serving_tools import QUESTIONS, places
 from tiny import tiny_linker_directory
 
+from elq_jax.core.errors import ElqError
 from elq_jax.linking.linker import EntityLinker
+from elq_jax.serving.server import serve
+from elq_jax.serving.settings import ServeSettings
 
 ROOT = pathlib.Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -244,6 +247,19 @@ def test_a_taken_port(tmp_path):
         done = serve_in_vain(f"--linker={tmp_path}", f"--port={port}")
     assert done.returncode == 2
     assert f"--port={port}: Address already in use; give another --port" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"token_file": "none.txt"}, "--token_file: none.txt: no such file"),
+        ({"host": "192.0.2.1"}, "--host=192.0.2.1 --port=0: .*; give an address of this machine"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_linker_is_opened(monkeypatch, settings, message):
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    with pytest.raises(ElqError, match=message):
+        serve(pytest.fail, ServeSettings(port=0, **settings), [])
 
 
 def test_the_image_has_what_its_steps_need():

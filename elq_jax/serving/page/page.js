@@ -55,7 +55,7 @@ export function errorMessage(status, { error, id }, retryAfter) {
   const messages = {
     413: "This text is too long for the service. Shorten it.",
     429: `The service has too much to do. Try again in ${retryAfter ?? "a few"} seconds.`,
-    500: `The service failed at this text.${id ? ` Its log says why, at the number ${id}.` : ""}`,
+    500: `The service failed at this text.${id ? ` Its log says why, under the id ${id}.` : ""}`,
     503: "The service is not ready yet. Try again in a few seconds.",
     504: "The service did not answer in time. Try again, or try a shorter text.",
   };
