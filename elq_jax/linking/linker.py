@@ -61,6 +61,9 @@ class EntityLinker:
       link_scorer: what says how probably a link is right; None: links have no probability.
       folder: directory that this linker was opened from; None if it was made in memory, or has got
         other parameters since.
+      prepare: function called with what is known of the entities when the first segment is another
+        one, as after `compact`, before questions are linked to them: to compile programs, for
+        instance; None: nothing is called.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class EntityLinker:
         self._entities = _Entities(known, None if words is None else Speller(words, self.tokenizer))
         self._encoding, self._searching = threading.Lock(), threading.Lock()
         self.folder: pathlib.Path | None = None
+        self.prepare: Callable[[Knowledge], None] | None = None
         self._arguments: dict[str, Any] | None = None  # of `from_pretrained`
 
     @classmethod
@@ -306,6 +310,8 @@ class EntityLinker:
             encoder = self.model.entity_fingerprint
             known = open_knowledge(segments.folder, *options, encoder, shared.known)
             directory.check_parts(self.model, known, self.settings, self.link_scorer)
+            if self.prepare is not None and known.first is not shared.known.first:
+                self.prepare(known)
             shared.known = known
             if shared.speller is not None:
                 shared.speller = shared.speller.with_words(known.words)

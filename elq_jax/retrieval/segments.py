@@ -141,13 +141,13 @@ def _first_nearest(
 def _counts(k: int, deleted: int, rows: int, least: int) -> list[int]:
     """Lists for how many rows to ask: k times powers of two, up to k + `deleted`.
 
-    The first is k, or what the index searches for at least, unless so many rows are deleted that
-    they would be among most results. Few different numbers are asked for, since an index may be
-    compiled for each.
+    The first is k, unless so many rows are deleted that they would be among most results. Few
+    different numbers are asked for, since an index may be compiled for each: the multiples are of
+    `least`, for which it searches anyway, if that is more than k.
     """
-    most = k + deleted
-    powers = itertools.takewhile(lambda count: count < most, (k << i for i in range(32)))
-    counts = [count for count in powers if count >= least] + [most]
+    most, first = k + deleted, max(k, least)
+    powers = itertools.takewhile(lambda count: count < most, (first << i for i in range(32)))
+    counts = [*powers, most]
     expected = k / (1 - deleted / rows)
     if expected > 1.02 * k:
         counts = [count for count in counts if count > 1.2 * expected] or [most]

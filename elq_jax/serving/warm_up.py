@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from elq_jax.core.machine import return_freed_memory
+from elq_jax.linking.knowledge import Knowledge
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.scoring import Search
+from elq_jax.retrieval.base import Index
 from elq_jax.retrieval.exact import QUERY_BUCKETS
 from elq_jax.serving.settings import ServeSettings
 from elq_jax.text.padding import LENGTH_BUCKETS
@@ -29,10 +31,15 @@ _QUERIES = (*QUERY_BUCKETS, *(QUERY_BUCKETS[-1] + size for size in QUERY_BUCKETS
 
 
 def share_programs(linker: EntityLinker, batch_size: int) -> None:
-    """Lets all requests share few programs, those with fewer mentions or candidates too."""
+    """Lets all requests share few programs, those with fewer mentions or candidates too.
+
+    When the catalogue was compacted, programs are compiled for its new index before it is used.
+    """
     linker.scorer.shapes = shapes(linker.max_question_tokens, batch_size)
     linker.scorer.least_mentions = linker.settings.max_mentions
-    linker.index.least_k = linker.settings.num_candidates
+    # Twice as many, so that enough are left where entities were removed.
+    linker.index.least_k = 2 * linker.settings.num_candidates
+    linker.prepare = functools.partial(_prepare, linker.settings.num_candidates)
 
 
 def shapes(longest: int, batch_size: int) -> list[tuple[int, int]]:
@@ -104,10 +111,20 @@ def _jobs(linker: EntityLinker, settings: ServeSettings) -> Iterator[Callable[[]
     for shape, width in itertools.product(shapes(longest, KNOWN_BATCH), widths):
         yield functools.partial(encode, *shape, KNOWN_BATCH, width)
     count = min(linker.settings.num_candidates, linker.catalogue.num_entities)
+    yield from _searches(linker.index, count)
+
+
+def _prepare(count: int, known: Knowledge) -> None:
+    for search in _searches(known.index, min(count, known.catalogue.num_entities)):
+        search()
+
+
+def _searches(index: Index, count: int) -> Iterator[Callable[[], Any]]:
+    """Yields functions that search for `count` entities, one for every number of queries."""
     random = np.random.default_rng(0)
     for number in _QUERIES:
-        queries = random.standard_normal((number, linker.index.shape[1]), np.float32)
-        yield functools.partial(linker.index.search, queries, count)
+        queries = random.standard_normal((number, index.shape[1]), np.float32)
+        yield functools.partial(index.search, queries, count)
 
 
 def _question(tokens: int) -> EncodedQuestion:

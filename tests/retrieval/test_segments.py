@@ -7,6 +7,7 @@ from elq_jax.core.errors import ElqError
 from elq_jax.retrieval import segments
 from elq_jax.retrieval.base import Index
 from elq_jax.retrieval.exact import ExactIndex
+from elq_jax.retrieval.scann import ScannIndex, ScannSettings
 from elq_jax.retrieval.segments import SegmentedIndex
 
 
@@ -88,6 +89,21 @@ def test_few_deletions_are_searched_for_as_none():
     first = Plain(vectors)
     SegmentedIndex(first, [vectors[:3]], deleted=np.append(deleted, [False] * 3)).search([[1.0]], 5)
     assert first.asked == [(1, 5)]
+
+
+@pytest.mark.parametrize("num_living", [1800, 60, 10])
+def test_enough_rows_by_scann(num_living):
+    """Almost all rows may be deleted; more leaves of the tree are searched then."""
+    pytest.importorskip("scann")
+    random = np.random.default_rng(0)
+    vectors, queries = (random.standard_normal((n, 16)).astype(np.float32) for n in (2000, 20))
+    deleted = np.ones(2000, bool)
+    deleted[random.choice(2000, num_living, replace=False)] = False
+    first = ScannIndex.build(vectors, ScannSettings(method="tree_ah"))
+    scores, rows = SegmentedIndex(first, [], deleted).search(queries, 10)
+    assert np.isfinite(scores).all()
+    assert not deleted[rows].any()
+    assert all(len({*of_query}) == 10 for of_query in rows.tolist())
 
 
 def test_with_compiled_search():

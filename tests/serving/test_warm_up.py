@@ -32,12 +32,21 @@ def test_nothing_is_compiled_after_the_warm_up(tmp_path, caplog):
     share_programs(linker, 4)
     warm_up(linker, ServeSettings(batch_size=4))
     texts = ["x", "who wrote dune and when", "a b c d e f g h i j k l"]
-    with jax.log_compiles(True), caplog.at_level("WARNING"):
-        for count in (1, 2, 4, 7):
-            linker((texts * 3)[:count], batch_size=4)
-        for changes in ({"max_mentions": 3}, {"num_candidates": 2}):
-            linker.with_settings(**changes)(texts, batch_size=4)
-        for count in (1, 8, 9, 20):
-            linker.disambiguate(texts[2], [(0, 1)] * count, batch_size=KNOWN_BATCH)
-    compiled = [record.message for record in caplog.records if "ompil" in record.message]
-    assert not [message for message in compiled if "score" in message or "search" in message]
+    ids = linker.catalogue.ids(range(len(linker.catalogue)))
+    for change in (
+        lambda: None,
+        lambda: linker.remove_entities(ids[: len(ids) // 10]),
+        lambda: linker.update_entities([{"id": ids[-1], "aliases": ["another name"]}]),
+        linker.compact,
+    ):
+        change()
+        caplog.clear()
+        with jax.log_compiles(True), caplog.at_level("WARNING"):
+            for count in (1, 2, 4, 7):
+                linker((texts * 3)[:count], batch_size=4)
+            for changes in ({"max_mentions": 3}, {"num_candidates": 2}):
+                linker.with_settings(**changes)(texts, batch_size=4)
+            for count in (1, 8, 9, 20):
+                linker.disambiguate(texts[2], [(0, 1)] * count, batch_size=KNOWN_BATCH)
+        compiled = [record.message for record in caplog.records if "ompil" in record.message]
+        assert not [message for message in compiled if "score" in message or "search" in message]
