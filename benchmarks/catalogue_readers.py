@@ -151,11 +151,11 @@ def _read(folder: pathlib.Path, acknowledged: Any, done: Any, pipe: Any) -> None
 
 
 def _links(linker: Any, count: int) -> list[Known]:
-    """Links questions about some of the new entities."""
-    numbers = np.linspace(0, count - 1, _QUESTIONS).astype(int)
+    """Links questions about some of the new entities, one by one, as the readers do."""
+    numbers = np.linspace(0, count - 1, _QUESTIONS).astype(int).tolist()
     return [
-        [(link.start, link.end, link.id, link.score) for link in links]
-        for links in linker([_question(number) for number in numbers.tolist()])
+        [(link.start, link.end, link.id, link.score) for link in linker(_question(number))]
+        for number in numbers
     ]
 
 

@@ -13,7 +13,7 @@ from elq_jax.retrieval.base import Index, check_queries
 from elq_jax.retrieval.exact import largest
 
 _SCORES = 1 << 24  # inner products that are held at a time
-_TOGETHER = 1 << 14  # rows of small segments that are compared together
+_TOGETHER = 1 << 11  # rows of small segments that are compared together, and copied for it
 
 
 class SegmentedIndex(Index):
