@@ -7,8 +7,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+# Without XLA's newer emitters, programs are compiled in a third of the time.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most programs run a few times only, and would be compiled for longer than they run.
@@ -26,6 +28,11 @@ import pytest
 OWN_FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 # Another set with the same file names can be given: ELQ_FIXTURES=folder make test.
 FIXTURES = pathlib.Path(os.environ.get("ELQ_FIXTURES") or OWN_FIXTURES).resolve()
+
+
+def xla_flags(num_devices: int) -> str:
+    """$XLA_FLAGS of a program that a test starts; the last of two values of a flag counts."""
+    return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_devices}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,11 +69,23 @@ def linker(folder):
 def compiled_as_for_users(request) -> Iterator[None]:
     """What is compared with the original's numbers is compiled with all optimisations."""
     import jax
+    from jax._src import compiler
+
+    options_of_tests = compiler.get_compile_options
+
+    def options_of_users(*arguments, **settings):
+        options = options_of_tests(*arguments, **settings)
+        options.env_option_overrides = [
+            *options.env_option_overrides,
+            ("xla_cpu_use_fusion_emitters", True),
+        ]
+        return options
 
     with pytest.MonkeyPatch.context() as patch:
         if getattr(request.module, "COMPILED_AS_FOR_USERS", False):
             patch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
             jax.config.update("jax_disable_most_optimizations", False)
+            patch.setattr(compiler, "get_compile_options", options_of_users)
         yield
         jax.config.update("jax_disable_most_optimizations", True)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from tiny import tiny_linker_directory
 
+from elq_jax.core.errors import ElqError
 from elq_jax.entities.embeddings import EmbeddingsWriter
+from elq_jax.evaluation.indexes import Queries, build_and_compare
 from elq_jax.retrieval import measure, open_index
 
 pytest.importorskip("scann")
@@ -86,34 +89,46 @@ def test_help():
     assert "--leaves_to_search" in done.stdout
 
 
-def test_refusals(linker, tmp_path):
+def test_refusals(linker, tmp_path, capsys):
+    def of_file(name):
+        return {"queries": Queries(vectors=tmp_path / name)}
+
     np.save(tmp_path / "wide.npy", np.ones((3, 9)))
     (tmp_path / "text.npy").write_text("hello")
     (tmp_path / "lfs.npy").write_text("version https://git-lfs.github.com/spec/v1\n")
     np.save(tmp_path / "complex.npy", np.ones((3, 8), complex))
-    embeddings = ("--embeddings", linker / "embeddings")
-    output = ("--output", tmp_path / "index")
+    vectors, output = {"embeddings": linker / "embeddings"}, {"output": tmp_path / "index"}
+    both = Queries(questions="q.jsonl", vectors="q.npy")
     for arguments, message in (
-        ((), "--linker, --embeddings: neither is given; give one of them"),
-        (embeddings, "--output: missing; --embeddings needs it"),
-        (("--linker", tmp_path), "expected a linker directory"),
-        (("--embeddings", tmp_path, *output), "found no entity embeddings"),
-        ((*embeddings, *output, "--queries", tmp_path / "wide.npy"), "expected (Q, 8)"),
-        ((*embeddings, *output, "--queries", tmp_path / "text.npy"), "not a .npy file"),
-        ((*embeddings, *output, "--queries", tmp_path / "none.npy"), "none.npy: no such file"),
-        ((*embeddings, *output, "--queries", tmp_path / "lfs.npy"), "run: git lfs pull"),
-        ((*embeddings, *output, "--queries", tmp_path / "complex.npy"), "found complex128"),
-        ((*embeddings, "--output", tmp_path / "text.npy"), "exists and is not an index"),
-        ((*embeddings, *output, "--queries", "q.npy", "--questions", "q.jsonl"), "give one"),
-        ((*embeddings, *output, "--index", "exact"), "--output: the search --index=exact has"),
+        ({}, "--linker, --embeddings: neither is given; give one of them"),
+        (vectors, "--output: missing; --embeddings needs it"),
+        ({"linker": tmp_path}, "expected a linker directory"),
+        ({"embeddings": tmp_path} | output, "found no entity embeddings"),
+        (vectors | output | of_file("wide.npy"), "expected (Q, 8)"),
+        (vectors | output | of_file("text.npy"), "not a .npy file"),
+        (vectors | output | of_file("none.npy"), "none.npy: no such file"),
+        (vectors | output | of_file("lfs.npy"), "run: git lfs pull"),
+        (vectors | output | of_file("complex.npy"), "found complex128"),
+        (vectors | {"output": tmp_path / "text.npy"}, "exists and is not an index"),
+        (vectors | output | {"queries": both}, "give one"),
+        (vectors | output | {"index": "exact"}, "--output: the search --index=exact has"),
     ):
-        done = run(*arguments)
-        assert done.returncode == 2
-        assert done.stderr.splitlines()[-1].startswith("error: ")
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
-        assert "building" not in done.stderr  # What it costs hours to find out is asked first.
+        with pytest.raises(ElqError, match=re.escape(message)):
+            build_and_compare(**arguments)
+        # What it costs hours to find out is asked first.
+        assert "building" not in capsys.readouterr().err
     assert not (tmp_path / "index").exists()
+
+
+def test_the_program_refuses_in_one_line(linker, tmp_path):
+    np.save(tmp_path / "wide.npy", np.ones((3, 9)))
+    done = run(
+        *("--embeddings", linker / "embeddings", "--output", tmp_path / "index"),
+        *("--queries", tmp_path / "wide.npy"),
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'wide.npy'}: ")
+    assert "Traceback" not in done.stderr
 
 
 def test_questions_without_mentions_build_nothing(tmp_path):

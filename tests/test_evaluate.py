@@ -10,7 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import OWN_FIXTURES
+from conftest import OWN_FIXTURES, xla_flags
 from tiny import arrays, tiny_linker_directory
 
 from elq_jax.core import machine
@@ -171,7 +171,7 @@ def test_speed(linker):
 
 
 def run(*arguments):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"ELQ_JAX_CACHE": ""}
+    environment = os.environ | {"XLA_FLAGS": xla_flags(1), "ELQ_JAX_CACHE": ""}
     return subprocess.run(
         [sys.executable, "-m", "elq_jax.evaluate", *map(str, arguments)],
         env=environment,

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import xla_flags
 from tiny import NARROW_BERT
 
 from benchmarks import gpu
@@ -109,7 +110,7 @@ def test_program():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", "--small", "--only=5,000, 1 at"],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "", "ELQ_JAX_CACHE": ""},
+        env=os.environ | {"XLA_FLAGS": xla_flags(1), "ELQ_JAX_CACHE": ""},
         capture_output=True,
         text=True,
     )

@@ -16,6 +16,7 @@ import threading
 import time
 
 import pytest
+from conftest import xla_flags
 from rich.console import Console
 
 from elq_jax.cli.flags import LinkerFlags
@@ -490,7 +491,12 @@ def test_another_threshold_runs_no_model(linker, monkeypatch):
         next(lines)
 
 
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "ELQ_JAX_CACHE": "", "TERM": "xterm-256color"}
+ENVIRONMENT = {
+    **os.environ,
+    "XLA_FLAGS": xla_flags(1),
+    "ELQ_JAX_CACHE": "",
+    "TERM": "xterm-256color",
+}
 ENVIRONMENT.pop("NO_COLOR", None)
 
 

@@ -10,6 +10,7 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
+from conftest import xla_flags
 from tiny import write_tiny_bert
 
 from elq_jax import EntityLinker
@@ -48,7 +49,7 @@ def run(tmp_path_factory):
             "REPOSITORY": "/nowhere",
             "ELQ_JAX_CACHE": "",
             "IPYTHONDIR": str(folder / "ipython"),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+            "XLA_FLAGS": xla_flags(num_devices),
         }
         notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
         # From the folder that a person opens it in.

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 import reference
-from conftest import OWN_FIXTURES
+from conftest import OWN_FIXTURES, xla_flags
 from reference import arrays
 from tiny import tiny_model, write_tiny_bert
 
@@ -116,7 +116,7 @@ def test_the_fingerprint_is_of_what_vectors_depend_on(change, matters):
 def start(*arguments):
     return subprocess.Popen(
         [sys.executable, "-m", "elq_jax.encode_entities", *map(str, arguments)],
-        env=os.environ | {"ELQ_JAX_CACHE": "", "XLA_FLAGS": ""},
+        env=os.environ | {"ELQ_JAX_CACHE": "", "XLA_FLAGS": xla_flags(1)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

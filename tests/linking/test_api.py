@@ -13,6 +13,7 @@ import huggingface_hub
 import jax
 import numpy as np
 import pytest
+from conftest import xla_flags
 from tiny import arrays, tiny_params
 
 from elq_jax import EntityLinker
@@ -194,7 +195,7 @@ print(len(linker("who is obama")))
 
 
 def test_a_forked_child_says_so(folder):
-    environment = os.environ | {"XLA_FLAGS": "", "ELQ_JAX_CACHE": ""}
+    environment = os.environ | {"XLA_FLAGS": xla_flags(1), "ELQ_JAX_CACHE": ""}
     command = [sys.executable, "-W", "ignore", "-c", FORK, folder]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=100, check=True

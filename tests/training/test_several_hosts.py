@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import xla_flags
 from flax import traverse_util
 from tiny import write_demo_part, write_tiny_bert
 
@@ -41,7 +42,7 @@ class Hosts:
                 "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": "2",
                 "JAX_PROCESS_ID": str(i),
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+                "XLA_FLAGS": xla_flags(4),
             }
             with log.open("wb") as file:
                 process = subprocess.Popen(
