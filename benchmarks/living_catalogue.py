@@ -1,8 +1,6 @@
 """Measures what a change of a catalogue costs, for docs/living-catalogue.md.
 
     python -m benchmarks.living_catalogue --linker runs/refit/linker
-    python -m benchmarks.living_catalogue --linker runs/refit/linker --time_split 0.1 \\
-        --questions data/questions/webqsp/dev.jsonl --only time
 
 changes copies of the linker, never itself, and prints tables:
 
@@ -12,8 +10,6 @@ changes copies of the linker, never itself, and prints tables:
              same search over one segment: time relative to it, and recall. Exact search is compared
              with one over all living rows; an index that is saved, with itself over the first
              segment as it is
-    time     a share of the entities, drawn by their ids, is removed and then added again: accuracy
-             of the questions about them and about the others, before, between and after
 """
 
 from __future__ import annotations
@@ -26,12 +22,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from absl import flags
 
-from benchmarks.options import LINKER, ONLY, QUESTIONS, ROUNDS, SMALL
+from benchmarks.options import LINKER, ONLY, ROUNDS, SMALL
 from elq_jax.cli.run import run, start_jax
 
-_SHARE = flags.DEFINE_float("time_split", 0.1, "Share of the entities that come later.", 0, 1)
 _NEW, _K = 16, 10
 _NEAREST = 40.0  # best rows of some queries that are deleted, so that most results are
 _QUERIES = (1, 64)
@@ -46,18 +40,13 @@ def main(arguments: list[str]) -> None:
 
     print(machine.describe_machine()["cpu"])
     for name, measure in _MEASURES.items():
-        if not re.search(_which(), name):
+        if not re.search(ONLY.value, name):
             continue
         with tempfile.TemporaryDirectory() as temporary:
             folder = pathlib.Path(temporary) / "linker"
             link_or_copy(LINKER.value, folder)
             for line in measure(folder):
                 print(line, flush=True)
-
-
-def _which() -> str:
-    """Returns the expression of --only; without one, everything but what needs questions."""
-    return ONLY.value or ("add|search|time" if QUESTIONS.value else "add|search")
 
 
 def _timed(function: Callable[[], Any]) -> tuple[float, float, Any]:
@@ -174,61 +163,7 @@ def _ratio(index: Any, other: Any, queries: np.ndarray) -> tuple[float, float, f
     return least, least / least_of_other, cpu / cpu_of_other
 
 
-def _time(folder: pathlib.Path) -> Iterator[str]:
-    from elq_jax import EntityLinker
-    from elq_jax.linking.changes import CatalogueEditor
-
-    editor = CatalogueEditor(folder)
-    whole = {entity["id"]: entity for entity in editor.entities()}
-    later = [own for own in whole if _fraction(own) < _SHARE.value]
-    linker = EntityLinker.from_pretrained(folder)
-    questions = list(_known_mentions(linker))
-    yield f"time: {len(later):,} of {len(whole):,} entities come later"
-    yield f"  catalogue encoded at once: {_accuracy(linker, questions, later)}"
-    linker.remove_entities(later)
-    yield f"  before they are added: {_accuracy(linker, questions, later)}"
-    seconds, _, _ = _timed(lambda: linker.add_entities([whole[own] for own in later]))
-    yield f"  after, in {seconds:,.0f} s: {_accuracy(linker, questions, later)}"
-
-
-def _fraction(own: str) -> float:
-    from elq_jax.entities.catalogue import derived_id
-
-    return int(derived_id(own, "")[1:9], 16) / 16**8
-
-
-def _known_mentions(linker: Any) -> Iterator[tuple[str, list[tuple[int, int]], list[str]]]:
-    """Yields texts, spans and ids of the gold mentions whose entities the catalogue has."""
-    from elq_jax.questions.read import read_questions
-
-    for question in read_questions(QUESTIONS.value, linker.catalogue)[0]:
-        mentions = [m for m in question.mentions if m.row >= 0 and m.start >= 0]
-        if mentions:
-            ids = linker.catalogue.ids([mention.row for mention in mentions])
-            yield question.text, [(m.start, m.end) for m in mentions], ids
-
-
-def _accuracy(linker: Any, questions: list[Any], later: list[str]) -> str:
-    """Says which share of gold spans is linked right, of later and of other entities."""
-    from elq_jax.core.errors import ElqError
-
-    right: dict[bool, list[bool]] = {True: [], False: []}
-    wanted = set(later)
-    for text, spans, ids in questions:
-        try:
-            links = linker.disambiguate(text, spans)
-        except ElqError:  # A gold mention that is not of whole tokens.
-            continue
-        for link, own in zip(links, ids, strict=True):
-            right[own in wanted].append(link.id == own)
-    return ", ".join(
-        f"{name} entities {np.mean(right[is_later]):.1%} of {len(right[is_later]):,} gold spans"
-        for is_later, name in ((True, "later"), (False, "other"))
-        if right[is_later]
-    )
-
-
-_MEASURES = {"add": _add, "search": _search, "time": _time}
+_MEASURES = {"add": _add, "search": _search}
 
 if __name__ == "__main__":
     run(main)

@@ -22,11 +22,14 @@ from configs import default, webqsp
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    config = webqsp.get_config(made_questions=False)
+    config = webqsp.get_config()
+    config.init_from = config.catalogue = "runs/webqsp/linker"
     config.partially_labelled = (*(False for _ in config.train_files), True)
     config.train_files += ("runs/enwiki_train.jsonl",)
     config.train_repeats += (1.0,)
     config.neutral_single_words = "capitalised"
     config.dev_files += ("runs/enwiki_dev.jsonl",)
+    config.joint.num_steps = 400
+    config.joint.eval_every = 200
     config.linking.max_mentions = 20  # In 64 tokens, articles have more than questions.
     return default.select(config, variant)
