@@ -3,8 +3,8 @@
 Purpose: to show the whole way in another language than English; 896 short articles are too few for
 quality. Passages are labelled by their links, and by later mentions of a text that was linked
 before; other names of the catalogue are neutral. Pages whose number ends in 7 are held out.
-Hardware: CPU, 2 cores. Time: not measured.
-Score: not measured.
+Hardware: CPU, 2 cores. Time: 2 minutes for both stages, in bfloat16 on an AMD EPYC.
+Score: 0.740 weak and 0.737 strong F1 on the held-out passages.
 Data: as docs/wikipedia.md makes it, "Another language".
 Command: python -m elq_jax.train --config configs/ltgwiki.py --workdir runs/ltgwiki
 """
