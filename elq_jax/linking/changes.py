@@ -103,6 +103,11 @@ class Changes:
                 line += f": {', '.join(ids[:_EXAMPLES])}" + ", ..." * (len(ids) > _EXAMPLES)
             lines.append(line)
         lines.append(f"{self.unchanged:9,} unchanged")
+        if self.added and self.removed and not self.updated and not self.unchanged:
+            lines.append(
+                "no entity of the file has an id of the catalogue; if they are the same entities, "
+                "give them the ids that `list` prints, or none"
+            )
         return "\n".join([*lines, f"{self.encoded:9,} to encode"])
 
 

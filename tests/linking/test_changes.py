@@ -316,6 +316,10 @@ def test_a_file_is_synchronised(folder, encoded, tmp_path, monkeypatch):
     ]
     assert contents(folder) == before
     assert not encoded
+    others = [line | {"id": f"other {line['id']}"} for line in lines]
+    (tmp_path / "others.jsonl").write_text("\n".join(map(json.dumps, others)))
+    preview = editor.sync(tmp_path / "others.jsonl", dry_run=True).preview()
+    assert "no entity of the file has an id of the catalogue" in preview
     # The second of three shards is not written, since the process is stopped.
     monkeypatch.setattr(changes, "_SHARD_ROWS", 3)
     encode = CatalogueEditor._encode
