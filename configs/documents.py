@@ -3,7 +3,7 @@
 Purpose: a linker for documents (docs/long-text.md) that is as good on questions as that of webqsp.
 Passages are labelled by their links, and by later mentions of a text that was linked before; names
 of the catalogue that are neither are neutral. Long passages are cut to windows as in linking.
-Hardware: CPU or one GPU. Time: 1.5 s a step in bfloat16 on 2 quiet cores of an AMD EPYC, so 10
+Hardware: CPU or one GPU. Time: 1.5 s a step in bfloat16 on 2 cores of an AMD EPYC, so 10
 minutes, and 6 more for scores and scorers; peak memory 5.3 GiB.
 Score: wiki_fair_dev .453 strict and .512 weak F1, with the threshold of the held-out pages; weak F1
 .923, .905 and .943 on webqsp/dev, simplequestions/dev and lcquad1/dev (.931, .914 and .945 before).
