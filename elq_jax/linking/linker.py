@@ -62,8 +62,8 @@ class EntityLinker:
       folder: directory that this linker was opened from; None if it was made in memory, or has got
         other parameters since.
       prepare: function called with what is known of the entities when the first segment is another
-        one, as after `compact`, before questions are linked to them: to compile programs, for
-        instance; None: nothing is called.
+        one, as after `compact`, or the first entity is removed, before questions are linked to
+        them: to compile programs, for instance; None: nothing is called.
     """
 
     def __init__(
@@ -310,7 +310,10 @@ class EntityLinker:
             encoder = self.model.entity_fingerprint
             known = open_knowledge(segments.folder, *options, encoder, shared.known)
             directory.check_parts(self.model, known, self.settings, self.link_scorer)
-            if self.prepare is not None and known.first is not shared.known.first:
+            before = shared.known
+            has_deleted = [k.catalogue.num_entities < len(k.catalogue) for k in (before, known)]
+            is_other = known.first is not before.first or has_deleted[0] != has_deleted[1]
+            if self.prepare is not None and is_other:
                 self.prepare(known)
             shared.known = known
             if shared.speller is not None:

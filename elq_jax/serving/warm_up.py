@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from elq_jax.core.machine import return_freed_memory
+from elq_jax.entities.catalogue import Catalogue
 from elq_jax.linking.knowledge import Knowledge
 from elq_jax.linking.linker import EntityLinker
 from elq_jax.linking.scoring import Search
@@ -33,13 +34,14 @@ _QUERIES = (*QUERY_BUCKETS, *(QUERY_BUCKETS[-1] + size for size in QUERY_BUCKETS
 def share_programs(linker: EntityLinker, batch_size: int) -> None:
     """Lets all requests share few programs, those with fewer mentions or candidates too.
 
-    When the catalogue was compacted, programs are compiled for its new index before it is used.
+    When the catalogue was compacted, or entities are removed for the first time, programs are
+    compiled for that before the change is taken over.
     """
     linker.scorer.shapes = shapes(linker.max_question_tokens, batch_size)
     linker.scorer.least_mentions = linker.settings.max_mentions
-    # Twice as many, so that enough are left where entities were removed.
-    linker.index.least_k = 2 * linker.settings.num_candidates
-    linker.prepare = functools.partial(_prepare, linker.settings.num_candidates)
+    count = linker.settings.num_candidates
+    linker.index.least_k = _least(count, linker.catalogue)
+    linker.prepare = functools.partial(_prepare, count)
 
 
 def shapes(longest: int, batch_size: int) -> list[tuple[int, int]]:
@@ -114,7 +116,13 @@ def _jobs(linker: EntityLinker, settings: ServeSettings) -> Iterator[Callable[[]
     yield from _searches(linker.index, count)
 
 
+def _least(count: int, catalogue: Catalogue) -> int:
+    """Returns twice `count` where entities were removed, so that enough others are found."""
+    return 2 * count if catalogue.num_entities < len(catalogue) else count
+
+
 def _prepare(count: int, known: Knowledge) -> None:
+    known.index.least_k = _least(count, known.catalogue)
     for search in _searches(known.index, min(count, known.catalogue.num_entities)):
         search()
 
