@@ -17,7 +17,8 @@ from elq_jax.entities.embeddings import DTYPES, Embeddings, Shard, checked_shard
 from elq_jax.retrieval.base import INDEXES, Index, NoSettings
 from elq_jax.retrieval.table import CHUNK_SIZE, Table, best, converted
 
-QUERY_BUCKETS = (1, 4, 16, 32, 64, 256)
+# On CPUs, the first 32 cost as much as reading the vectors; from 128 on, a query costs the same.
+QUERY_BUCKETS = (1, 4, 16, 32, 48, 64, 96, 128)
 _LEAST_QUERIES = 24  # Below, reading the vectors takes the time, and not the products.
 _FEW_QUERIES = 2  # So many are searched for one after the other on CPUs.
 _BLOCK = 64
@@ -85,7 +86,7 @@ class ExactIndex(Index):
         CPU: do not change it afterwards.
       dtype: type of the vectors, "float32", "bfloat16" or "int8" (one scale per row); None: as
         stored.
-      chunk_size: number of rows scored at a time; memory is O(256 * chunk_size).
+      chunk_size: number of rows scored at a time; memory is O(128 * chunk_size).
       products: type of the products of the first pass: "bfloat16", "float32" for searching in one
         pass, or "auto", see `devices.compute_dtype`.
 
@@ -145,16 +146,13 @@ class ExactIndex(Index):
         It is compiled once for every k and number of queries in `QUERY_BUCKETS`; other numbers of
         queries are padded or split.
         """
-        if self._takes_turns and len(queries) <= _FEW_QUERIES:
-            scores, rows = zip(*(self._nearest_to_one(query, k) for query in queries), strict=True)
-            return np.stack(scores), np.stack(rows)
         count = 2 * k + 8
         if not self._rounds or len(queries) < _LEAST_QUERIES or count > self.shape[0]:
-            return self._in_one_pass(queries, k)
+            return self._in_float32(queries, k)
         scores, rows, is_certain = self._in_two_passes(queries, k, count)
         if not is_certain.all():
             again = ~is_certain
-            scores[again], rows[again] = self._in_one_pass(queries[again], k)
+            scores[again], rows[again] = self._in_float32(queries[again], k)
         return scores, rows
 
     def _nearest_to_one(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -170,6 +168,13 @@ class ExactIndex(Index):
             ),
             k,
         )
+
+    def _in_float32(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Finds the k best rows by float32 scores alone, few queries one after the other."""
+        if self._takes_turns and len(queries) <= _FEW_QUERIES:
+            scores, rows = zip(*(self._nearest_to_one(query, k) for query in queries), strict=True)
+            return np.stack(scores), np.stack(rows)
+        return self._in_one_pass(queries, k)
 
     def _in_one_pass(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         return in_batches(functools.partial(self._search, _search_shard, k), queries, k)
@@ -192,7 +197,7 @@ class ExactIndex(Index):
           scores [Q, k], rows [Q, k], and [Q] bool: whether no other row can be among the k best.
         """
         search = functools.partial(self._search, _search_rounded, count)
-        rounded_scores, rows = in_batches(search, queries, count)
+        rounded_scores, rows = in_batches(search, queries, count, least=_LEAST_QUERIES)
         rows.sort(axis=1)  # Equal scores are in the order of rows.
         scores = np.matmul(self._vectors(rows), queries[:, :, None])[:, :, 0]
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -239,7 +244,10 @@ def largest(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def in_batches(
-    nearest: Callable[[np.ndarray], Sequence[np.ndarray | jax.Array]], queries: np.ndarray, k: int
+    nearest: Callable[[np.ndarray], Sequence[np.ndarray | jax.Array]],
+    queries: np.ndarray,
+    k: int,
+    least: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Searches for any number of queries with a function that is compiled for a few numbers.
 
@@ -248,36 +256,28 @@ def in_batches(
         [P, k] and rows [P, k].
       queries: [Q, D] float32.
       k: number of rows per query.
+      least: smallest number that queries are padded to, before rounding up.
 
     Returns:
       scores [Q, k] float32 and rows [Q, k] int32.
     """
     scores = np.empty((len(queries), k), np.float32)
     rows = np.empty((len(queries), k), np.int32)
-    for part, padded in _batches(queries):
+    for part, padded in _batches(queries, least):
         count = part.stop - part.start
         scores[part], rows[part] = (np.asarray(array)[:count] for array in nearest(padded))
     return scores, rows
 
 
-def _batches(queries: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def _batches(queries: np.ndarray, least: int) -> Iterator[tuple[slice, np.ndarray]]:
     """Cuts queries [Q, D] into zero-padded batches of a few sizes: (slice of rows, batch)."""
-    start = 0
-    while start < len(queries):
-        size = _batch_size(len(queries) - start)
-        part = slice(start, min(start + size, len(queries)))
+    for start in range(0, len(queries), QUERY_BUCKETS[-1]):
+        part = slice(start, min(start + QUERY_BUCKETS[-1], len(queries)))
+        count = part.stop - start
+        size = next(size for size in QUERY_BUCKETS if size >= max(count, least))
         padded = np.zeros((size, queries.shape[1]), np.float32)
-        padded[: part.stop - start] = queries[part]
+        padded[:count] = queries[part]
         yield part, padded
-        start = part.stop
-
-
-def _batch_size(count: int) -> int:
-    """Chooses the next batch size for `count` queries; padding many is slower than two batches."""
-    larger = next((size for size in QUERY_BUCKETS if size >= count), QUERY_BUCKETS[-1])
-    if larger <= 32 or count >= 0.6 * larger:
-        return larger
-    return max(size for size in QUERY_BUCKETS if size <= count)
 
 
 def _join(shards: list[Shard]) -> list[Shard]:

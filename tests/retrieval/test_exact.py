@@ -122,6 +122,21 @@ def test_two_passes_give_the_answers_of_one(two_passes, k):
         assert is_certain.mean() > 0.3
 
 
+def test_zeros_of_the_bucket_sizes_compile_all_there_is(two_passes):
+    """A service warms up with them; then no other number of queries compiles anything."""
+    index, values = two_passes
+    programs = exact._search_shard, exact._search_rounded, exact._merge
+    for count in exact.QUERY_BUCKETS:
+        index.search(np.zeros((count, 24), np.float32), 10)
+    before = [program._cache_size() for program in programs]
+    for count in (1, 2, 3, 5, 23, 24, 31, 33, 49, 65, 97, 127, 129, 150, 200, 300):
+        queries = normal(count, 24, seed=count)
+        index.search(queries, 10)
+        queries[: count // 2] = values[: count // 2]  # Some of these are searched for again.
+        index.search(queries, 10)
+    assert [program._cache_size() for program in programs] == before
+
+
 def test_rounding_leaves_no_better_row_out(two_passes):
     """Where the second pass is certain, the rows are right without the fallback."""
     index, values = two_passes
