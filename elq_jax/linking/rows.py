@@ -33,7 +33,7 @@ OnError = Literal["stop", "skip"]
 LineForm = Literal["json", "simple-jsonl"]
 _SHOWN = 20  # messages of one kind
 _AHEAD = 2  # chunks: one that the encoder reads, and one that waits
-_AT_ONCE = 1 << 16  # characters of long texts that are linked together
+_AT_ONCE = 1 << 15  # characters of long texts that are linked together: about two full batches
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

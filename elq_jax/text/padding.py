@@ -176,13 +176,13 @@ def few_shapes(longest: int, batch_size: int = 64) -> list[tuple[int, int]]:
 def _next_size(count: int, batch_size: int) -> int:
     """Returns the size of the next batch for `count` questions; those not full come first.
 
-    A batch that is a quarter padding takes as long as two without, but for small ones.
+    A batch that is a quarter padding takes as long as two without; one of 16, if half is padding.
     """
     rest = count % batch_size
     if not rest:
         return batch_size
     sizes = [*(size for size in BATCH_BUCKETS if size < batch_size), batch_size]
     larger = bucket(rest, sizes)
-    if larger <= 16 or rest >= 0.75 * larger:
+    if larger <= 4 or rest >= (0.75 if larger > 16 else 0.55) * larger:
         return larger
     return max(size for size in sizes if size <= rest)

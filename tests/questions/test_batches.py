@@ -85,11 +85,13 @@ def test_sizes_of_batches_that_are_not_full():
     def sizes(count):
         return [batch.size for batch in length_sorted_batches([9] * count, 64)]
 
-    assert {count: sizes(count) for count in (1, 2, 5, 20, 44, 50, 64, 66, 130)} == {
+    assert {count: sizes(count) for count in (1, 2, 6, 9, 20, 22, 44, 50, 64, 66, 130)} == {
         1: [1],
         2: [4],
-        5: [16],
+        6: [4, 4],
+        9: [16],
         20: [16, 4],
+        22: [16, 4, 4],
         44: [32, 16],
         50: [64],
         64: [64],
