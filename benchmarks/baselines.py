@@ -33,8 +33,8 @@ from typing import Any
 import rich.table
 from rich.console import Console
 
-from benchmarks.options import LINKER, OUTPUT, SETS
-from elq_jax.cli.run import define_paths, run, start_jax
+from benchmarks.options import LINKER, OUTPUT, PASSAGES, SETS
+from elq_jax.cli.run import run, start_jax
 from elq_jax.core.errors import ElqError
 from elq_jax.entities.catalogue import Catalogue
 from elq_jax.entities.name_index import NameIndex
@@ -45,8 +45,6 @@ from elq_jax.evaluation.sets import read_sets
 from elq_jax.evaluation.sweep import best_common_threshold
 from elq_jax.questions.records import Question
 from elq_jax.storage.lines import read_jsonl
-
-_PASSAGES = define_paths("passages", "Passages of a Wikipedia dump (.jsonl, .jsonl.gz).")
 
 MOST_WORDS = 8
 _WORD = re.compile(r"\w+(?:['’.-]\w+)*")
@@ -292,7 +290,7 @@ def main(arguments: list[str]) -> None:
     del arguments
     from elq_jax.linking.linker import EntityLinker
 
-    if not LINKER.value or not _PASSAGES.value or not SETS.value:
+    if not LINKER.value or not PASSAGES.value or not SETS.value:
         raise ElqError("--linker, --passages, --sets: expected a value for each")
     if OUTPUT.value and OUTPUT.value.exists():
         raise ElqError(f"{OUTPUT.value}: exists; give another file")
@@ -300,7 +298,7 @@ def main(arguments: list[str]) -> None:
     linker = EntityLinker.from_pretrained(LINKER.value)
     sets = read_sets(linker.catalogue, SETS.value)
     names = NameIndex.build(linker.catalogue)
-    passages = (row for path in _PASSAGES.value for _, row in read_jsonl(path))
+    passages = (row for path in PASSAGES.value for _, row in read_jsonl(path))
     statistics = Statistics(passages, linker.catalogue)
     rows = {}
     for name in LOOK_UPS:

@@ -168,7 +168,7 @@ def fit_candidate_weights(
         for start in range(0, len(own), BATCHES_IN_FLIGHT * _BATCH_SIZE):
             stop = min(start + BATCHES_IN_FLIGHT * _BATCH_SIZE, len(own))
             part = [own[number] for number in range(start, stop)]
-            candidates, rows = _at_gold(linker, scorer, part)
+            candidates, rows = candidates_at_gold(linker, scorer, part)
             features.append(candidates.features)
             mentions.append(candidates.mentions + count)
             is_gold.append(candidates.rows == rows[candidates.mentions])
@@ -188,7 +188,7 @@ def fit_candidate_weights(
     return CandidateWeights(weights=weights, fitted_on=int(is_known.sum()))
 
 
-def _at_gold(
+def candidates_at_gold(
     linker: EntityLinker, scorer: CandidateScorer, questions: Sequence[Question]
 ) -> tuple[Candidates, np.ndarray]:
     """Returns the candidates of all gold mentions that tokens express, and their gold rows."""
