@@ -7,7 +7,8 @@ configs/webqsp.py.
 Hardware: one GPU. On 2 CPU cores the catalogue alone, which is encoded twice, takes 50 minutes.
 Time: 0.02 to 0.07 s a step of the first stage on an H200 that ran six other jobs, once compiled.
 Score: mean of weak and strong F1 over the three dev sets, before candidate scoring: 0.930 and
-0.869, against 0.904 and 0.850 of configs/webqsp.py. With candidate scoring: not measured.
+0.869, against 0.904 and 0.850 of configs/webqsp.py. With candidate scoring little is left of that:
+0.933 and 0.897 with half the steps, against 0.928 to 0.930 and 0.887 to 0.890 (docs/quality.md).
 Data: as configs/webqsp.py.
 Command: see configs/webqsp.py for the questions that are made, then
   python -m elq_jax.train --config configs/webqsp_bi_encoder.py --workdir runs/bi_encoder
