@@ -82,11 +82,13 @@ class NeutralNames:
         """Lists the spans of a question that are neutral if they are names."""
         if question.token_ids is not None:
             return []
-        gold = [(mention.start, mention.end) for mention in question.mentions]
+        is_gold = bytearray(len(question.text))
+        for mention in question.mentions:
+            is_gold[mention.start : mention.end] = b"\1" * (mention.end - mention.start)
         return [
             (start, end)
             for start, end in name_spans(question.text, self.single_words)
-            if not any(start < gold_end and gold_start < end for gold_start, gold_end in gold)
+            if is_gold.find(1, start, end) < 0
         ]
 
 
@@ -97,11 +99,13 @@ def name_spans(text: str, single_words: SingleWords = "never") -> Iterator[Span]
     """
     words = [match.span() for match in WORD.finditer(text)]
     lowered = [text[start:end].lower() for start, end in words]
+    is_content = [word not in FUNCTION_WORDS for word in lowered]
     for first, (start, _) in enumerate(words):
+        content = 0
         for last in range(first, min(first + _MOST_WORDS, len(words))):
-            content = [word for word in lowered[first : last + 1] if word not in FUNCTION_WORDS]
+            content += is_content[last]
             is_single = last == first + (lowered[first] in ARTICLES)
-            if len(content) < 2 and not (
+            if content < 2 and not (
                 content and is_single and _is_allowed(text, words, last, single_words)
             ):
                 continue
