@@ -47,6 +47,7 @@ class Linked:
       is_first: whether no links of the row came before.
       is_last: whether no more links of the row follow.
       links_before: number of links of the row that came before.
+      share_read: share of the row's text that has been read, 0 to 1.
     """
 
     row: Row
@@ -55,6 +56,7 @@ class Linked:
     is_first: bool = True
     is_last: bool = True
     links_before: int = 0
+    share_read: float = 1.0
 
 
 def link_rows(
@@ -161,7 +163,8 @@ class _RowJoiner:
         for number, (part, (own, cut)) in enumerate(zip(parts, results, strict=True), 1):
             links += self._joiner.add(part, own)
             if part.is_last or number == len(parts):
-                fields = not self._is_begun, part.is_last, self._count
+                share = 1.0 if part.is_last else part.place.stop / len(part.owner.text)
+                fields = not self._is_begun, part.is_last, self._count, share
                 linked.append(Linked(part.owner, links, cut, *fields))
                 self._is_begun = not part.is_last
                 self._count = 0 if part.is_last else self._count + len(links)
@@ -398,15 +401,19 @@ class Tally:
     """Counts linked questions, and reports on stderr the rows that are not linked.
 
     Args:
-      advance: function called with the number of rows just done, for a progress bar.
+      advance: function called with the number of rows just done, or of long rows with the share,
+        for a progress bar.
       names_by_title: whether the lines name entities without a Wikidata id by their titles, so that
         these are counted.
     """
 
-    def __init__(self, advance: Callable[[int], None] | None = None, names_by_title: bool = False):
+    def __init__(
+        self, advance: Callable[[float], None] | None = None, names_by_title: bool = False
+    ):
         self._advance = advance or (lambda count: None)
         self._names_by_title, self._titles = names_by_title, 0
         self._linked = self._known = self._done_before = self._skipped = self._cut = 0
+        self._share_read = 0.0  # of a row that is not done yet
         self._started = time.monotonic()
 
     def add(self, rows: Sequence[Row], linked: Sequence[Linked] | None) -> None:
@@ -417,7 +424,9 @@ class Tally:
         # Rows finished by an earlier run are reported with the first new chunk: the rate covers
         # new work only.
         first = not self._linked and not self._skipped
-        self._advance(len(rows) + (self._done_before if first else 0))
+        done = sum(result.share_read for result in linked) - self._share_read
+        self._share_read = 0.0 if linked[-1].is_last else linked[-1].share_read
+        self._advance(done + (self._done_before if first else 0))
         for result in linked:
             row = result.row
             if self._names_by_title:

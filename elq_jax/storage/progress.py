@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+def progress(description: str, total: int | None, unit: str) -> Iterator[Callable[[float], None]]:
     """Shows work done, rate and time left on stderr: a bar on a terminal, else a line now and then.
 
     Args:
@@ -19,8 +19,8 @@ def progress(description: str, total: int | None, unit: str) -> Iterator[Callabl
       unit: name of the units, plural.
 
     Yields:
-      a function to call with the number of units just done. The rate leaves out its first call, for
-      units of an earlier run or slowed down by compilation.
+      a function to call with the number of units just done, or with a share of one. The rate
+      leaves out its first call, for units of an earlier run or slowed down by compilation.
     """
     if sys.stderr and sys.stderr.isatty():  # None where it is closed
         with _bar(description, total, unit) as advance:
@@ -30,13 +30,14 @@ def progress(description: str, total: int | None, unit: str) -> Iterator[Callabl
 
 
 @contextlib.contextmanager
-def _bar(description: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+def _bar(description: str, total: int | None, unit: str) -> Iterator[Callable[[float], None]]:
     from rich import progress as rich_progress
     from rich.console import Console
 
     columns = (
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(),
+        rich_progress.TaskProgressColumn(),
         rich_progress.MofNCompleteColumn(),
         rich_progress.TextColumn("{task.fields[rate]}"),
         rich_progress.TimeRemainingColumn(),
@@ -45,13 +46,14 @@ def _bar(description: str, total: int | None, unit: str) -> Iterator[Callable[[i
         task = bars.add_task(description, total=total, rate="")
         started, done = None, 0
 
-        def advance(count: int) -> None:
+        def advance(count: float) -> None:
             nonlocal started, done
             if started is None:
                 started = time.monotonic()
             else:
                 done += count
-            rate = f"{done / max(time.monotonic() - started, 1e-9):,.0f} {unit}/s" if done else ""
+            rate = f"{_number(done / max(time.monotonic() - started, 1e-9))} {unit}/s"
+            rate = rate if done else ""
             bars.update(task, advance=count, rate=rate)
 
         yield advance
@@ -65,13 +67,13 @@ class _Lines:
 
     def __init__(self, description: str, total: int | None, unit: str):
         self._text, self._total, self._unit = description, total, unit
-        self._done = 0
-        self._first: tuple[float, int] | None = None
+        self._done = 0.0
+        self._first: tuple[float, float] | None = None
         self._printed: float | None = None
 
-    def advance(self, count: int) -> None:
+    def advance(self, count: float) -> None:
         now = time.monotonic()
-        self._done += count
+        self._done = round(self._done + count, 9)  # Shares add up to a whole.
         if self._first is None:
             self._first = now, self._done
             return
@@ -86,10 +88,17 @@ class _Lines:
                 of = f" of {self._total:,}"
                 left = f", {_duration((total - self._done) / max(rate, 1e-9))} left"
             print(
-                f"{self._text}: {self._done:,}{of} {self._unit}, {rate:,.1f}/s{left}",
+                f"{self._text}: {_number(self._done)}{of} {self._unit}, {_number(rate)}/s{left}",
                 file=sys.stderr,
             )
             self._printed = now
+
+
+def _number(value: float) -> str:
+    """Writes a number with at least three digits, and a whole one as it is."""
+    if value == round(value) or value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.{2 if value >= 1 else 3}f}"
 
 
 def _duration(seconds: float) -> str:

@@ -213,6 +213,14 @@ def test_long_rows_are_written_piece_by_piece(linker, small_parts, tmp_path):
     assert [json.loads(line) for line in lines][1]["predictions"]
     assert sum(count for count, _ in pieces) == 2 * len(rows)
     assert len(pieces) > 2 * len(rows)
+    advances = []
+    tally = rows_module.Tally(advances.append)
+    link_file(linker, rows, tmp_path / "t.jsonl", {}, batch_size=8, progress=tally.add)
+    assert len(advances) > len(rows)
+    done = np.cumsum(advances).round(9)
+    finished = np.cumsum([count for count, _ in pieces[: len(pieces) // 2]])
+    assert np.floor(done).tolist() == finished.tolist()
+    assert len(set((done - finished).tolist())) > 3  # Shares of long rows are told.
     # A run that was stopped inside a long row resumes before it, and the file is the same.
     content = output.read_bytes()
     cut = content.index(b"\n") + 2000

@@ -33,8 +33,15 @@ def test_lines_say_what_is_done_the_rate_and_the_time_left(clock, capsys):
     output, errors = capsys.readouterr()
     assert output == ""
     lines = errors.splitlines()
-    assert lines[0] == "encoding: 800 of 2,000 entities, 25.0/s, 0:48 left"
-    assert lines[-1] == "encoding: 2,000 of 2,000 entities, 25.0/s, 0:00 left"
+    assert lines[0] == "encoding: 800 of 2,000 entities, 25/s, 0:48 left"
+    assert lines[-1] == "encoding: 2,000 of 2,000 entities, 25/s, 0:00 left"
+
+
+def test_shares_of_one_unit_have_a_rate_and_a_time_left(clock, capsys):
+    run(clock, 4, [0.1] * 10, total=1)  # a tenth every four seconds
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "encoding: 0.400 of 1 entities, 0.025/s, 0:24 left"
+    assert lines[-1] == "encoding: 1 of 1 entities, 0.025/s, 0:00 left"
 
 
 def test_what_is_soon_done_says_nothing(clock, capsys):
