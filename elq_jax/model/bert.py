@@ -8,7 +8,7 @@ bfloat16 is that of the operands of products with the parameters, and all else i
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from elq_jax.model.config import BertConfig
+from elq_jax.model.parameters import is_arranged
+
+_TOKENS_TO_HALVE = 512
 
 
 class Dense(nn.Module):
@@ -188,6 +191,56 @@ def _run_layer(
     return layer.apply({"params": params}, hidden, mask)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _run_frozen_layer(
+    config: BertConfig, params: Mapping[str, Any], hidden: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """Runs a layer without dropout whose parameters `cast_frozen` has prepared, on a CPU.
+
+    The numbers are those of `_run_layer` but for the order of sums, and for the weights and values
+    of attention, which are rounded to bfloat16 too. Weights are [keys, queries] and are divided by
+    their sum at the end, which takes less time.
+    """
+    head_size = config.hidden_size // config.num_heads
+
+    def dense(x: jax.Array, name: str) -> jax.Array:
+        rows = params[name]["rows"]
+        return _float32_product(x.astype(rows.dtype), rows, 1) + params[name]["bias"]
+
+    def norm(x: jax.Array, name: str) -> jax.Array:
+        module = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32, parent=None)
+        return module.apply({"params": params[name]}, x)
+
+    together = jnp.split(dense(hidden, "query_key_value"), 3, axis=-1)
+    query, key, value = (x.reshape(*x.shape[:2], config.num_heads, head_size) for x in together)
+    logits = jnp.einsum("bkhd,bqhd->bhkq", key, query / np.sqrt(head_size))
+    logits += jnp.where(mask, 0, jnp.finfo(jnp.float32).min)[:, None, :, None]
+    weights = jnp.exp(logits - jnp.max(logits, axis=2, keepdims=True))
+    total = jnp.moveaxis(jnp.sum(weights, axis=2), 1, 2)  # [B, T, heads]
+    weights, value = weights.astype(jnp.bfloat16), value.astype(jnp.bfloat16)
+    attended = jnp.einsum("bhkq,bkhd->bqhd", weights, value, preferred_element_type=jnp.float32)
+    attended = (attended / total[..., None]).reshape(hidden.shape)
+    hidden = norm(hidden + dense(attended, "attention_output"), "attention_norm")
+    inner = gelu(dense(hidden, "intermediate"), jnp.bfloat16)
+    return norm(hidden + dense(inner, "output"), "output_norm")
+
+
+def _frozen_states(
+    config: BertConfig, layers: Sequence[Mapping[str, Any]], hidden: jax.Array, mask: jax.Array
+) -> list[jax.Array]:
+    """Returns `hidden` [B, T, D] and the output of every layer after it.
+
+    Large batches are computed as two halves, whose activations fit into the cache better.
+    """
+    halves = 2 if hidden.shape[0] % 2 == 0 and mask.size >= _TOKENS_TO_HALVE else 1
+    states = []
+    for half, half_mask in zip(jnp.split(hidden, halves), jnp.split(mask, halves), strict=True):
+        states.append([half])
+        for layer in layers:
+            states[-1].append(_run_frozen_layer(config, layer, states[-1][-1], half_mask))
+    return [jnp.concatenate(parts) for parts in zip(*states, strict=True)]
+
+
 class BertEncoder(nn.Module):
     """BERT encoder: maps token ids to the hidden states of the last layer.
 
@@ -251,11 +304,14 @@ class BertEncoder(nn.Module):
         )
         hidden = self.embedding_dropout(self.embedding_norm(hidden), deterministic=deterministic)
         states = [hidden.astype(stream_type(self.dtype))]
-        for layer in self.layers:
-            if deterministic and not self.is_initializing():
-                params = layer.variables["params"]
+        if deterministic and not self.is_initializing():
+            layers = [layer.variables["params"] for layer in self.layers]
+            if is_arranged(layers[0]):
+                return _frozen_states(self.config, layers, hidden, mask)
+            for params in layers:
                 states.append(_run_layer(self.config, self.dtype, params, states[-1], mask))
-            else:
+        else:
+            for layer in self.layers:
                 states.append(layer(states[-1], mask, deterministic))
         return [state.astype(jnp.float32) for state in states]
 
