@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -20,10 +21,12 @@ from elq_jax.retrieval.table import CHUNK_SIZE, Table, best, converted
 # On CPUs, 16 more queries take less time than another batch of a few.
 QUERY_BUCKETS = (1, 4, 16, 32, 48, 64, 96, 128, 256)
 _MOST_ON_CPU = 128  # Larger batches take more time for each query there.
-_LEAST_QUERIES = 24  # Below, reading the vectors takes the time, and not the products.
-_FEW_QUERIES = 2  # So many are searched for one after the other on CPUs.
+_FEW_QUERIES = 2  # So many are searched for one after the other on CPUs, if in float32 alone.
 _BLOCK = 64
 _LEAST_ROWS = 16384
+_GROUP = 4  # Number of consecutive rows of which the first pass keeps one score.
+_ROWS = 16384  # Number of rows of a product there. Loops over smaller ones take more time.
+_ROWS_AT_ONCE = 1 << 17  # Number of rows whose groups are held at a time.
 _PART_BYTES = 1 << 30  # Shards are joined up to this size on accelerators.
 
 
@@ -37,14 +40,42 @@ def _search_shard(
     return scores, rows + shard.start
 
 
-@functools.partial(jax.jit, static_argnames=("k", "chunk_size"))
-def _search_rounded(
-    queries: jax.Array, shard: Shard, k: int, chunk_size: int
-) -> tuple[jax.Array, jax.Array]:
-    total = len(shard.values)
-    table = Table(shard.values, None, total, axis_name=None, products="bfloat16")
-    scores, rows = table.nearest(queries, min(k, total), chunk_size, approximate=False)
-    return scores, rows + shard.start
+@jax.jit
+def _group_maxima(queries: jax.Array, values: jax.Array) -> jax.Array:
+    """Returns the largest inner product of every group of rows, by numbers rounded to bfloat16.
+
+    Args:
+      queries: [Q, D] float32.
+      values: [n, D] vectors; uint16 are the bit patterns of bfloat16.
+
+    Returns:
+      [ceil(n / _GROUP), Q] float32.
+    """
+    # XLA makes one kernel of this form, which reads the vectors once; it would compute the product
+    # with a transposed array in float32.
+    scores = jax.lax.dot_general(
+        converted(values, jnp.bfloat16),
+        queries.astype(jnp.bfloat16),
+        (((1,), (1,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+    scores = jnp.pad(scores, ((0, -len(values) % _GROUP), (0, 0)), constant_values=-jnp.inf)
+    return scores.reshape(-1, _GROUP, len(queries)).max(axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _best_groups(maxima: list[jax.Array], k: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the k largest of numbers [n, Q], which come in parts: [Q, k], and their places.
+
+    The k largest lie in the k blocks with the largest maxima, so only those are sorted.
+    """
+    numbers = jnp.concatenate(maxima)
+    numbers = jnp.pad(numbers, ((0, -len(numbers) % _BLOCK), (0, 0)), constant_values=-jnp.inf)
+    of_blocks = numbers.reshape(-1, _BLOCK, numbers.shape[1]).max(axis=1).T
+    _, blocks = jax.lax.top_k(of_blocks, min(k, of_blocks.shape[1]))
+    places = jnp.sort(blocks)[:, :, None] * _BLOCK + jnp.arange(_BLOCK)
+    places = places.reshape(len(blocks), -1)
+    return best(k, numbers[places, jnp.arange(len(blocks))[:, None]], places)
 
 
 @jax.jit
@@ -76,8 +107,9 @@ class ExactIndex(Index):
     On CPU, memory-mapped shards are searched where they are: opening copies nothing and costs one
     pass over the file. On accelerators the table is copied to the device's memory.
 
-    CPUs with units for bfloat16 search for many queries in two passes: one over numbers rounded to
-    bfloat16 finds a few more rows than asked for, and the float32 scores of these decide. Where the
+    CPUs with units for bfloat16 search for several queries in two passes: one over numbers rounded
+    to bfloat16 finds groups of four rows, a few more than rows are asked for, and the float32
+    scores of these rows decide. Where the
     error of rounding might have hidden a better row, the query is searched for in float32. For one
     or two queries they score the vectors in float32, one query after the other, which takes the
     time of reading the vectors; scores differ in the last digit from those of a larger batch.
@@ -111,10 +143,11 @@ class ExactIndex(Index):
             raise ElqError(f"chunk_size = {chunk_size}: expected at least 1")
         super().__init__(embeddings)
         self._chunk_size = chunk_size
-        # Of at most two shapes, so two compilations.
+        # Of few shapes, so few compilations.
         self._shards, self._on_host = [], []
         on_cpu = jax.default_backend() == "cpu"
-        for shard in _join(checked_shards(embeddings)):
+        shards = checked_shards(embeddings)
+        for shard in itertools.chain.from_iterable(map(_cut, shards)) if on_cpu else _join(shards):
             start, values, scale = shard = shard.astype(dtype)
             if on_cpu:
                 self._on_host.append(shard)
@@ -148,9 +181,11 @@ class ExactIndex(Index):
         queries are padded or split.
         """
         count = 2 * k + 8
-        if not self._rounds or len(queries) < _LEAST_QUERIES or count > self.shape[0]:
+        if not self._rounds or len(queries) < 2 or count > len(self._group_rows):
             return self._in_float32(queries, k)
-        scores, rows, is_certain = self._in_two_passes(queries, k, count)
+        parts = np.array_split(queries, -(-len(queries) // _MOST_ON_CPU))  # none of one query
+        found = [self._in_two_passes(part, k, count) for part in parts]
+        scores, rows, is_certain = map(np.concatenate, zip(*found, strict=True))
         if not is_certain.all():
             again = ~is_certain
             scores[again], rows[again] = self._in_float32(queries[again], k)
@@ -178,37 +213,64 @@ class ExactIndex(Index):
         return self._in_one_pass(queries, k)
 
     def _in_one_pass(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        return in_batches(functools.partial(self._search, _search_shard, k), queries, k)
+        return in_batches(functools.partial(self._search, k), queries, k)
 
-    def _search(
-        self,
-        search_shard: Callable[..., tuple[jax.Array, jax.Array]],
-        k: int,
-        queries: np.ndarray,
-    ) -> tuple[jax.Array, jax.Array]:
-        results = [search_shard(queries, shard, k, self._chunk_size) for shard in self._shards]
+    def _search(self, k: int, queries: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        results = [_search_shard(queries, shard, k, self._chunk_size) for shard in self._shards]
         return _merge(results, k) if len(results) > 1 else results[0]
 
     def _in_two_passes(
         self, queries: np.ndarray, k: int, count: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Finds `count` rows by rounded numbers, and the k best of them in float32.
+        """Finds `count` groups of rows by rounded numbers, and their k best rows in float32.
 
         Returns:
           scores [Q, k], rows [Q, k], and [Q] bool: whether no other row can be among the k best.
         """
-        search = functools.partial(self._search, _search_rounded, count)
-        rounded_scores, rows = in_batches(search, queries, count, least=_LEAST_QUERIES)
-        rows.sort(axis=1)  # Equal scores are in the order of rows.
+        search = functools.partial(self._search_groups, count)
+        maxima, groups = in_batches(search, queries, count)
+        groups.sort(axis=1)  # Equal scores are in the order of rows.
+        first, stop = np.moveaxis(self._group_rows[groups], -1, 0)
+        rows = first[:, :, None] + np.arange(_GROUP, dtype=np.int32)
+        is_row = (rows < stop[:, :, None]).reshape(len(queries), -1)
+        rows = np.minimum(rows, stop[:, :, None] - 1).reshape(len(queries), -1)
         scores = np.matmul(self._vectors(rows), queries[:, :, None])[:, :, 0]
+        scores[~is_row] = -np.inf
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         scores, rows = (np.take_along_axis(array, order, axis=1) for array in (scores, rows))
-        # A row that was not found has a rounded score of at most the last one's. Numbers are
+        # A row of another group has a rounded score of at most the last one's. Numbers are
         # rounded by at most 2**-9 of their size, so inner products by at most twice that (and a
         # little more) times the norms; sums of D numbers in float32, by D * 2**-23.
         share = 2.01 * 2**-9 + self.shape[1] * 2**-23
         bound = share * self._norm * np.linalg.norm(queries, axis=1)
-        return scores, rows, scores[:, -1] > rounded_scores[:, -1] + bound
+        return scores, rows, scores[:, -1] > maxima[:, -1] + bound
+
+    def _search_groups(self, count: int, queries: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        """Finds the groups with the largest rounded scores: these and their numbers, [Q, count]."""
+        results, maxima, first, rows = [], [], 0, 0
+        for shard in self._shards:
+            if rows + len(shard.values) > _ROWS_AT_ONCE and maxima:
+                results.append(self._best_of(maxima, first, count))
+                first, maxima, rows = first + sum(map(len, maxima)), [], 0
+            # One shard after the other: programs that wait for their turn hold memory already.
+            maxima.append(_group_maxima(queries, shard.values).block_until_ready())
+            rows += len(shard.values)
+        results.append(self._best_of(maxima, first, count))
+        return _merge(results, count) if len(results) > 1 else results[0]
+
+    @staticmethod
+    def _best_of(maxima: list[jax.Array], first: int, count: int) -> tuple[jax.Array, jax.Array]:
+        largest, groups = _best_groups(maxima, min(count, sum(map(len, maxima))))
+        return largest, groups + first
+
+    @functools.cached_property
+    def _group_rows(self) -> np.ndarray:
+        """Returns the first row of each group, and the row after the last of its shard: [G, 2]."""
+        parts = []
+        for start, values, _ in self._on_host:
+            first = np.arange(start, start + len(values), _GROUP, dtype=np.int32)
+            parts.append(np.stack([first, np.full_like(first, start + len(values))], axis=1))
+        return np.concatenate(parts)
 
     @functools.cached_property
     def _norm(self) -> float:
@@ -248,7 +310,6 @@ def in_batches(
     nearest: Callable[[np.ndarray], Sequence[np.ndarray | jax.Array]],
     queries: np.ndarray,
     k: int,
-    least: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Searches for any number of queries with a function that is compiled for a few numbers.
 
@@ -257,35 +318,40 @@ def in_batches(
         [P, k] and rows [P, k].
       queries: [Q, D] float32.
       k: number of rows per query.
-      least: smallest number that queries are padded to, before rounding up.
 
     Returns:
       scores [Q, k] float32 and rows [Q, k] int32.
     """
     scores = np.empty((len(queries), k), np.float32)
     rows = np.empty((len(queries), k), np.int32)
-    for part, padded in _batches(queries, least):
+    for part, padded in _batches(queries):
         count = part.stop - part.start
         scores[part], rows[part] = (np.asarray(array)[:count] for array in nearest(padded))
     return scores, rows
 
 
-def _batches(queries: np.ndarray, least: int) -> Iterator[tuple[slice, np.ndarray]]:
+def _batches(queries: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Cuts queries [Q, D] into zero-padded batches of a few sizes: (slice of rows, batch)."""
     most = _MOST_ON_CPU if jax.default_backend() == "cpu" else QUERY_BUCKETS[-1]
     for start in range(0, len(queries), most):
         part = slice(start, min(start + most, len(queries)))
         count = part.stop - start
-        size = next(size for size in QUERY_BUCKETS if size >= max(count, least))
+        size = next(size for size in QUERY_BUCKETS if size >= count)
         padded = np.zeros((size, queries.shape[1]), np.float32)
         padded[:count] = queries[part]
         yield part, padded
 
 
+def _cut(shard: Shard) -> Iterator[Shard]:
+    """Cuts a large shard to views of it."""
+    for start in range(0, len(shard.values), _ROWS):
+        part = slice(start, start + _ROWS)
+        scale = None if shard.scale is None else shard.scale[part]
+        yield Shard(shard.start + start, shard.values[part], scale)
+
+
 def _join(shards: list[Shard]) -> list[Shard]:
-    """Joins consecutive shards for accelerators; CPU searches them where they are mapped."""
-    if jax.default_backend() == "cpu" or len(shards) == 1:
-        return shards
+    """Joins consecutive shards."""
     step = max(1, _PART_BYTES // shards[0].values.nbytes)
     groups = [shards[i : i + step] for i in range(0, len(shards), step)]
     return [
