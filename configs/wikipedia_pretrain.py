@@ -20,17 +20,17 @@ is read too. Pages whose number ends in 77 are held out. Their passages choose s
 those of pages that end in 78 fit candidate scoring and probabilities.
 Command: python -m elq_jax.wikipedia --dump enwiki-latest-pages-articles-multistream.xml.bz2 \\
     --page_props enwiki-latest-page_props.sql.gz --repeat_mentions --output data/wikipedia
-  cd data/wikipedia
-  zcat passages/*.gz | grep -v '^{"id":"[0-9]*7[78]-' > train.jsonl
-  zcat passages/*.gz | grep '^{"id":"[0-9]*77-' | head -n 10000 > dev.jsonl
-  zcat passages/*.gz | grep '^{"id":"[0-9]*78-' | head -n 10000 > fit.jsonl
+  W=data/wikipedia
+  zcat $W/passages/*.gz | grep -v '^{"id":"[0-9]*7[78]-' > $W/train.jsonl
+  zcat $W/passages/*.gz | grep '^{"id":"[0-9]*77-' | head -n 10000 > $W/dev.jsonl
+  zcat $W/passages/*.gz | grep '^{"id":"[0-9]*78-' | head -n 10000 > $W/fit.jsonl
   DATA=gs://my-bucket/data tpu_scripts/setup_tpu.sh
   tpu_scripts/run_tpu.sh elq_jax.train --config configs/wikipedia_pretrain.py \\
     --workdir gs://my-bucket/runs/wikipedia
-With questions among the passages, add the two lines below. The numbers are how often an epoch reads
-each file: with 17,000,000 passages and 3,000 questions, one example in ten is then a question.
+For questions among the passages, add the lines below. train_repeats is how often an epoch reads
+each file: with 17,000,000 passages and 2,204 questions, one example in ten is then a question.
     --config.train_files="('data/wikipedia/train.jsonl','data/questions/webqsp/train.jsonl')" \\
-    --config.train_repeats="(1.0,630.0)" --config.partially_labelled="(True,False)"
+    --config.train_repeats="(1.0,857.0)" --config.partially_labelled="(True,False)"
 """
 
 import ml_collections

@@ -2,7 +2,8 @@
 
 Post-layer-norm, learned positions, exact (erf) GELU. Parameters are float32; matrix products run in
 `dtype`; layer norms, softmax and everything after the last layer are float32. On CPUs a `dtype` of
-bfloat16 is that of the operands of products with the parameters, and all else is float32.
+bfloat16 is that of the operands of products with the parameters, and all else is float32; layers
+that `cast_frozen` has arranged also round the weights and values of attention.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class ExactIndex(Index):
         CPU: do not change it afterwards.
       dtype: type of the vectors, "float32", "bfloat16" or "int8" (one scale per row); None: as
         stored.
-      chunk_size: number of rows scored at a time; memory is O(256 * chunk_size).
+      chunk_size: number of rows scored at a time in float32; memory is O(256 * chunk_size).
       products: type of the products of the first pass: "bfloat16", "float32" for searching in one
         pass, or "auto", see `devices.compute_dtype`.
 
